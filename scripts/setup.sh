@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Installs what the build, the tests and the demo need on Debian 12 or 13: a stock Varnish >= 7.7 with
+# its headers, H2O, libclang for bindgen, pkg-config. Idempotent: what is there is left alone.
+#
+# Debian 12's own Varnish (7.1) cannot load a storage engine, so there Varnish comes from Debian 13's
+# archive, pinned at priority 100: nothing else moves unless it is asked for by release. The archive's
+# address is the one that this system already uses.
+set -euo pipefail
+
+readonly need_varnish=7.7
+readonly bootstrap_release=trixie
+
+say()  { printf 'setup: %s\n' "$*"; }
+die()  { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
+
+if [ "$(id -u)" -eq 0 ]; then sudo=(); else
+    command -v sudo >/dev/null || die "installing packages needs root: run as root, or install sudo"
+    sudo=(sudo)
+fi
+
+[ -r /etc/os-release ] || die "no /etc/os-release: this script knows Debian 12 and 13 only"
+# shellcheck disable=SC1091
+. /etc/os-release
+case "${ID:-}:${VERSION_ID:-}" in
+    debian:12|debian:13) ;;
+    *) die "unsupported system '${PRETTY_NAME:-unknown}': supported are Debian 12 and 13." \
+           "Elsewhere install Varnish >= $need_varnish with headers (libvarnishapi-dev), h2o, libclang and pkg-config by hand, then run 'make build'" ;;
+esac
+
+export DEBIAN_FRONTEND=noninteractive
+apt_quiet() {
+    local log; log=$(mktemp)
+    # The debconf frontend talks too much; the log is shown only when something fails.
+    if ! "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@" >"$log" 2>&1; then
+        cat "$log" >&2; rm -f "$log"; die "apt-get $* failed (above)"
+    fi
+    rm -f "$log"
+}
+updated=
+update_once() {
+    [ -n "$updated" ] && return
+    say "apt-get update"
+    # A third-party source of this machine that does not answer is not ours to judge: go on if the
+    # packages we need can be had all the same.
+    "${sudo[@]}" apt-get -qq update >/dev/null 2>&1 || say "apt-get update reported errors; going on"
+    updated=1
+}
+
+version_at_least() { dpkg --compare-versions "$1" ge "$2"; }
+installed_version() { dpkg-query -W -f='${Version}' "$1" 2>/dev/null || true; }
+
+# Debian's main archive, its key and its address, as this system has them configured.
+archive_address() {
+    "${sudo[@]}" apt-get indextargets --format '$(SITE) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' 2>/dev/null |
+        awk -v r="$VERSION_CODENAME" '$2 == r && $3 == "main" { print $1; exit }'
+}
+
+install_varnish() {
+    local have; have=$(installed_version varnish)
+    local dev;  dev=$(installed_version libvarnishapi-dev)
+    if [ -n "$have" ] && version_at_least "$have" $need_varnish && [ -n "$dev" ]; then return; fi
+    update_once
+    if [ "$VERSION_ID" = 12 ]; then
+        local list=/etc/apt/sources.list.d/objmapper-$bootstrap_release.sources
+        local site; site=$(archive_address)
+        [ -n "$site" ] || die "no source for Debian '$VERSION_CODENAME' main is configured; add one and run again"
+        say "adding Debian $bootstrap_release (pinned at priority 100) in $list"
+        "${sudo[@]}" tee "$list" >/dev/null <<SOURCES
+Types: deb deb-src
+URIs: $site
+Suites: $bootstrap_release
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+SOURCES
+        "${sudo[@]}" tee /etc/apt/preferences.d/objmapper-$bootstrap_release >/dev/null <<PIN
+Package: *
+Pin: release n=$bootstrap_release
+Pin-Priority: 100
+PIN
+        updated=; update_once
+        say "installing varnish and libvarnishapi-dev from Debian $bootstrap_release (libc6 is upgraded with them)"
+        apt_quiet install -t $bootstrap_release --no-install-recommends -y varnish libvarnishapi-dev
+    else
+        say "installing varnish and libvarnishapi-dev"
+        apt_quiet install --no-install-recommends -y varnish libvarnishapi-dev
+    fi
+}
+
+install_rest() {
+    local missing=() p
+    for p in h2o libclang-dev pkg-config make gcc libc6-dev curl ca-certificates "$@"; do
+        [ -n "$(installed_version "$p")" ] || missing+=("$p")
+    done
+    [ ${#missing[@]} -eq 0 ] && return
+    update_once
+    say "installing ${missing[*]}"
+    apt_quiet install --no-install-recommends -y "${missing[@]}"
+}
+
+# The packages start their services; the tests and the demo start their own, on ports of their own.
+stop_packaged_service() {
+    command -v systemctl >/dev/null && [ -d /run/systemd/system ] || return 0
+    :
+}
+
+install_varnish
+install_rest "$@"
+command -v cargo >/dev/null || die "cargo is missing: install Rust >= 1.85 first"
+have=$(pkg-config --modversion varnishapi 2>/dev/null || true)
+[ -n "$have" ] || die "pkg-config does not find varnishapi although libvarnishapi-dev is installed"
+version_at_least "$have" $need_varnish || die "varnishapi $have is too old: >= $need_varnish is needed"
+say "ready: Varnish $have, $(h2o --version 2>/dev/null | head -n1), $(cargo --version)"

@@ -1,0 +1,1 @@
+//! stevedore_objmapper

@@ -1,0 +1,1 @@
+//! vmod_objmapper
