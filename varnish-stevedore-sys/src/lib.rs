@@ -1,1 +1,45 @@
-//! varnish-stevedore-sys
+//! The private varnishd ABI that a loadable storage engine (a *stevedore*) needs, and nothing else.
+//!
+//! varnishd resolves a stevedore's symbols against itself when it loads the library with `-E`. What it installs of
+//! its internals (`cache/cache_varnishd.h` and what that includes) is read by bindgen; `storage/storage.h`,
+//! `cache/cache_obj.h`, `cache/cache_objhead.h` and the generated `VSC_*.h` are not installed, so that what we need
+//! of them is declared here by hand, per supported branch, with its size and offsets checked when this is compiled.
+//! [`version::check`] refuses to run in a varnishd of another branch than the one this was compiled for.
+//!
+//! Nothing in this crate calls anything at load time; linking it into a program other than a library that varnishd
+//! loads leaves undefined symbols.
+
+pub mod functions;
+pub mod obj_methods;
+pub mod stevedore;
+pub mod version;
+pub mod vsc;
+
+/// Bindings generated from the installed headers.
+#[allow(missing_docs, non_camel_case_types, non_upper_case_globals, non_snake_case, unused, unnameable_types)]
+#[allow(clippy::all, clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, unreachable_pub)]
+pub mod bindings {
+    include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
+}
+
+pub use bindings::{boc, objcore, vsb, worker};
+
+/// The attributes of an object, as `include/tbl/obj_attr.h` lists them.
+pub mod attr {
+    use super::bindings;
+    pub use super::bindings::obj_attr;
+    pub use super::bindings::{
+        OA_ESIDATA, OA_FLAGS, OA_GZIPBITS, OA_HEADERS, OA_LASTMODIFIED, OA_LEN, OA_VARY, OA_VXID,
+    };
+
+    /// Bytes of `OA_LEN`, a big-endian u64.
+    pub const LEN_SIZE: usize = bindings::OBJM_SIZE_LEN as usize;
+    /// Bytes of `OA_VXID`, a big-endian u64.
+    pub const VXID_SIZE: usize = bindings::OBJM_SIZE_VXID as usize;
+    /// Bytes of `OA_FLAGS`.
+    pub const FLAGS_SIZE: usize = bindings::OBJM_SIZE_FLAGS as usize;
+    /// Bytes of `OA_GZIPBITS`.
+    pub const GZIPBITS_SIZE: usize = bindings::OBJM_SIZE_GZIPBITS as usize;
+    /// Bytes of `OA_LASTMODIFIED`, a big-endian IEEE double.
+    pub const LASTMODIFIED_SIZE: usize = bindings::OBJM_SIZE_LASTMODIFIED as usize;
+}

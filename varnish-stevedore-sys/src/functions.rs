@@ -1,0 +1,29 @@
+//! Functions that varnishd exports but whose headers it does not install.
+
+use core::ffi::{c_char, c_int};
+
+use crate::bindings::{boc, objcore, vtim_real, worker};
+use crate::stevedore::{Lru, Stevedore};
+
+unsafe extern "C" {
+    /// Registers a stevedore (Varnish: `storage/mgt_stevedore.c`). The structure is copied, the name is not.
+    pub fn STV_Register(stv: *const Stevedore, altname: *const c_char);
+
+    /// A new, empty list (Varnish: `storage/storage_lru.c`, as all `LRU_*`).
+    pub fn LRU_Alloc() -> *mut Lru;
+    /// Puts a cached object at the list's end. The object must have no boc.
+    pub fn LRU_Add(oc: *mut objcore, now: vtim_real);
+    /// Takes an object off its list.
+    pub fn LRU_Remove(oc: *mut objcore);
+    /// Evicts the oldest object that is not in use; 0: there is none, or the worker's `nuke_limit` is reached.
+    pub fn LRU_NukeOne(wrk: *mut worker, lru: *mut Lru) -> c_int;
+    /// Moves a used object to the list's end, now and then.
+    pub fn LRU_Touch(wrk: *mut worker, oc: *mut objcore, now: vtim_real);
+
+    /// A reference to the boc while the object is being fetched, else NULL (Varnish: `cache/cache_hash.c`).
+    pub fn HSH_RefBoc(oc: *const objcore) -> *mut boc;
+    /// Gives it back; may call `objbocdone`.
+    pub fn HSH_DerefBoc(wrk: *mut worker, oc: *mut objcore);
+    /// Makes an object unavailable to look-ups and has the expiry thread drop it.
+    pub fn HSH_Kill(oc: *mut objcore);
+}

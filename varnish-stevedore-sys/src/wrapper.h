@@ -1,0 +1,27 @@
+/* What Varnish installs of its internals. storage/storage.h, cache/cache_obj.h and cache/cache_objhead.h are
+ * not installed: their declarations are in the Rust modules beside this file. */
+#include <sys/types.h>
+#include <sys/socket.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "cache/cache_varnishd.h"
+#include "vmod_abi.h"
+#include "vcs.h"
+#include "vnum.h"
+#include "vsb.h"
+
+/* The attribute table, so that a Varnish with other attributes is noticed when we are compiled. */
+enum objm_fixattr_size {
+#define OBJ_FIXATTR(U, l, s) OBJM_SIZE_##U = (s),
+#include "tbl/obj_attr.h"
+	OBJM_SIZE__END
+};
+
+/* The VCL variables of a stevedore, in the order of their slots in struct stevedore. */
+enum objm_stv_var {
+#define VRTSTVVAR(nm, vt, ct, def) OBJM_STV_VAR_##nm,
+#include "tbl/vrt_stv_var.h"
+	OBJM_STV_VAR__COUNT
+};
