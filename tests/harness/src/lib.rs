@@ -1,0 +1,16 @@
+//! Runs the programs that the tests are about, as they are: the packaged `varnishd`, `varnishtest` and
+//! `h2o`, and our `objmapperd` and storage engine from `target/release`.
+//!
+//! Everything started here is ended by its process id when its value is dropped, listens on loopback or
+//! on a Unix socket only, and is waited for by a condition with a bound, never by a sleep.
+
+pub mod arrangement;
+pub mod artefacts;
+pub mod proc;
+pub mod h2o;
+pub mod http;
+pub mod objmapperd;
+pub mod process;
+pub mod site;
+pub mod varnishd;
+pub mod vtc;

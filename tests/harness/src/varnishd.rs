@@ -1,0 +1,134 @@
+//! A plain varnishd, outside varnishtest.
+
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::arrangement::Arrangement;
+use crate::process::Process;
+
+/// What a varnishd is started with.
+#[derive(Debug)]
+pub struct Options<'a> {
+    /// Whether, and with which library, a storage engine is loaded.
+    pub arrangement: Arrangement,
+    /// The `-s` arguments.
+    pub storage: &'a [String],
+    /// The VCL's text.
+    pub vcl: &'a str,
+    /// Parameters, `name=value`.
+    pub parameters: &'a [&'a str],
+}
+
+/// A running varnishd, manager and child. Stopped when dropped.
+#[derive(Debug)]
+pub struct Varnishd {
+    process: Process,
+    workdir: PathBuf,
+    address: SocketAddr,
+}
+
+impl Varnishd {
+    /// Starts one with its files in `dir` and waits until it takes connections.
+    pub fn start(dir: &Path, options: &Options<'_>) -> Result<Self> {
+        let vcl = dir.join("test.vcl");
+        std::fs::write(&vcl, options.vcl)?;
+        let workdir = dir.join("v");
+        let mut command = Command::new("varnishd");
+        command.arg("-F").arg("-n").arg(&workdir).args(["-a", "127.0.0.1:0", "-f"]).arg(&vcl);
+        let load = options.arrangement.load_argument()?;
+        if !load.is_empty() {
+            command.arg(load);
+        }
+        for storage in options.storage {
+            command.args(["-s", storage]);
+        }
+        for parameter in options.parameters {
+            command.args(["-p", parameter]);
+        }
+        let mut process = Process::start("varnishd", &mut command, &dir.join("varnishd.log"))?;
+        let mut address = None;
+        process.wait_ready(|| {
+            address = listen_address(&workdir);
+            Ok(address.is_some_and(|a| TcpStream::connect(a).is_ok()))
+        })?;
+        let address = address.context("varnishd listens nowhere")?;
+        Ok(Self { process, workdir, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The URL of `path`.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// What the manager and the child have printed.
+    pub fn output(&self) -> String {
+        self.process.output()
+    }
+
+    /// A CLI command's answer; an error when the CLI refuses it.
+    pub fn cli(&self, command: &[&str]) -> Result<String> {
+        varnishadm(&self.workdir, command)
+    }
+
+    /// The child's process id.
+    pub fn child_pid(&self) -> Result<u32> {
+        let answer = self.cli(&["pid"])?;
+        let worker = answer.lines().find_map(|line| line.strip_prefix("Worker:"));
+        worker.context("there is no child")?.trim().parse().context("unreadable pid")
+    }
+
+    /// The panic message, if the child has panicked.
+    pub fn panic(&self) -> Option<String> {
+        self.cli(&["panic.show"]).ok()
+    }
+
+    /// A counter's value by its full name (`MAIN.cache_hit`, `SMA.s0.g_bytes`).
+    pub fn counter(&self, name: &str) -> Result<u64> {
+        let output = Command::new("varnishstat")
+            .arg("-n")
+            .arg(&self.workdir)
+            .args(["-1", "-j", "-f", name])
+            .output()?;
+        let stats: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("varnishstat has no {name}: {output:?}"))?;
+        stats["counters"][name]["value"]
+            .as_u64()
+            .with_context(|| format!("no counter {name} in {stats}"))
+    }
+
+    /// The log so far, as `varnishlog -d` prints it in groups by request.
+    pub fn log(&self) -> Result<String> {
+        let output = Command::new("varnishlog")
+            .arg("-n")
+            .arg(&self.workdir)
+            .args(["-d", "-g", "request"])
+            .output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+fn varnishadm(workdir: &Path, command: &[&str]) -> Result<String> {
+    let output =
+        Command::new("varnishadm").arg("-n").arg(workdir).args(["-t", "5"]).args(command).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        bail!("varnishadm {command:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(text)
+}
+
+/// The first address that varnishd listens on, as soon as it says one.
+fn listen_address(workdir: &Path) -> Option<SocketAddr> {
+    let answer = varnishadm(workdir, &["debug.listen_address"]).ok()?;
+    let mut words = answer.split_whitespace().skip(1);
+    let (host, port) = (words.next()?, words.next()?);
+    format!("{host}:{port}").parse().ok()
+}
