@@ -1,0 +1,90 @@
+//! Operation codes.
+
+use crate::error::Malformed;
+
+/// Operation of an extension request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Op {
+    /// Begin or go on with a session.
+    Attach = 0x01,
+    /// Look up without creating.
+    Lookup = 0x02,
+    /// Create a private object.
+    Create = 0x03,
+    /// Change a private object's reservation.
+    Reserve = 0x04,
+    /// Publish a private object.
+    Commit = 0x05,
+    /// Throw a private object away.
+    Abort = 0x06,
+    /// Delete a published object.
+    Delete = 0x07,
+    /// Sizes and counts of the store.
+    Stat = 0x08,
+    /// List by prefix, a page at a time.
+    List = 0x09,
+    /// Wait for a URI, or be the one to fetch it.
+    Lease = 0x0a,
+    /// Give a lease up.
+    Unlease = 0x0b,
+    /// Drop pins.
+    Release = 0x0c,
+    /// Several operations in one frame.
+    Batch = 0x0d,
+    /// End the session.
+    Detach = 0x0e,
+}
+
+impl Op {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::Attach,
+        Self::Lookup,
+        Self::Create,
+        Self::Reserve,
+        Self::Commit,
+        Self::Abort,
+        Self::Delete,
+        Self::Stat,
+        Self::List,
+        Self::Lease,
+        Self::Unlease,
+        Self::Release,
+        Self::Batch,
+        Self::Detach,
+    ];
+
+    /// The byte on the wire.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// Whether it may be part of a BATCH.
+    #[must_use]
+    pub const fn batchable(self) -> bool {
+        matches!(self, Self::Lookup | Self::Commit | Self::Abort | Self::Delete | Self::Release)
+    }
+
+    /// The request flags that it knows.
+    pub(super) const fn known_flags(self) -> u8 {
+        match self {
+            Self::Attach => 0x01,
+            Self::Lookup | Self::Lease => 0x03,
+            Self::Commit => 0x07,
+            _ => 0,
+        }
+    }
+}
+
+impl TryFrom<u8> for Op {
+    type Error = Malformed;
+
+    fn try_from(byte: u8) -> Result<Self, Malformed> {
+        Self::ALL
+            .get(usize::from(byte).wrapping_sub(1))
+            .copied()
+            .ok_or(Malformed::Unknown { field: "operation", value: byte.into() })
+    }
+}

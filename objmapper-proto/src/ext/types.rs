@@ -1,0 +1,332 @@
+//! Types that requests and replies have in common.
+
+use std::fmt;
+use std::num::NonZeroU64;
+
+use crate::error::{DecodeError, Malformed};
+use crate::wire::{Put, Reader, reserved};
+
+/// 16 random bytes that name a session, or an instance of a store.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Token(pub [u8; 16]);
+
+impl Token {
+    /// In ATTACH: begin a new session.
+    pub const NEW: Self = Self([0; 16]);
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Who knows a token can act for its session, so a log shows only enough to tell tokens apart.
+        write!(f, "Token({:02x}{:02x}..)", self.0[0], self.0[1])
+    }
+}
+
+/// Where a body's file lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Tier {
+    /// In memory (1).
+    Memory = 1,
+    /// On disk (2).
+    Disk = 2,
+}
+
+impl TryFrom<u8> for Tier {
+    type Error = Malformed;
+
+    fn try_from(byte: u8) -> Result<Self, Malformed> {
+        match byte {
+            1 => Ok(Self::Memory),
+            2 => Ok(Self::Disk),
+            _ => Err(Malformed::Unknown { field: "tier", value: byte.into() }),
+        }
+    }
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Memory => "memory",
+            Self::Disk => "disk",
+        })
+    }
+}
+
+/// What a LOOKUP, COMMIT or LEASE should do beyond its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Want {
+    /// Bring a read-only descriptor (flag 1).
+    pub fd: bool,
+    /// Pin the body for the session (flag 2).
+    pub pin: bool,
+}
+
+impl Want {
+    /// The entry alone.
+    pub const ENTRY: Self = Self { fd: false, pin: false };
+    /// A descriptor too.
+    pub const FD: Self = Self { fd: true, pin: false };
+    /// A pin too.
+    pub const PIN: Self = Self { fd: false, pin: true };
+    /// Both.
+    pub const FD_AND_PIN: Self = Self { fd: true, pin: true };
+
+    pub(super) fn bits(self) -> u8 {
+        u8::from(self.fd) | (u8::from(self.pin) << 1)
+    }
+
+    pub(super) fn from_bits(bits: u8) -> Self {
+        Self { fd: bits & 1 != 0, pin: bits & 2 != 0 }
+    }
+}
+
+/// Flags of an [`Entry`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct EntryFlags(u8);
+
+impl EntryFlags {
+    /// None.
+    pub const NONE: Self = Self(0);
+    /// Dies with its session.
+    pub const EPHEMERAL: Self = Self(1);
+    /// Pinned by this session.
+    pub const PINNED: Self = Self(2);
+    /// Written by a v0.1 client: no commit, its length may change, its descriptor may be writable elsewhere.
+    pub const FOREIGN: Self = Self(4);
+
+    const KNOWN: u8 = 7;
+
+    /// From the wire.
+    ///
+    /// # Errors
+    /// If reserved bits are set.
+    pub fn from_bits(bits: u8) -> Result<Self, Malformed> {
+        reserved("entry flags", bits, Self::KNOWN)?;
+        Ok(Self(bits))
+    }
+
+    /// As on the wire.
+    #[must_use]
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// Whether all of `other` are set.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Those of both.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// What the store knows of a published object (42 bytes).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Entry {
+    /// Names the body's file for ever; never used again by one store instance.
+    pub object: u64,
+    /// Grows with every commit of the store.
+    pub version: u64,
+    /// Where its body lives.
+    pub tier: Tier,
+    /// Flags.
+    pub flags: EntryFlags,
+    /// Bytes of its body.
+    pub length: u64,
+    /// When it was committed, in milliseconds since 1970.
+    pub mtime: i64,
+    /// When it may go, in milliseconds since 1970; 0 is never.
+    pub expires: i64,
+}
+
+impl Entry {
+    /// Bytes of an entry on the wire.
+    pub const WIRE_LEN: usize = 42;
+
+    pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            object: r.u64()?,
+            version: r.u64()?,
+            tier: Tier::try_from(r.u8()?)?,
+            flags: EntryFlags::from_bits(r.u8()?)?,
+            length: r.u64()?,
+            mtime: r.i64()?,
+            expires: r.i64()?,
+        })
+    }
+
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        out.put_u64(self.object);
+        out.put_u64(self.version);
+        out.put_u8(self.tier as u8);
+        out.put_u8(self.flags.bits());
+        out.put_u64(self.length);
+        out.put_i64(self.mtime);
+        out.put_i64(self.expires);
+    }
+}
+
+/// Which version must be published for a COMMIT or DELETE to go ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum IfVersion {
+    /// Any, or none (`ffffffffffffffff`).
+    Any,
+    /// None (0).
+    Absent,
+    /// This one. A store's versions do not reach `u64::MAX`, which is [`IfVersion::Any`] on the wire.
+    Is(NonZeroU64),
+}
+
+impl IfVersion {
+    /// From the wire.
+    #[must_use]
+    pub const fn from_raw(raw: u64) -> Self {
+        match NonZeroU64::new(raw) {
+            None => Self::Absent,
+            Some(NonZeroU64::MAX) => Self::Any,
+            Some(version) => Self::Is(version),
+        }
+    }
+
+    /// As on the wire.
+    #[must_use]
+    pub const fn raw(self) -> u64 {
+        match self {
+            Self::Any => u64::MAX,
+            Self::Absent => 0,
+            Self::Is(version) => version.get(),
+        }
+    }
+
+    /// Whether it lets the operation go ahead when `current` is published (`None`: nothing is).
+    #[must_use]
+    pub fn allows(self, current: Option<u64>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Absent => current.is_none(),
+            Self::Is(version) => current == Some(version.get()),
+        }
+    }
+}
+
+/// A tier as ATTACH tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TierLimits {
+    /// Which.
+    pub tier: Tier,
+    /// Bytes that it may hold.
+    pub limit: u64,
+    /// Bytes that it holds, reservations included.
+    pub used: u64,
+}
+
+impl TierLimits {
+    pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self { tier: Tier::try_from(r.u8()?)?, limit: r.u64()?, used: r.u64()? })
+    }
+
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        out.put_u8(self.tier as u8);
+        out.put_u64(self.limit);
+        out.put_u64(self.used);
+    }
+}
+
+/// A tier as STAT tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TierStat {
+    /// Which.
+    pub tier: Tier,
+    /// Bytes that it may hold.
+    pub limit: u64,
+    /// Bytes that it holds, reservations included.
+    pub used: u64,
+    /// Bytes of `used` that cannot be evicted, because a session pins them.
+    pub pinned: u64,
+    /// Published objects.
+    pub objects: u64,
+    /// Objects evicted since the store started.
+    pub evictions: u64,
+}
+
+impl TierStat {
+    pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            tier: Tier::try_from(r.u8()?)?,
+            limit: r.u64()?,
+            used: r.u64()?,
+            pinned: r.u64()?,
+            objects: r.u64()?,
+            evictions: r.u64()?,
+        })
+    }
+
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        out.put_u8(self.tier as u8);
+        out.put_u64(self.limit);
+        out.put_u64(self.used);
+        out.put_u64(self.pinned);
+        out.put_u64(self.objects);
+        out.put_u64(self.evictions);
+    }
+}
+
+/// Path of a body's file below its tier's directory: `xx/xxxxxxxxxxxxxxxx`.
+///
+/// ```
+/// use objmapper_proto::ext::BodyPath;
+/// assert_eq!(BodyPath::new(0x1234).as_str(), "34/0000000000001234");
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BodyPath([u8; Self::LEN + 1]);
+
+impl BodyPath {
+    /// Length in bytes.
+    pub const LEN: usize = 19;
+
+    /// Of the object with this id.
+    #[must_use]
+    pub const fn new(object: u64) -> Self {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let mut path = [0; Self::LEN + 1];
+        path[0] = HEX[(object >> 4 & 15) as usize];
+        path[1] = HEX[(object & 15) as usize];
+        path[2] = b'/';
+        let mut at = 0;
+        while at < 16 {
+            path[3 + at] = HEX[(object >> (60 - 4 * at) & 15) as usize];
+            at += 1;
+        }
+        Self(path)
+    }
+
+    /// As text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        // Hex digits and a slash, always; the empty text stands for what cannot be.
+        std::str::from_utf8(&self.0[..Self::LEN]).unwrap_or_default()
+    }
+
+    /// The directory part, two hex digits.
+    #[must_use]
+    pub fn directory(&self) -> &str {
+        &self.as_str()[..2]
+    }
+
+    /// For a system call, without an allocation.
+    #[must_use]
+    pub fn as_c_str(&self) -> &std::ffi::CStr {
+        std::ffi::CStr::from_bytes_until_nul(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for BodyPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

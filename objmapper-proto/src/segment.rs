@@ -1,0 +1,123 @@
+//! Segments of V2's segmented responses.
+
+use crate::error::{DecodeError, Malformed};
+use crate::wire::{Put, Reader, reserved};
+
+/// How a segment's bytes come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum SegmentKind {
+    /// `copy_len` bytes in the response itself.
+    Inline = 0,
+    /// `storage_len` bytes from `offset` of a descriptor.
+    Fd = 1,
+    /// The same, meant to be spliced; it brings a descriptor as `Fd` does.
+    Splice = 2,
+}
+
+impl TryFrom<u8> for SegmentKind {
+    type Error = Malformed;
+
+    fn try_from(byte: u8) -> Result<Self, Malformed> {
+        match byte {
+            0 => Ok(Self::Inline),
+            1 => Ok(Self::Fd),
+            2 => Ok(Self::Splice),
+            _ => Err(Malformed::Unknown { field: "segment type", value: byte.into() }),
+        }
+    }
+}
+
+/// Flags of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct SegmentFlags(u8);
+
+impl SegmentFlags {
+    /// None.
+    pub const NONE: Self = Self(0);
+    /// The last segment.
+    pub const FIN: Self = Self(1);
+    /// The last descriptor that came before: none comes for this one.
+    pub const REUSE_FD: Self = Self(2);
+    /// May be left out.
+    pub const OPTIONAL: Self = Self(4);
+
+    const KNOWN: u8 = 7;
+
+    /// From the wire.
+    ///
+    /// # Errors
+    /// If reserved bits are set.
+    pub fn from_bits(bits: u8) -> Result<Self, Malformed> {
+        reserved("segment flags", bits, Self::KNOWN)?;
+        Ok(Self(bits))
+    }
+
+    /// As on the wire.
+    #[must_use]
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// Whether all of `other` are set.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// One segment, 32 bytes: `type u8, flags u8, 0 u16, copy_len u32, logical_len u64, offset u64, storage_len u64`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// How its bytes come.
+    pub kind: SegmentKind,
+    /// Flags.
+    pub flags: SegmentFlags,
+    /// Bytes of it in the response itself; 0 unless it is inline.
+    pub copy_len: u32,
+    /// Bytes of the object that it stands for.
+    pub logical_len: u64,
+    /// Where it begins in its descriptor.
+    pub offset: u64,
+    /// Bytes of it in its descriptor.
+    pub storage_len: u64,
+}
+
+impl Segment {
+    /// Bytes of a segment on the wire.
+    pub const WIRE_LEN: usize = 32;
+
+    /// Whether a descriptor comes for it, on an [`FD_BYTE`](crate::FD_BYTE) of its own.
+    #[must_use]
+    pub fn brings_fd(&self) -> bool {
+        self.kind != SegmentKind::Inline && !self.flags.contains(SegmentFlags::REUSE_FD)
+    }
+
+    pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let kind = SegmentKind::try_from(r.u8()?)?;
+        let flags = SegmentFlags::from_bits(r.u8()?)?;
+        let zero = r.u16()?;
+        if zero != 0 {
+            return Err(Malformed::Reserved { field: "segment", bits: zero.into() }.into());
+        }
+        let segment =
+            Self { kind, flags, copy_len: r.u32()?, logical_len: r.u64()?, offset: r.u64()?, storage_len: r.u64()? };
+        if kind != SegmentKind::Inline && segment.copy_len != 0 {
+            return Err(Malformed::Misplaced { field: "copy_len", value: segment.copy_len.into() }.into());
+        }
+        if segment.offset.checked_add(segment.storage_len).is_none() {
+            return Err(Malformed::Misplaced { field: "storage_len", value: segment.storage_len }.into());
+        }
+        Ok(segment)
+    }
+
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        out.put_u8(self.kind as u8);
+        out.put_u8(self.flags.bits());
+        out.put_u16(0);
+        out.put_u32(self.copy_len);
+        out.put_u64(self.logical_len);
+        out.put_u64(self.offset);
+        out.put_u64(self.storage_len);
+    }
+}
