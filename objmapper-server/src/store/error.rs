@@ -1,0 +1,84 @@
+//! What can go wrong in the store.
+
+use std::io;
+
+use super::TierKind;
+
+/// A failure of a store operation. Every variant says what happened and, where something can be
+/// done about it, what.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The URI is empty, over 4096 bytes, does not begin with `/`, or has a NUL, an empty, a `.` or
+    /// a `..` segment.
+    #[error("not a canonical URI: {0}")]
+    InvalidUri(&'static str),
+    /// A request contradicts itself or the store's state.
+    #[error("invalid request: {0}")]
+    Invalid(String),
+    /// No such object.
+    #[error("object not found")]
+    NotFound,
+    /// A precondition failed, or the URI was deleted after the private object was created.
+    #[error("conflict: {0}")]
+    Conflict(&'static str),
+    /// Somebody still holds a writable descriptor or mapping of the file.
+    #[error("the object's file is still open for writing somewhere")]
+    Busy,
+    /// The session's token is unknown, or the session has ended.
+    #[error("unknown session")]
+    UnknownSession,
+    /// The private object or the lease does not exist (any more).
+    #[error("unknown handle")]
+    UnknownHandle,
+    /// The tier's limit is reached by objects that cannot be evicted.
+    #[error(
+        "the {tier} tier is full: {wanted} bytes wanted, {limit} is the limit, and what is left is pinned or private"
+    )]
+    Full {
+        /// The tier.
+        tier: TierKind,
+        /// Bytes asked for.
+        wanted: u64,
+        /// The tier's limit in bytes.
+        limit: u64,
+    },
+    /// A count limit (private objects, sessions, leases) is reached.
+    #[error("limit of {what} reached: {limit}")]
+    TooMany {
+        /// What there are too many of.
+        what: &'static str,
+        /// The configured limit.
+        limit: usize,
+    },
+    /// The tier that was asked for is not configured.
+    #[error("there is no {0} tier")]
+    NoSuchTier(TierKind),
+    /// The configuration or the environment is unusable; the text names the thing and the remedy.
+    #[error("{0}")]
+    Setup(String),
+    /// A file operation failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// The operation.
+        what: &'static str,
+        /// Its error.
+        source: io::Error,
+    },
+    /// The disk tier's index failed.
+    #[error("disk index: {0}")]
+    Index(String),
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        StoreError::Index(error.to_string())
+    }
+}
+
+impl StoreError {
+    /// Wraps an I/O error with the operation that failed; for `map_err`.
+    pub(crate) fn io<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> StoreError {
+        move |source| StoreError::Io { what, source: source.into() }
+    }
+}

@@ -1,0 +1,61 @@
+//! Eviction: which object goes when a tier needs room.
+//!
+//! The order is least-recently-used (the `lru` crate), as in Varnish itself. Only objects that may
+//! be evicted are in it: a pin takes an object out, its last release puts it back in front. So
+//! finding a victim never walks over pinned ones.
+
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::object::{Object, ObjectId};
+
+/// A tier's eviction order.
+pub(crate) struct Policy(Mutex<LruCache<ObjectId, Arc<Object>>>);
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy(Mutex::new(LruCache::unbounded()))
+    }
+}
+
+impl std::fmt::Debug for Policy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Policy({} evictable)", self.0.lock().len())
+    }
+}
+
+impl Policy {
+    /// Makes the object evictable, as the most recently used.
+    pub(crate) fn insert(&self, object: Arc<Object>) {
+        self.0.lock().push(object.id, object);
+    }
+
+    /// Notes a use. Skipped while another thread holds the order: a look-up never waits for it.
+    pub(crate) fn touch(&self, object: ObjectId) {
+        if let Some(mut order) = self.0.try_lock() {
+            order.promote(&object);
+        }
+    }
+
+    /// Takes the object out: it is pinned now, or gone.
+    pub(crate) fn remove(&self, object: ObjectId) {
+        self.0.lock().pop(&object);
+    }
+
+    /// Takes least recently used objects out until they weigh `bytes` or none is left.
+    pub(crate) fn victims(&self, bytes: u64) -> Vec<Arc<Object>> {
+        // Bounded, so that one large reservation does not hold the lock for a million objects.
+        const BATCH: usize = 256;
+        let mut order = self.0.lock();
+        let mut victims = Vec::new();
+        let mut weight = 0u64;
+        while weight < bytes && victims.len() < BATCH {
+            let Some((_, object)) = order.pop_lru() else { break };
+            weight = weight.saturating_add(object.charge());
+            victims.push(object);
+        }
+        victims
+    }
+}

@@ -1,0 +1,187 @@
+//! Objects of v0.1 clients: "get" creates an empty file that is visible at once and written behind
+//! our back. They are measured again while somebody may still write them, so that the limit holds.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use parking_lot::Mutex;
+
+use super::account::PAGE;
+use super::disk_index::Op;
+use super::object::{Entry, Object, ObjectState, check_uri, now_ms};
+use super::{Inner, StoreError, TierChoice, TierKind};
+use crate::sys;
+
+/// Most growing objects that one sweep measures.
+const SWEEP: usize = 1000;
+
+impl Inner {
+    /// What a v0.1 "get" does: opens the object, creating an empty one where there is none. The
+    /// creator's descriptor is writable; so is the next one of an object that its creator left
+    /// empty, else nobody could ever fill it; any other only if the store was opened with
+    /// `legacy_writable`.
+    pub(crate) fn get_or_create(&self, choice: TierChoice, uri: &[u8]) -> Result<(Entry, OwnedFd), StoreError> {
+        check_uri(uri)?;
+        loop {
+            if let Some((object, _)) = self.find(None, uri, false)? {
+                match self.open_legacy(&object) {
+                    Ok(file) => return Ok((object.entry(false), file)),
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                        if object.state.lock().listed {
+                            log::error!("object {:016x} has lost its file", object.id);
+                            self.discard(&object);
+                        }
+                        continue;
+                    }
+                    Err(source) => return Err(StoreError::Io { what: "opening a body", source }),
+                }
+            }
+            if let Some(made) = self.create_foreign(choice, uri)? {
+                return Ok(made);
+            }
+        }
+    }
+
+    fn open_legacy(&self, object: &Arc<Object>) -> std::io::Result<OwnedFd> {
+        let tier = self.tier(object.tier).map_err(std::io::Error::other)?;
+        if !object.foreign {
+            return tier.open_body(object.id);
+        }
+        let _measuring = self.measuring.lock();
+        let abandoned = object.length.load(Relaxed) == 0 && !object.growing.load(Relaxed);
+        if abandoned || self.legacy_writable {
+            let file = tier.open_writable(object.id)?;
+            object.growing.store(true, Relaxed);
+            self.foreign.lock().insert(object.id, object.clone());
+            Ok(file)
+        } else {
+            tier.open_body(object.id)
+        }
+    }
+
+    /// `None` if somebody else created it meanwhile.
+    fn create_foreign(&self, choice: TierChoice, uri: &[u8]) -> Result<Option<(Entry, OwnedFd)>, StoreError> {
+        let tier = self.reserve_in(choice, PAGE)?;
+        let shard = self.index.shard(uri);
+        let made = (|| {
+            let _publishing = shard.publish.lock();
+            let now = now_ms();
+            let current = shard.map.read().objects.get(uri).cloned();
+            if current.as_ref().is_some_and(|c| !c.expired(now)) {
+                return Ok(None);
+            }
+            let (writer, reader) = tier.create().map_err(StoreError::io("creating a file"))?;
+            let object = Arc::new(Object {
+                id: self.next_id()?,
+                uri: Arc::from(uri),
+                tier: tier.kind,
+                length: AtomicU64::new(0),
+                charge: AtomicU64::new(PAGE),
+                mtime: now,
+                expires: 0,
+                ephemeral: None,
+                foreign: true,
+                growing: AtomicBool::new(true),
+                state: Mutex::new(ObjectState { pins: 0, listed: true }),
+            });
+            tier.publish(reader.as_fd(), object.id).map_err(StoreError::io("linking a body"))?;
+            self.record(&object, None, current.as_deref()).inspect_err(|_| {
+                let _ = tier.unlink(object.id);
+            })?;
+            self.foreign.lock().insert(object.id, object.clone());
+            let old = self.enter(shard, tier, &object);
+            Ok(Some((object, writer, old)))
+        })();
+        match made {
+            Ok(Some((object, writer, old))) => {
+                if let Some(old) = old {
+                    self.replaced(&old);
+                }
+                Ok(Some((object.entry(false), writer)))
+            }
+            Ok(None) => {
+                tier.account.sub(PAGE);
+                Ok(None)
+            }
+            Err(e) => {
+                tier.account.sub(PAGE);
+                Err(e)
+            }
+        }
+    }
+
+    /// Brings length and charge of a growing object up to date. False if it is gone, or had to go
+    /// because the tier has no room for what its writer made of it.
+    pub(crate) fn remeasure(&self, object: &Arc<Object>) -> bool {
+        // One at a time, so that a difference is charged once.
+        let _measuring = self.measuring.lock();
+        let Ok(tier) = self.tier(object.tier) else { return false };
+        let file = match tier.open_body(object.id) {
+            Ok(file) => file,
+            Err(e) => {
+                if e.kind() == std::io::ErrorKind::NotFound {
+                    self.discard(object);
+                } else {
+                    log::warn!("measuring object {:016x}: {e}", object.id);
+                }
+                return false;
+            }
+        };
+        // First: what is measured after the last writer is gone is final.
+        let settled = !self.legacy_writable && sys::has_no_writers(file.as_fd()).unwrap_or(false);
+        let Ok(now) = tier.measure(file.as_fd()) else { return false };
+        let before = object.charge();
+        if now.charge > before && self.make_room(tier, now.charge - before).is_err() {
+            log::warn!(
+                "object {:016x} grew to {} bytes, for which the {} tier has no room: deleted",
+                object.id,
+                now.length,
+                tier.kind
+            );
+            self.foreign_overruns.fetch_add(1, Relaxed);
+            self.discard(object);
+            return false;
+        }
+        let changed = now.charge != before || now.length != object.length.load(Relaxed);
+        {
+            let state = object.state.lock();
+            if !state.listed && state.pins == 0 {
+                // Freed meanwhile, with its old charge.
+                tier.account.sub(now.charge.saturating_sub(before));
+                return false;
+            }
+            object.charge.store(now.charge, Relaxed);
+            object.length.store(now.length, Relaxed);
+            if state.pins > 0 {
+                tier.account.pinned.fetch_add(now.charge.wrapping_sub(before), Relaxed);
+            }
+            tier.account.sub(before.saturating_sub(now.charge));
+        }
+        if changed {
+            if let (TierKind::Disk, Some(index)) = (object.tier, &self.disk_index) {
+                let (length, charge) = (now.length, now.charge);
+                index.enqueue(vec![Op::Resize { id: object.id, length, charge }]);
+            }
+        }
+        if settled {
+            object.growing.store(false, Relaxed);
+            self.foreign.lock().remove(&object.id);
+        }
+        true
+    }
+
+    /// Measures growing objects, a bounded number at a time, in turn.
+    pub(crate) fn sweep_foreign(&self) {
+        let after = self.foreign_cursor.load(Relaxed);
+        let some: Vec<_> = {
+            let foreign = self.foreign.lock();
+            foreign.range(after..).take(SWEEP).map(|(_, object)| object.clone()).collect()
+        };
+        let next = if some.len() < SWEEP { 0 } else { some.last().map_or(0, |o| o.id + 1) };
+        self.foreign_cursor.store(next, Relaxed);
+        for object in some {
+            self.remeasure(&object);
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The store's own threads: `objm-house` (timers, expiry, grace times, sweeps) and `objm-disk` (what
+//! may wait for the disk: checkpoints, orphan files).
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::disk_index::Op;
+use super::object::now_ms;
+use super::{Inner, StoreError};
+
+/// How often expiry, grace times and growing objects are looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// How often bodies are brought to stable storage: the most that a power failure costs.
+const SYNC: Duration = Duration::from_secs(5);
+
+/// Wakes a thread early, or ends it.
+#[derive(Debug, Default)]
+pub(crate) struct Wake {
+    state: Mutex<WakeState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct WakeState {
+    notified: bool,
+    stopped: bool,
+}
+
+impl Wake {
+    pub(crate) fn notify(&self) {
+        self.state.lock().notified = true;
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until `deadline`, a notification, or the stop. False at the stop.
+    fn wait_until(&self, deadline: Instant) -> bool {
+        let mut state = self.state.lock();
+        while !state.notified && !state.stopped {
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                break;
+            }
+        }
+        state.notified = false;
+        !state.stopped
+    }
+}
+
+/// The running threads of a store; dropping stops and joins them.
+#[derive(Debug, Default)]
+pub(crate) struct Threads(Vec<(Arc<Wake>, JoinHandle<()>)>);
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        for (wake, _) in &self.0 {
+            wake.stop();
+        }
+        for (_, handle) in self.0.drain(..) {
+            // A lease's callback may hold the last handle of the store: then we are that thread.
+            if handle.thread().id() != thread::current().id() && handle.join().is_err() {
+                log::error!("a thread of the store has panicked");
+            }
+        }
+    }
+}
+
+pub(crate) fn start(inner: &Arc<Inner>) -> Result<Threads, StoreError> {
+    let mut threads = Threads::default();
+    let mut spawn = |name: &str, wake: &Arc<Wake>, run: fn(&Weak<Inner>, &Wake)| {
+        let (weak, wake) = (Arc::downgrade(inner), wake.clone());
+        let theirs = wake.clone();
+        thread::Builder::new()
+            .name(name.into())
+            .spawn(move || run(&weak, &theirs))
+            .map(|handle| threads.0.push((wake, handle)))
+            .map_err(StoreError::io("starting a thread of the store"))
+    };
+    spawn("objm-house", &inner.wake, housekeeping)?;
+    if inner.disk.is_some() {
+        spawn("objm-disk", &inner.disk_wake, disk_work)?;
+    }
+    Ok(threads)
+}
+
+fn housekeeping(store: &Weak<Inner>, wake: &Wake) {
+    let mut tick = Instant::now() + TICK;
+    loop {
+        let deadline = match store.upgrade() {
+            Some(inner) => inner.leases.next_deadline().map_or(tick, |at| at.min(tick)),
+            None => return,
+        };
+        if !wake.wait_until(deadline) {
+            return;
+        }
+        let Some(inner) = store.upgrade() else { return };
+        inner.lease_timers();
+        if Instant::now() >= tick {
+            tick = Instant::now() + TICK;
+            inner.sweep_expired();
+            inner.end_abandoned_sessions();
+            inner.sweep_foreign();
+        }
+    }
+}
+
+fn disk_work(store: &Weak<Inner>, wake: &Wake) {
+    if let Some(inner) = store.upgrade() {
+        inner.sweep_orphans();
+    }
+    let mut sync = Instant::now() + SYNC;
+    while wake.wait_until(Instant::now() + TICK) {
+        let Some(inner) = store.upgrade() else { return };
+        if let Some(index) = &inner.disk_index {
+            index.flush();
+        }
+        if Instant::now() >= sync {
+            inner.sync_disk();
+            sync = Instant::now() + SYNC;
+        }
+    }
+}
+
+impl Inner {
+    /// Removes what has expired.
+    pub(crate) fn sweep_expired(&self) {
+        let now = now_ms();
+        loop {
+            let object = {
+                let mut expiry = self.expiry.lock();
+                match expiry.first_entry() {
+                    Some(first) if first.key().0 <= now => first.remove(),
+                    _ => return,
+                }
+            };
+            self.discard(&object);
+        }
+    }
+
+    /// Brings the bodies to stable storage and notes up to which commit they are.
+    pub(crate) fn sync_disk(&self) {
+        let (Some(disk), Some(index)) = (&self.disk, &self.disk_index) else { return };
+        if !self.unsynced.swap(false, Relaxed) {
+            return;
+        }
+        // Every id below this one was given to a file that is written already.
+        let committed = self.ids.lock().next.saturating_sub(1);
+        if let Err(e) = rustix::fs::syncfs(&disk.dir) {
+            log::error!("disk tier: syncfs: {e}");
+            self.unsynced.store(true, Relaxed);
+            return;
+        }
+        index.enqueue(vec![Op::Durable(committed)]);
+        index.flush();
+        index.checkpoint();
+    }
+
+    /// Removes the files of a former run that have no row, and drops the rows that have no file.
+    pub(crate) fn sweep_orphans(&self) {
+        let Some(disk) = &self.disk else { return };
+        let started = Instant::now();
+        // In the order of their ids, as the index was read.
+        let known = std::mem::take(&mut *self.found_at_start.lock());
+        let mut seen = vec![false; known.len()];
+        let before = self.first_id;
+        let mut orphans = 0u64;
+        let swept = disk.for_each_file(|dir, name, id| {
+            match known.binary_search_by_key(&id, |object| object.id) {
+                Ok(at) => seen[at] = true,
+                Err(_) if id < before => {
+                    orphans += 1;
+                    rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty())?;
+                }
+                Err(_) => {}
+            }
+            Ok(())
+        });
+        if let Err(e) = swept {
+            log::error!("disk tier: looking for orphan files: {e}");
+            return;
+        }
+        let mut lost = 0u64;
+        for (object, _) in known.iter().zip(&seen).filter(|(_, seen)| !**seen) {
+            // It may have been evicted while we looked.
+            if object.state.lock().listed {
+                lost += 1;
+                self.discard(object);
+            }
+        }
+        self.lost_files.fetch_add(lost, Relaxed);
+        log::info!(
+            "disk tier: {orphans} orphan files removed, {lost} records without a file dropped in {:.1} s",
+            started.elapsed().as_secs_f64()
+        );
+    }
+}

@@ -1,0 +1,235 @@
+//! The memory tier's file system: a tmpfs of our own.
+//!
+//! `fsopen`/`fsmount` make a *detached* mount: it is in no mount table, nobody can reach it but
+//! through its descriptor, and it is gone, with its memory, when the last descriptor and mapping
+//! of it are. So the size of `/dev/shm` is not our limit, and a killed process leaves nothing.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
+
+use super::{StoreError, userns};
+
+/// How tmpfs allocates memory for our bodies: `huge=within_size` takes huge pages only where they
+/// lie wholly inside the file, so accounting by pages stays exact. Measured: see the README.
+pub(crate) const HUGE: &std::ffi::CStr = c"within_size";
+
+const SHM: &str = "/dev/shm";
+const SHM_PREFIX: &str = "objmapper-";
+
+/// Which way the memory tier's file system was obtained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountKind {
+    /// A detached tmpfs, mounted by this process.
+    Direct,
+    /// A detached tmpfs, mounted by a helper child in a user namespace of its own.
+    UserNamespace,
+    /// A private directory on `/dev/shm`: its mount's size limits us too.
+    SharedMemoryDirectory,
+}
+
+/// Who may create files in the mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountAccess {
+    /// Only the user who made the mount. For a store whose directory is handed to peers.
+    Owner,
+    /// Any user who has the descriptor. For a mount that is made before the process gives up root,
+    /// and that never leaves it.
+    AnyUser,
+}
+
+/// A file system for one memory tier. Make it early (as root, before privileges are dropped) and
+/// hand it to [`super::Store::open`], or let the store make it.
+#[derive(Debug)]
+pub struct MemoryMount {
+    root: OwnedFd,
+    kind: MountKind,
+    failures: Vec<String>,
+    _shm: Option<ShmDirectory>,
+}
+
+impl MemoryMount {
+    /// Makes a file system that takes at least `limit` bytes of bodies. Tries a mount of our own,
+    /// then one made by a helper in a user namespace, then a directory on `/dev/shm`; each failure
+    /// is logged and kept in [`MemoryMount::failures`].
+    pub fn new(limit: u64, access: MountAccess) -> Result<Self, StoreError> {
+        let options = Options::new(limit, access);
+        let mut failures = Vec::new();
+        match detached_tmpfs(&options) {
+            Ok(root) => return Ok(Self { root, kind: MountKind::Direct, failures, _shm: None }),
+            Err(error) => failures.push(format!("mounting a tmpfs: {error}")),
+        }
+        match userns::tmpfs_from_helper(&options) {
+            Ok(root) => {
+                return Ok(Self { root, kind: MountKind::UserNamespace, failures, _shm: None });
+            }
+            Err(error) => failures.push(format!("mounting a tmpfs in a user namespace: {error}")),
+        }
+        match ShmDirectory::new(access) {
+            Ok((shm, root)) => {
+                for failure in &failures {
+                    log::warn!("memory tier: {failure}");
+                }
+                log::warn!(
+                    "memory tier: using the directory {} on {SHM}; the size of that mount limits it too",
+                    shm.path.display()
+                );
+                let kind = MountKind::SharedMemoryDirectory;
+                Ok(Self { root, kind, failures, _shm: Some(shm) })
+            }
+            Err(error) => {
+                failures.push(format!("a directory on {SHM}: {error}"));
+                Err(StoreError::Setup(format!(
+                    "no place for a memory tier of {limit} bytes: {}; remedy: run as root, allow \
+                     unprivileged user namespaces, or make {SHM} writable",
+                    failures.join("; ")
+                )))
+            }
+        }
+    }
+
+    /// How the file system was obtained.
+    pub fn kind(&self) -> MountKind {
+        self.kind
+    }
+
+    /// Why the better ways did not work, best first; empty for [`MountKind::Direct`].
+    pub fn failures(&self) -> &[String] {
+        &self.failures
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+}
+
+/// The mount's options, ready for a forked child that must not allocate.
+pub(super) struct Options {
+    pub(super) size: std::ffi::CString,
+    pub(super) mode: &'static std::ffi::CStr,
+}
+
+impl Options {
+    fn new(limit: u64, access: MountAccess) -> Self {
+        // Room above the limit: deleted files that a reader still sends, or a private object whose
+        // writer runs ahead of its reservation, must not make an honest writer fail. A client that
+        // ignores its reservation altogether meets this bound.
+        let size = limit.saturating_add((limit / 8).max(16 << 20)).min(i64::MAX as u64);
+        // Digits have no NUL, so the default (an unlimited size) is never used.
+        let size = std::ffi::CString::new(size.to_string()).unwrap_or_default();
+        let mode = match access {
+            MountAccess::Owner => c"0755",
+            MountAccess::AnyUser => c"0777",
+        };
+        Options { size, mode }
+    }
+}
+
+/// Makes the mount. Allocates nothing: the user-namespace helper calls it after `fork`.
+pub(super) fn detached_tmpfs(options: &Options) -> io::Result<OwnedFd> {
+    let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let context = context.as_fd();
+    fsconfig_set_string(context, c"size", options.size.as_c_str())?;
+    fsconfig_set_string(context, c"mode", options.mode)?;
+    // No limit on the number of files: the byte limit is ours.
+    fsconfig_set_string(context, c"nr_inodes", c"0")?;
+    // A kernel without huge pages refuses the option; small pages then do.
+    let _ = fsconfig_set_string(context, c"huge", HUGE);
+    fsconfig_create(context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC
+        | MountAttrFlags::MOUNT_ATTR_NOATIME;
+    Ok(fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
+/// `/dev/shm/objmapper-XXXXXXXX` (0700, locked for as long as we live) and `objects` in it.
+#[derive(Debug)]
+struct ShmDirectory {
+    path: PathBuf,
+    _lock: OwnedFd,
+}
+
+impl ShmDirectory {
+    fn new(access: MountAccess) -> io::Result<(Self, OwnedFd)> {
+        remove_abandoned();
+        let mut random = [0u8; 8];
+        getrandom::fill(&mut random).map_err(|e| io::Error::other(e.to_string()))?;
+        let path = Path::new(SHM).join(format!("{SHM_PREFIX}{:016x}", u64::from_ne_bytes(random)));
+        // The parent is searchable only for its owner, unless another user will need it later; the
+        // descriptor of `objects` works for anyone who was given it.
+        fs::DirBuilder::new().mode(0o700).create(&path)?;
+        let lock = open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        let objects = path.join("objects");
+        fs::DirBuilder::new().mode(0o755).create(&objects)?;
+        let root = open(&objects, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let mode = match access {
+            MountAccess::Owner => 0o755,
+            MountAccess::AnyUser => 0o777,
+        };
+        rustix::fs::fchmod(&root, Mode::from_raw_mode(mode))?;
+        Ok((ShmDirectory { path, _lock: lock }, root))
+    }
+}
+
+impl Drop for ShmDirectory {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            log::warn!("removing {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Removes directories whose owner was killed: nobody holds their lock.
+fn remove_abandoned() {
+    let Ok(entries) = fs::read_dir(SHM) else { return };
+    for entry in entries.flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(SHM_PREFIX) {
+            continue;
+        }
+        let path = entry.path();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(directory) = open(&path, flags, Mode::empty()) else { continue };
+        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            if let Err(error) = fs::remove_dir_all(&path) {
+                log::warn!("removing the abandoned {}: {error}", path.display());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fallback_directory_is_made_locked_and_removed() {
+        let (shm, root) = ShmDirectory::new(MountAccess::Owner).unwrap();
+        let path = shm.path.clone();
+        remove_abandoned();
+        assert!(path.is_dir(), "a locked directory must stay");
+        drop((shm, root));
+        assert!(!path.exists());
+
+        let abandoned = Path::new(SHM).join(format!("{SHM_PREFIX}test-{}", std::process::id()));
+        fs::create_dir(&abandoned).unwrap();
+        remove_abandoned();
+        assert!(!abandoned.exists());
+    }
+
+    #[test]
+    fn a_mount_takes_files_and_is_not_writable_for_others() {
+        let mount = MemoryMount::new(1 << 20, MountAccess::Owner).unwrap();
+        let stat = rustix::fs::fstat(mount.root()).unwrap();
+        assert_eq!(stat.st_mode & 0o777, 0o755);
+        let open = MemoryMount::new(1 << 20, MountAccess::AnyUser).unwrap();
+        assert_eq!(rustix::fs::fstat(open.root()).unwrap().st_mode & 0o777, 0o777);
+    }
+}

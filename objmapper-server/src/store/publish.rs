@@ -1,0 +1,378 @@
+//! What changes the meaning of a URI: commit, delete, eviction; and the removal of files.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+
+use std::os::fd::AsFd;
+
+use parking_lot::Mutex;
+
+use super::disk_index::{Op, Row};
+use super::index::Shard;
+use super::object::{ANY_VERSION, Entry, Object, ObjectId, ObjectState, check_uri, now_ms};
+use super::private::{Commit, Private};
+use super::session::SessionCore;
+use super::tier::Tier;
+use super::{Inner, StoreError, TierKind};
+use crate::sys;
+
+/// Ids are taken from the disk index in blocks, one transaction each.
+const ID_BLOCK: u64 = 1 << 16;
+
+/// The source of object ids, which are the versions too: both grow, neither comes back.
+#[derive(Debug)]
+pub(crate) struct Ids {
+    pub(crate) next: ObjectId,
+    /// Ids below this one are reserved in the disk index.
+    pub(crate) until: ObjectId,
+}
+
+impl Inner {
+    /// Makes room for `bytes` and takes them. Fails only when nothing evictable is left.
+    pub(crate) fn make_room(&self, tier: &Tier, bytes: u64) -> Result<(), StoreError> {
+        let account = &tier.account;
+        if account.try_add(bytes) {
+            return Ok(());
+        }
+        let full = || StoreError::Full { tier: tier.kind, wanted: bytes, limit: account.limit };
+        if bytes > account.limit {
+            return Err(full());
+        }
+        // One at a time: what another thread has taken out of the order is not free yet, and must
+        // not look to us as if nothing evictable were left.
+        let _evicting = self.evicting.lock();
+        loop {
+            if account.try_add(bytes) {
+                return Ok(());
+            }
+            let need = account.used().saturating_add(bytes).saturating_sub(account.limit);
+            let victims = tier.policy.victims(need);
+            if victims.is_empty() {
+                return if account.try_add(bytes) { Ok(()) } else { Err(full()) };
+            }
+            let gone: Vec<_> = victims.into_iter().filter(|v| self.evict(v)).collect();
+            self.flush_index(tier.kind);
+            for object in gone {
+                account.evictions.fetch_add(1, Relaxed);
+                account.evicted_bytes.fetch_add(object.charge(), Relaxed);
+                self.remove_file(&object);
+            }
+        }
+    }
+
+    /// Takes an unpinned object out of the index. False if it was pinned or gone meanwhile.
+    fn evict(&self, object: &Arc<Object>) -> bool {
+        let shard = self.index.shard(&object.uri);
+        let _publishing = shard.publish.lock();
+        let freed = self.unlist(shard, object, |state| state.pins == 0).is_some();
+        if freed {
+            self.forget_row(object);
+        }
+        freed
+    }
+
+    /// Takes the object out of the index if it is in it and `only_if` holds; the caller has the
+    /// shard's publish lock. Tells whether nobody keeps the file any more.
+    pub(crate) fn unlist(
+        &self,
+        shard: &Shard,
+        object: &Object,
+        only_if: impl FnOnce(&ObjectState) -> bool,
+    ) -> Option<bool> {
+        let mut map = shard.map.write();
+        let mut state = object.state.lock();
+        if !state.listed || !only_if(&state) {
+            return None;
+        }
+        state.listed = false;
+        if map.objects.get(&object.uri).is_some_and(|current| current.id == object.id) {
+            map.objects.remove(&object.uri);
+        }
+        if let Ok(tier) = self.tier(object.tier) {
+            tier.account.objects.fetch_sub(1, Relaxed);
+        }
+        Some(state.pins == 0)
+    }
+
+    /// Removes the file of an object that is unlisted and unpinned, and everything that knows it.
+    /// Its row in the disk index is the caller's business ([`Inner::forget_row`]).
+    pub(crate) fn remove_file(&self, object: &Object) {
+        let Ok(tier) = self.tier(object.tier) else { return };
+        tier.policy.remove(object.id);
+        if object.expires != 0 {
+            self.expiry.lock().remove(&(object.expires, object.id));
+        }
+        if object.foreign {
+            self.foreign.lock().remove(&object.id);
+        }
+        if let Some(token) = object.ephemeral {
+            let session = self.sessions.lock().get(&token).cloned();
+            if let Some(session) = session {
+                session.state.lock().ephemeral.remove(&object.id);
+            }
+        }
+        match tier.unlink(object.id) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                self.lost_files.fetch_add(1, Relaxed);
+            }
+            Err(e) => log::error!("removing object {:016x} of the {} tier: {e}", object.id, tier.kind),
+        }
+        tier.account.sub(object.charge());
+    }
+
+    /// Queues the removal of the object's row.
+    pub(crate) fn forget_row(&self, object: &Object) {
+        if let (TierKind::Disk, Some(index)) = (object.tier, &self.disk_index) {
+            index.enqueue(vec![Op::Forget(object.id)]);
+        }
+    }
+
+    pub(crate) fn flush_index(&self, kind: TierKind) {
+        if let (TierKind::Disk, Some(index)) = (kind, &self.disk_index) {
+            index.flush();
+        }
+    }
+
+    /// Unlists an object of whatever state and frees its file unless it is pinned: expiry, the end
+    /// of an ephemeral object, a file that was found missing.
+    pub(crate) fn discard(&self, object: &Arc<Object>) {
+        let shard = self.index.shard(&object.uri);
+        let freed = {
+            let _publishing = shard.publish.lock();
+            let freed = self.unlist(shard, object, |_| true);
+            if let (Some(_), TierKind::Disk, Some(index)) = (freed, object.tier, &self.disk_index) {
+                index.enqueue(vec![Op::Unlist(object.id)]);
+            }
+            freed
+        };
+        match freed {
+            Some(true) => {
+                self.forget_row(object);
+                self.remove_file(object);
+            }
+            Some(false) => {}
+            None => return,
+        }
+        if let Ok(tier) = self.tier(object.tier) {
+            tier.policy.remove(object.id);
+        }
+    }
+
+    pub(crate) fn next_id(&self) -> Result<ObjectId, StoreError> {
+        let mut ids = self.ids.lock();
+        if ids.next >= ids.until {
+            let until = ids.next.saturating_add(ID_BLOCK);
+            if let Some(index) = &self.disk_index {
+                index.apply(vec![Op::ReserveIds(until)])?;
+            }
+            ids.until = until;
+        }
+        let id = ids.next;
+        ids.next += 1;
+        Ok(id)
+    }
+
+    /// Publishes a private object. On success and on a conflict the handle is used up.
+    pub(crate) fn commit(
+        &self,
+        session: &Arc<SessionCore>,
+        private: &Private,
+        commit: Commit<'_>,
+    ) -> Result<Entry, StoreError> {
+        check_uri(commit.uri)?;
+        let mut state = private.state.lock();
+        if !state.open {
+            return Err(StoreError::UnknownHandle);
+        }
+        let tier = self.tier(private.tier)?;
+        let file = private.reader.as_fd();
+        if !sys::has_no_writers(file).map_err(StoreError::io("asking for a lease"))? {
+            return Err(StoreError::Busy);
+        }
+        // Measured after the last writer is gone, so it is final.
+        let measure = tier.measure(file).map_err(StoreError::io("fstat"))?;
+        if measure.length != commit.length {
+            return Err(StoreError::Invalid(format!(
+                "the commit says {} bytes, the file has {}",
+                commit.length, measure.length
+            )));
+        }
+        if measure.charge > state.reserved {
+            self.make_room(tier, measure.charge - state.reserved)?;
+            state.reserved = measure.charge;
+        }
+        let outcome = self.publish(session, private, tier, measure.charge, commit);
+        match &outcome {
+            Ok(_) => {
+                // The charge went over to the object; the rest is given back.
+                state.reserved -= measure.charge;
+                self.close_private(private, &mut state);
+            }
+            Err(StoreError::Conflict(_)) => self.close_private(private, &mut state),
+            Err(_) => return outcome.map(|o| o.entry(false)),
+        }
+        drop(state);
+        session.state.lock().privates.remove(&private.handle);
+        let object = outcome?;
+        if commit.pin || commit.ephemeral {
+            self.adopt(session, &object, commit.pin);
+        }
+        self.lease_committed(&object.uri);
+        Ok(object.entry(commit.pin))
+    }
+
+    fn publish(
+        &self,
+        session: &Arc<SessionCore>,
+        private: &Private,
+        tier: &Tier,
+        charge: u64,
+        commit: Commit<'_>,
+    ) -> Result<Arc<Object>, StoreError> {
+        let shard = self.index.shard(commit.uri);
+        let now = now_ms();
+        let (object, old) = {
+            let _publishing = shard.publish.lock();
+            if private.doomed.load(SeqCst) {
+                return Err(StoreError::Conflict("the URI was deleted after the object was created"));
+            }
+            let current = shard.map.read().objects.get(commit.uri).cloned();
+            let version = current.as_ref().filter(|c| !c.expired(now)).map_or(0, |c| c.id);
+            if commit.if_version != ANY_VERSION && commit.if_version != version {
+                return Err(StoreError::Conflict("the object's version is another"));
+            }
+            let object = Arc::new(Object {
+                id: self.next_id()?,
+                uri: Arc::from(commit.uri),
+                tier: tier.kind,
+                length: AtomicU64::new(commit.length),
+                charge: AtomicU64::new(charge),
+                mtime: now,
+                expires: commit.expires.max(0),
+                ephemeral: commit.ephemeral.then_some(session.token),
+                foreign: false,
+                growing: AtomicBool::new(false),
+                state: Mutex::new(ObjectState { pins: u32::from(commit.pin), listed: true }),
+            });
+            tier.publish(private.reader.as_fd(), object.id).map_err(StoreError::io("linking a body"))?;
+            self.record(&object, commit.pin.then_some(session.token), current.as_deref()).inspect_err(|_| {
+                let _ = tier.unlink(object.id);
+            })?;
+            let old = self.enter(shard, tier, &object);
+            (object, old)
+        };
+        if let Some(old) = old {
+            self.replaced(&old);
+        }
+        Ok(object)
+    }
+
+    /// Writes the rows that a new object needs: its own, and the end of the one it replaces.
+    pub(crate) fn record(
+        &self,
+        object: &Object,
+        pinned_by: Option<super::Token>,
+        current: Option<&Object>,
+    ) -> Result<(), StoreError> {
+        let Some(index) = &self.disk_index else { return Ok(()) };
+        let replaces = current.filter(|c| c.tier == TierKind::Disk).map(|c| c.id);
+        if object.tier == TierKind::Disk {
+            let row = Row {
+                id: object.id,
+                uri: Some(object.uri.clone()),
+                length: object.length.load(Relaxed),
+                charge: object.charge(),
+                mtime: object.mtime,
+                expires: object.expires,
+                foreign: object.foreign,
+                session: object.ephemeral,
+            };
+            self.unsynced.store(true, Relaxed);
+            index.apply(vec![Op::Insert { row, pinned_by, replaces }])
+        } else if let Some(id) = replaces {
+            index.apply(vec![Op::Unlist(id)])
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Enters a new object into the index and returns the one it replaces, unlisted.
+    pub(crate) fn enter(&self, shard: &Shard, tier: &Tier, object: &Arc<Object>) -> Option<Arc<Object>> {
+        let pinned = object.state.lock().pins > 0;
+        tier.account.objects.fetch_add(1, Relaxed);
+        if pinned {
+            tier.account.pinned.fetch_add(object.charge(), Relaxed);
+        }
+        if object.expires != 0 {
+            self.expiry.lock().insert((object.expires, object.id), object.clone());
+        }
+        let old = shard.map.write().objects.insert(object.uri.clone(), object.clone());
+        if !pinned {
+            // Behind the insertion: a victim must be found in the index.
+            let state = object.state.lock();
+            if state.pins == 0 && state.listed {
+                tier.policy.insert(object.clone());
+            }
+        }
+        old
+    }
+
+    /// Frees a replaced object, unless it is pinned.
+    pub(crate) fn replaced(&self, old: &Arc<Object>) {
+        let freed = {
+            let mut state = old.state.lock();
+            std::mem::replace(&mut state.listed, false).then_some(state.pins == 0)
+        };
+        if freed.is_none() {
+            return;
+        }
+        if let Ok(tier) = self.tier(old.tier) {
+            tier.account.objects.fetch_sub(1, Relaxed);
+            tier.policy.remove(old.id);
+        }
+        if freed == Some(true) {
+            self.forget_row(old);
+            self.remove_file(old);
+        }
+    }
+
+    /// Deletes what `uri` names, and dooms the private objects created for it.
+    pub(crate) fn delete(&self, uri: &[u8], if_version: u64) -> Result<(), StoreError> {
+        check_uri(uri)?;
+        let shard = self.index.shard(uri);
+        let (object, freed) = {
+            let _publishing = shard.publish.lock();
+            let current = shard.map.read().objects.get(uri).cloned();
+            let live = current.as_ref().filter(|c| !c.expired(now_ms()));
+            if if_version != ANY_VERSION && live.is_some_and(|c| c.id != if_version) {
+                return Err(StoreError::Conflict("the object's version is another"));
+            }
+            if if_version == ANY_VERSION || live.is_some() {
+                for private in shard.map.write().privates_of(uri) {
+                    private.doomed.store(true, SeqCst);
+                }
+            }
+            let Some(object) = current else {
+                // An eviction that a crash would undo must not bring back what we call absent.
+                if let Some(index) = &self.disk_index {
+                    index.flush();
+                }
+                return Err(StoreError::NotFound);
+            };
+            if let (TierKind::Disk, Some(index)) = (object.tier, &self.disk_index) {
+                index.apply(vec![Op::Unlist(object.id)])?;
+            }
+            let freed = self.unlist(shard, &object, |_| true);
+            (object, freed)
+        };
+        if let Ok(tier) = self.tier(object.tier) {
+            tier.policy.remove(object.id);
+        }
+        if freed == Some(true) {
+            self.forget_row(&object);
+            self.remove_file(&object);
+        }
+        if object.expired(now_ms()) { Err(StoreError::NotFound) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,405 @@
+//! Sessions: what one client's connections have in common (private objects, pins, ephemeral
+//! objects, leases), and its end.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::disk_index::Op;
+use super::object::{Entry, Object, ObjectId, Token, check_uri, now_ms};
+use super::private::{Commit, Private, PrivateObject};
+use super::{Inner, Store, StoreError, TierChoice, TierKind};
+
+#[derive(Debug)]
+pub(crate) struct SessionCore {
+    pub(crate) token: Token,
+    pub(crate) state: Mutex<SessionState>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct SessionState {
+    ended: bool,
+    /// Live [`Session`] handles (connections).
+    attached: usize,
+    /// Since when there is none; the grace time runs from here.
+    pub(super) detached_at: Option<Instant>,
+    pub(super) pins: HashMap<ObjectId, Arc<Object>>,
+    pub(super) ephemeral: HashMap<ObjectId, Arc<Object>>,
+    pub(super) privates: HashMap<u64, Arc<Private>>,
+}
+
+/// A client's share in a session. When the last one is dropped, the session lives on for the
+/// store's grace time, so that the client can come back with the token.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) store: Store,
+    pub(super) core: Arc<SessionCore>,
+}
+
+impl Clone for Session {
+    fn clone(&self) -> Self {
+        self.core.state.lock().attached += 1;
+        Session { store: self.store.clone(), core: self.core.clone() }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let mut state = self.core.state.lock();
+        state.attached = state.attached.saturating_sub(1);
+        if state.attached == 0 {
+            state.detached_at = Some(Instant::now());
+        }
+    }
+}
+
+impl Session {
+    /// Its name, for coming back.
+    pub fn token(&self) -> Token {
+        self.core.token
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Creates a private object with `length` bytes reserved (0 where the length is unknown yet).
+    /// With `uri`, a delete of that URI from now on makes the commit a conflict.
+    pub fn create(&self, tier: TierChoice, length: u64, uri: Option<&[u8]>) -> Result<PrivateObject, StoreError> {
+        let (private, file) = self.store.inner.create_private(tier, length, uri)?;
+        let (handle, tier) = (private.handle, private.tier);
+        {
+            let mut state = self.core.state.lock();
+            if !state.ended {
+                state.privates.insert(handle, private);
+                return Ok(PrivateObject {
+                    session: self.clone_locked(&mut state),
+                    handle,
+                    tier,
+                    file: Some(file),
+                    armed: true,
+                });
+            }
+        }
+        self.store.inner.abort_private(&private);
+        Err(StoreError::UnknownSession)
+    }
+
+    fn clone_locked(&self, state: &mut SessionState) -> Session {
+        state.attached += 1;
+        Session { store: self.store.clone(), core: self.core.clone() }
+    }
+
+    fn private(&self, handle: u64) -> Result<Arc<Private>, StoreError> {
+        let state = self.core.state.lock();
+        if state.ended {
+            return Err(StoreError::UnknownSession);
+        }
+        state.privates.get(&handle).cloned().ok_or(StoreError::UnknownHandle)
+    }
+
+    /// Sets a private object's reservation to `total` bytes, up or down.
+    pub fn reserve(&self, handle: u64, total: u64) -> Result<(), StoreError> {
+        self.store.inner.resize_private(&*self.private(handle)?, total)
+    }
+
+    /// Publishes a private object by its handle; see [`PrivateObject::commit`].
+    pub fn commit(&self, handle: u64, commit: Commit<'_>) -> Result<Entry, StoreError> {
+        let private = self.private(handle)?;
+        self.store.inner.commit(&self.core, &private, commit)
+    }
+
+    /// Gives a private object up.
+    pub fn abort(&self, handle: u64) -> Result<(), StoreError> {
+        let private = self.private(handle)?;
+        self.core.state.lock().privates.remove(&handle);
+        self.store.inner.abort_private(&private);
+        Ok(())
+    }
+
+    /// Finds what `uri` names. With `pin`, its file stays, whatever happens to the URI, until
+    /// [`Session::release`] or the session's end.
+    pub fn lookup(&self, uri: &[u8], pin: bool) -> Result<Option<Entry>, StoreError> {
+        check_uri(uri)?;
+        self.store.inner.lookup_for(&self.core, uri, pin)
+    }
+
+    /// As [`Session::lookup`], with a read-only descriptor of the body.
+    pub fn open(&self, uri: &[u8], pin: bool) -> Result<Option<(Entry, OwnedFd)>, StoreError> {
+        check_uri(uri)?;
+        self.store.inner.open_for(Some(&self.core), uri, pin)
+    }
+
+    /// Drops pins. Ephemeral objects without their pin are deleted; unknown ones are passed over.
+    pub fn release(&self, objects: &[ObjectId]) {
+        let dropped: Vec<_> = {
+            let mut state = self.core.state.lock();
+            objects.iter().filter_map(|id| state.pins.remove(id)).collect()
+        };
+        let inner = &self.store.inner;
+        for object in &dropped {
+            if let (TierKind::Disk, Some(index)) = (object.tier, &inner.disk_index) {
+                index.enqueue(vec![Op::Unpin(self.core.token, object.id)]);
+            }
+            inner.unpin(object);
+        }
+    }
+
+    /// Ends the session now: aborts its private objects, deletes its ephemeral ones, drops its pins,
+    /// gives up its leases. Other handles of it find it unknown.
+    pub fn end(self) {
+        self.store.inner.end_session(&self.core);
+    }
+
+    pub(super) fn is_ended(&self) -> bool {
+        self.core.state.lock().ended
+    }
+}
+
+impl Inner {
+    pub(crate) fn attach(&self, store: &Store, token: Option<Token>) -> Result<Session, StoreError> {
+        let core = match token {
+            Some(token) => self.sessions.lock().get(&token).cloned().ok_or(StoreError::UnknownSession)?,
+            None => self.new_session()?,
+        };
+        {
+            let mut state = core.state.lock();
+            if state.ended {
+                return Err(StoreError::UnknownSession);
+            }
+            state.attached += 1;
+            state.detached_at = None;
+        }
+        Ok(Session { store: store.clone(), core })
+    }
+
+    fn new_session(&self) -> Result<Arc<SessionCore>, StoreError> {
+        if self.sessions.lock().len() >= self.max_sessions {
+            return Err(StoreError::TooMany { what: "sessions", limit: self.max_sessions });
+        }
+        let token = random_token()?;
+        if let Some(index) = &self.disk_index {
+            index.apply(vec![Op::SessionBegin(token)])?;
+        }
+        Ok(self.add_session(token))
+    }
+
+    /// Enters a session that nobody is attached to yet.
+    pub(crate) fn add_session(&self, token: Token) -> Arc<SessionCore> {
+        let state = SessionState { detached_at: Some(Instant::now()), ..SessionState::default() };
+        let core = Arc::new(SessionCore { token, state: Mutex::new(state) });
+        self.sessions.lock().insert(token, core.clone());
+        core
+    }
+
+    pub(crate) fn end_session(&self, core: &Arc<SessionCore>) {
+        let (pins, ephemeral, privates) = {
+            let mut state = core.state.lock();
+            if std::mem::replace(&mut state.ended, true) {
+                return;
+            }
+            (std::mem::take(&mut state.pins), std::mem::take(&mut state.ephemeral), std::mem::take(&mut state.privates))
+        };
+        self.sessions.lock().remove(&core.token);
+        self.lease_session_ended(&core.token);
+        for private in privates.values() {
+            self.abort_private(private);
+        }
+        if let Some(index) = &self.disk_index {
+            index.enqueue(vec![Op::SessionEnd(core.token)]);
+        }
+        for object in ephemeral.values() {
+            self.discard(object);
+        }
+        for object in pins.values() {
+            self.unpin(object);
+        }
+        if self.disk_index.is_some() {
+            self.flush_index(TierKind::Disk);
+        }
+    }
+
+    /// Ends the sessions whose grace time is over.
+    pub(crate) fn end_abandoned_sessions(&self) {
+        let abandoned: Vec<_> = self
+            .sessions
+            .lock()
+            .values()
+            .filter(|core| {
+                let state = core.state.lock();
+                state.attached == 0 && state.detached_at.is_some_and(|at| at.elapsed() >= self.session_grace)
+            })
+            .cloned()
+            .collect();
+        for core in abandoned {
+            self.end_session(&core);
+        }
+    }
+
+    /// Looks up; `None` session cannot pin.
+    pub(crate) fn find(
+        &self,
+        session: Option<&Arc<SessionCore>>,
+        uri: &[u8],
+        pin: bool,
+    ) -> Result<Option<(Arc<Object>, bool)>, StoreError> {
+        loop {
+            let Some(object) = self.index.get(uri) else { return Ok(None) };
+            if object.expired(now_ms()) {
+                return Ok(None); // the sweep frees it
+            }
+            if object.growing.load(Relaxed) && !self.remeasure(&object) {
+                return Ok(None);
+            }
+            match session {
+                Some(session) if pin => {
+                    if self.pin(session, &object)? {
+                        return Ok(Some((object, true)));
+                    }
+                    // Replaced or removed in between: what is there now?
+                }
+                Some(session) => {
+                    let pinned = session.state.lock().pins.contains_key(&object.id);
+                    self.touch(&object);
+                    return Ok(Some((object, pinned)));
+                }
+                None => {
+                    self.touch(&object);
+                    return Ok(Some((object, false)));
+                }
+            }
+        }
+    }
+
+    fn touch(&self, object: &Object) {
+        if let Ok(tier) = self.tier(object.tier) {
+            tier.policy.touch(object.id);
+        }
+    }
+
+    pub(crate) fn lookup_for(
+        &self,
+        session: &Arc<SessionCore>,
+        uri: &[u8],
+        pin: bool,
+    ) -> Result<Option<Entry>, StoreError> {
+        Ok(self.find(Some(session), uri, pin)?.map(|(object, pinned)| object.entry(pinned)))
+    }
+
+    pub(crate) fn open_for(
+        &self,
+        session: Option<&Arc<SessionCore>>,
+        uri: &[u8],
+        pin: bool,
+    ) -> Result<Option<(Entry, OwnedFd)>, StoreError> {
+        loop {
+            let Some((object, pinned)) = self.find(session, uri, pin)? else { return Ok(None) };
+            match self.tier(object.tier)?.open_body(object.id) {
+                Ok(file) => return Ok(Some((object.entry(pinned), file))),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    // Evicted in between, or its file was taken from under us: then it must not
+                    // be found again.
+                    if object.state.lock().listed {
+                        log::error!("object {:016x} has lost its file", object.id);
+                        self.discard(&object);
+                    }
+                }
+                Err(source) => return Err(StoreError::Io { what: "opening a body", source }),
+            }
+        }
+    }
+
+    /// Pins once per session. False if the object is not listed any more.
+    fn pin(&self, session: &Arc<SessionCore>, object: &Arc<Object>) -> Result<bool, StoreError> {
+        {
+            let mut session = session.state.lock();
+            if session.ended {
+                return Err(StoreError::UnknownSession);
+            }
+            if session.pins.contains_key(&object.id) {
+                return Ok(true);
+            }
+            if !self.take_pin(object) {
+                return Ok(false);
+            }
+            session.pins.insert(object.id, object.clone());
+        }
+        if let (TierKind::Disk, Some(index)) = (object.tier, &self.disk_index) {
+            if let Err(e) = index.apply(vec![Op::Pin(session.token, object.id)]) {
+                log::error!("a pin of object {:016x} will not survive a restart: {e}", object.id);
+            }
+        }
+        Ok(true)
+    }
+
+    fn take_pin(&self, object: &Arc<Object>) -> bool {
+        let mut state = object.state.lock();
+        if !state.listed {
+            return false;
+        }
+        state.pins += 1;
+        if state.pins == 1 {
+            if let Ok(tier) = self.tier(object.tier) {
+                tier.account.pinned.fetch_add(object.charge(), Relaxed);
+                tier.policy.remove(object.id);
+            }
+        }
+        true
+    }
+
+    /// Enters a new object's pin, taken at its creation, into the session.
+    pub(crate) fn adopt(&self, session: &Arc<SessionCore>, object: &Arc<Object>, pinned: bool) {
+        let (ended, twice) = {
+            let mut state = session.state.lock();
+            if state.ended {
+                (true, false)
+            } else {
+                if object.ephemeral.is_some() && object.state.lock().listed {
+                    state.ephemeral.insert(object.id, object.clone());
+                }
+                (false, pinned && state.pins.insert(object.id, object.clone()).is_some())
+            }
+        };
+        if ended && object.ephemeral.is_some() {
+            self.discard(object);
+        }
+        if (ended && pinned) || twice {
+            self.unpin(object);
+        }
+    }
+
+    /// Drops one pin; the last one frees an unlisted object, deletes an ephemeral one and makes any
+    /// other evictable.
+    pub(crate) fn unpin(&self, object: &Arc<Object>) {
+        let Ok(tier) = self.tier(object.tier) else { return };
+        let freed = {
+            let mut state = object.state.lock();
+            state.pins = state.pins.saturating_sub(1);
+            if state.pins > 0 {
+                return;
+            }
+            tier.account.pinned.fetch_sub(object.charge(), Relaxed);
+            if state.listed && object.ephemeral.is_none() {
+                tier.policy.insert(object.clone());
+            }
+            !state.listed
+        };
+        if freed {
+            self.forget_row(object);
+            self.remove_file(object);
+        } else if object.ephemeral.is_some() {
+            self.discard(object);
+        }
+    }
+}
+
+pub(crate) fn random_token() -> Result<Token, StoreError> {
+    let mut token = Token::default();
+    getrandom::fill(&mut token).map_err(|e| StoreError::io("random numbers")(std::io::Error::other(e.to_string())))?;
+    Ok(token)
+}

@@ -1,0 +1,236 @@
+//! One tier: a directory of body files, its account and its eviction order.
+//!
+//! A body's file is `xx/xxxxxxxxxxxxxxxx` below the tier's directory: two hex digits of
+//! `object & 0xff`, then `object` as 16 hex digits. It is written as an unnamed temporary file and
+//! gets its name by `linkat`, so that nothing half-written ever has a name.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, fallocate, fchmod, linkat, mkdirat, openat, unlinkat};
+use rustix::io::Errno;
+
+use super::account::{Account, page_round};
+use super::evict::Policy;
+use super::object::ObjectId;
+use super::{StoreError, TierKind};
+use crate::sys;
+
+/// Bodies are read-only for everybody, their owner included.
+const BODY_MODE: u32 = 0o444;
+const FAN_OUT: u32 = 256;
+
+/// Name of the body's file below the tier's directory.
+pub fn body_path(object: ObjectId) -> String {
+    format!("{:02x}/{object:016x}", object & 0xff)
+}
+
+#[derive(Debug)]
+pub(crate) struct Tier {
+    pub(crate) kind: TierKind,
+    pub(crate) dir: OwnedFd,
+    pub(crate) account: Account,
+    pub(crate) policy: Policy,
+}
+
+/// What a file weighs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Measure {
+    pub(crate) length: u64,
+    /// Bytes that the account must carry: whole pages of the length, or of what is allocated where
+    /// that is more.
+    pub(crate) charge: u64,
+}
+
+impl Tier {
+    /// Prepares the fan-out directories below `dir` and tries every operation that the store will
+    /// need, so that an unsuitable file system is refused now, with its name.
+    pub(crate) fn open(kind: TierKind, dir: OwnedFd, limit: u64) -> Result<Self, StoreError> {
+        for i in 0..FAN_OUT {
+            match mkdirat(&dir, format!("{i:02x}"), Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(e) => return Err(StoreError::io("making a tier's directory")(e)),
+            }
+        }
+        let tier = Tier { kind, dir, account: Account::new(limit), policy: Policy::default() };
+        tier.probe().map_err(|e| {
+            StoreError::Setup(format!(
+                "the {kind} tier's file system cannot do what the store needs (O_TMPFILE, linkat, \
+                 file leases): {e}; remedy: use a local ext4, xfs, btrfs or tmpfs"
+            ))
+        })?;
+        Ok(tier)
+    }
+
+    fn probe(&self) -> io::Result<()> {
+        const PROBE: ObjectId = 0; // never the id of an object
+        match self.unlink(PROBE) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let (writer, reader) = self.create()?;
+        rustix::io::write(&writer, b"x")?;
+        if sys::has_no_writers(reader.as_fd())? {
+            return Err(io::Error::other("a lease was granted although the file is open for writing"));
+        }
+        drop(writer);
+        if !sys::has_no_writers(reader.as_fd())? {
+            return Err(io::Error::other("no lease although the file is not open for writing"));
+        }
+        self.publish(reader.as_fd(), PROBE)?;
+        self.open_body(PROBE)?;
+        self.unlink(PROBE)
+    }
+
+    /// A new unnamed file: its writer's descriptor, and a read-only one that the store keeps to
+    /// link it later (it does not count as a writer).
+    pub(crate) fn create(&self) -> io::Result<(OwnedFd, OwnedFd)> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let writer = openat(&self.dir, ".", flags, Mode::from_raw_mode(BODY_MODE))?;
+        // The process's umask must not hide bodies from readers of another user.
+        fchmod(&writer, Mode::from_raw_mode(BODY_MODE))?;
+        let reader = openat(CWD, proc_path(writer.as_fd()), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok((writer, reader))
+    }
+
+    /// Gives the file its name. Fails if the name exists.
+    pub(crate) fn publish(&self, file: BorrowedFd<'_>, object: ObjectId) -> io::Result<()> {
+        let to = body_path(object);
+        match linkat(CWD, proc_path(file), &self.dir, to.as_str(), AtFlags::SYMLINK_FOLLOW) {
+            // Without /proc: kernels from 6.10 allow it to whoever opened the file.
+            Err(Errno::NOENT | Errno::ACCESS) => {
+                linkat(file, "", &self.dir, to.as_str(), AtFlags::EMPTY_PATH)?;
+                Ok(())
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// A read-only descriptor of the body.
+    pub(crate) fn open_body(&self, object: ObjectId) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(openat(&self.dir, body_path(object), flags, Mode::empty())?)
+    }
+
+    /// A read-write descriptor, for v0.1 clients that overwrite.
+    pub(crate) fn open_writable(&self, object: ObjectId) -> io::Result<OwnedFd> {
+        let path = body_path(object);
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match openat(&self.dir, path.as_str(), flags, Mode::empty()) {
+            // Mode 0444 binds its owner too, unless it is root: lift it for the moment.
+            Err(Errno::ACCESS) => {
+                let reader = self.open_body(object)?;
+                fchmod(&reader, Mode::from_raw_mode(0o644))?;
+                let writer = openat(&self.dir, path.as_str(), flags, Mode::empty());
+                fchmod(&reader, Mode::from_raw_mode(BODY_MODE))?;
+                Ok(writer?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    pub(crate) fn unlink(&self, object: ObjectId) -> io::Result<()> {
+        Ok(unlinkat(&self.dir, body_path(object), AtFlags::empty())?)
+    }
+
+    /// Removes every file: a memory tier starts empty, also in a mount that a former process used.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        self.for_each_file(|dir, name, _| {
+            unlinkat(dir, name, AtFlags::empty())?;
+            Ok(())
+        })
+    }
+
+    /// Calls `f` with directory, name and object id of every file that looks like a body's.
+    pub(crate) fn for_each_file(
+        &self,
+        mut f: impl FnMut(BorrowedFd<'_>, &std::ffi::CStr, ObjectId) -> io::Result<()>,
+    ) -> io::Result<()> {
+        for i in 0..FAN_OUT {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let dir = openat(&self.dir, format!("{i:02x}"), flags, Mode::empty())?;
+            for entry in rustix::fs::Dir::read_from(&dir)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                let id = name.to_str().ok().filter(|n| n.len() == 16);
+                if let Some(id) = id.and_then(|n| ObjectId::from_str_radix(n, 16).ok()) {
+                    f(dir.as_fd(), name, id)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Length and weight of a file.
+    pub(crate) fn measure(&self, file: BorrowedFd<'_>) -> io::Result<Measure> {
+        let stat = rustix::fs::fstat(file)?;
+        let length = u64::try_from(stat.st_size).unwrap_or(0);
+        // An empty file weighs a page too: its inode and its index entry are not free, and a limit
+        // in bytes must bound their number.
+        let pages = page_round(length.max(1));
+        let blocks = page_round(u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512));
+        // A disk file system counts its own metadata among the blocks; that is not the body's. What
+        // was allocated beyond the end on purpose is more than this tolerance.
+        let tolerance = match self.kind {
+            TierKind::Memory => 0,
+            TierKind::Disk => 64 * 1024 + pages / 64,
+        };
+        let charge = if blocks > pages.saturating_add(tolerance) { blocks } else { pages };
+        Ok(Measure { length, charge })
+    }
+
+    /// Gives back what is allocated beyond the file's end.
+    pub(crate) fn trim(file: BorrowedFd<'_>, length: u64) -> io::Result<()> {
+        const REST: u64 = 1 << 40;
+        let from = page_round(length);
+        fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, from, REST)?;
+        Ok(())
+    }
+}
+
+fn proc_path(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{MemoryMount, MountAccess};
+
+    fn memory(limit: u64) -> Tier {
+        let mount = MemoryMount::new(limit, MountAccess::Owner).unwrap();
+        let dir = mount.root().try_clone_to_owned().unwrap();
+        Tier::open(TierKind::Memory, dir, limit).unwrap()
+    }
+
+    #[test]
+    fn body_paths() {
+        assert_eq!(body_path(0x1234), "34/0000000000001234");
+    }
+
+    #[test]
+    fn a_body_cannot_be_opened_twice_under_one_name_and_is_read_only() {
+        let tier = memory(1 << 20);
+        let (writer, reader) = tier.create().unwrap();
+        assert_eq!(rustix::io::write(&writer, b"hello").unwrap(), 5);
+        drop(writer);
+        tier.publish(reader.as_fd(), 7).unwrap();
+        assert!(tier.publish(reader.as_fd(), 7).is_err());
+        let body = tier.open_body(7).unwrap();
+        assert_eq!(rustix::io::write(&body, b"x").unwrap_err(), Errno::BADF);
+        assert_eq!(tier.measure(body.as_fd()).unwrap().charge, 4096);
+        tier.clear().unwrap();
+        assert!(tier.open_body(7).is_err());
+    }
+
+    #[test]
+    fn a_surplus_allocation_weighs_until_it_is_trimmed() {
+        let tier = memory(1 << 20);
+        let (writer, reader) = tier.create().unwrap();
+        fallocate(&writer, FallocateFlags::KEEP_SIZE, 0, 64 << 10).unwrap();
+        rustix::io::write(&writer, b"hello").unwrap();
+        assert_eq!(tier.measure(reader.as_fd()).unwrap().charge, 64 << 10);
+        Tier::trim(writer.as_fd(), 5).unwrap();
+        assert_eq!(tier.measure(reader.as_fd()).unwrap().charge, 4096);
+    }
+}

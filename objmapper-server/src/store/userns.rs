@@ -1,0 +1,110 @@
+//! The helper child that mounts a tmpfs for an unprivileged process: in a user namespace of its
+//! own it may mount, and the mount works for us through its descriptor.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use super::mount::{Options, detached_tmpfs};
+
+/// Forks the helper, waits for it, and returns the mount it made.
+pub(super) fn tmpfs_from_helper(options: &Options) -> io::Result<OwnedFd> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    // The child may not allocate, so what it writes is formatted here.
+    let uid = rustix::process::geteuid().as_raw();
+    let gid = rustix::process::getegid().as_raw();
+    let uid_map = format!("{uid} {uid} 1\n");
+    let gid_map = format!("{gid} {gid} 1\n");
+    // SAFETY: the child of a process with threads may only make async-signal-safe calls: `helper`
+    // makes plain system calls on data prepared above, allocates nothing, takes no lock, and ends
+    // with `_exit`, so no destructor or handler of the parent runs in it.
+    let child = unsafe { libc::fork() };
+    match child {
+        -1 => return Err(io::Error::last_os_error()),
+        0 => {
+            let code = helper(options, uid_map.as_bytes(), gid_map.as_bytes(), theirs.as_fd());
+            // SAFETY: ends the child without running any code of the parent's.
+            unsafe { libc::_exit(code) }
+        }
+        _ => {}
+    }
+    drop(theirs);
+    let received = receive(ours.as_fd());
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is a live int; the pid is our own child, not yet waited for.
+        let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+        if waited != -1 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            break;
+        }
+    }
+    received
+}
+
+/// Runs in the child; sends either the mount or an errno, returns the exit code.
+fn helper(options: &Options, uid_map: &[u8], gid_map: &[u8], to: BorrowedFd<'_>) -> i32 {
+    match mount_in_namespace(options, uid_map, gid_map) {
+        Ok(mount) => {
+            let fds = [mount.as_fd()];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            control.push(SendAncillaryMessage::ScmRights(&fds));
+            let data = 0i32.to_ne_bytes();
+            i32::from(sendmsg(to, &[IoSlice::new(&data)], &mut control, SendFlags::NOSIGNAL).is_err())
+        }
+        Err(error) => {
+            let data = error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes();
+            let mut control = SendAncillaryBuffer::default();
+            let _ = sendmsg(to, &[IoSlice::new(&data)], &mut control, SendFlags::NOSIGNAL);
+            1
+        }
+    }
+}
+
+fn mount_in_namespace(options: &Options, uid_map: &[u8], gid_map: &[u8]) -> io::Result<OwnedFd> {
+    // SAFETY: only this child, which has one thread, changes its namespaces; no descriptor table is
+    // unshared.
+    unsafe { unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?;
+    // A process without CAP_SETGID in the parent namespace must give up setgroups first.
+    write_file(c"/proc/self/setgroups", b"deny")?;
+    write_file(c"/proc/self/uid_map", uid_map)?;
+    write_file(c"/proc/self/gid_map", gid_map)?;
+    detached_tmpfs(options)
+}
+
+fn write_file(path: &std::ffi::CStr, data: &[u8]) -> io::Result<()> {
+    let file = open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, data)?;
+    Ok(())
+}
+
+fn receive(from: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut data = [0u8; 4];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let got = rustix::io::retry_on_intr(|| {
+        recvmsg(from, &mut [IoSliceMut::new(&mut data)], &mut control, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    if got.bytes != data.len() {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the helper process died"));
+    }
+    let code = i32::from_ne_bytes(data);
+    if code != 0 {
+        return Err(io::Error::from_raw_os_error(code));
+    }
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut fds) = message {
+            if let Some(fd) = fds.next() {
+                return Ok(fd);
+            }
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "the helper process sent no descriptor"))
+}
