@@ -78,7 +78,7 @@ Pin: release n=$bootstrap_release
 Pin-Priority: 100
 PIN
         updated=; update_once
-        say "installing varnish and libvarnishapi-dev from Debian $bootstrap_release (libc6 is upgraded with them)"
+        say "installing varnish and libvarnishapi-dev from Debian $bootstrap_release (libc6, base-files and the compiler's runtime libraries are upgraded with them)"
         apt_quiet install -t $bootstrap_release --no-install-recommends -y varnish libvarnishapi-dev
     else
         say "installing varnish and libvarnishapi-dev"
@@ -88,7 +88,7 @@ PIN
 
 install_rest() {
     local missing=() p
-    for p in h2o libclang-dev pkg-config make gcc libc6-dev curl ca-certificates "$@"; do
+    for p in h2o libclang-dev pkg-config make gcc libc6-dev curl ca-certificates xz-utils "$@"; do
         [ -n "$(installed_version "$p")" ] || missing+=("$p")
     done
     [ ${#missing[@]} -eq 0 ] && return
@@ -97,14 +97,29 @@ install_rest() {
     apt_quiet install --no-install-recommends -y "${missing[@]}"
 }
 
-# The packages start their services; the tests and the demo start their own, on ports of their own.
-stop_packaged_service() {
-    command -v systemctl >/dev/null && [ -d /run/systemd/system ] || return 0
-    :
+# Debian's packages start their services. The tests and the demo start programs of their own on ports of their own, so
+# a service that came only with this run is stopped again; one that was here before is left alone.
+readonly services=(varnish h2o)
+had_services=
+for p in "${services[@]}"; do
+    [ -n "$(installed_version "$p")" ] && had_services+=" $p "
+done
+stop_new_services() {
+    [ -d /run/systemd/system ] || return 0
+    local p
+    for p in "${services[@]}"; do
+        case "$had_services" in *" $p "*) continue ;; esac
+        if systemctl is-enabled --quiet "$p" 2>/dev/null || systemctl is-active --quiet "$p" 2>/dev/null; then
+            say "stopping and disabling the service $p that the package started"
+            "${sudo[@]}" systemctl disable --now --quiet "$p"
+        fi
+    done
 }
 
 install_varnish
 install_rest "$@"
+stop_new_services
+export PATH="$PATH:${HOME:-/root}/.cargo/bin"
 command -v cargo >/dev/null || die "cargo is missing: install Rust >= 1.85 first"
 have=$(pkg-config --modversion varnishapi 2>/dev/null || true)
 [ -n "$have" ] || die "pkg-config does not find varnishapi although libvarnishapi-dev is installed"

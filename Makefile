@@ -1,0 +1,71 @@
+# What a user and a developer do with the project. `make help` lists it.
+#
+# demo and test set up what they need on Debian 12 and 13 (scripts/setup.sh says what it installs); the others
+# expect it to be there: `make setup`.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := build
+
+# rustup's place, for shells that were not told
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+CARGO   ?= cargo
+TARGET  := $(or $(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET)/release
+BUILT   := -p stevedore_objmapper -p vmod_objmapper -p objmapper-server
+
+# Where `make install` puts things: as the installed Varnish says. DESTDIR and these can be given.
+varnish_var  = $(shell pkg-config --variable=$(1) varnishapi)
+enginedir   ?= $(call varnish_var,libdir)/varnish
+vmoddir     ?= $(call varnish_var,vmoddir)
+vcldir      ?= $(call varnish_var,vcldir)
+sbindir     ?= $(call varnish_var,sbindir)
+
+.PHONY: help setup build test demo install uninstall lint conformance bench-foundation clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: ## install what build, tests and demo need (Debian 12, 13; root or sudo)
+	@scripts/setup.sh
+
+build: ## release build: the engine, the VMOD, objmapperd in target/release
+	$(CARGO) build --release --locked $(BUILT)
+	@ls -l $(RELEASE)/libstevedore_objmapper.so $(RELEASE)/libvmod_objmapper.so $(RELEASE)/objmapperd
+
+test: setup build ## unit, integration and varnishtest cases
+	$(CARGO) test --locked --workspace
+
+lint: ## format, clippy and documentation, with warnings as errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
+	scripts/lint-shell.sh
+
+demo: setup build ## see it work with real programs; ONCE=1 ends by itself
+	@OBJM_BUILD_DIR=$(abspath $(RELEASE)) ONCE=$(ONCE) scripts/demo.sh
+
+conformance: setup build ## Varnish's own test suite, with malloc and with the engine
+	$(CARGO) run --locked --release -p objmapper-harness --bin conformance -- $(ARGS)
+
+bench-foundation: build ## speed and memory of hits, misses and many objects, as ratios to malloc
+	@scripts/setup.sh wrk
+	@OBJM_BUILD_DIR=$(abspath $(RELEASE)) scripts/bench-foundation.sh
+
+install: ## into the installed Varnish's directories, below DESTDIR
+	@test -n "$(vmoddir)" || { echo "pkg-config does not find varnishapi: run 'make setup'" >&2; exit 1; }
+	@test -f $(RELEASE)/objmapperd || { echo "nothing built: run 'make build' first" >&2; exit 1; }
+	install -d $(DESTDIR)$(enginedir) $(DESTDIR)$(vmoddir) $(DESTDIR)$(vcldir) $(DESTDIR)$(sbindir)
+	install -m 644 $(RELEASE)/libstevedore_objmapper.so $(DESTDIR)$(enginedir)/
+	install -m 644 $(RELEASE)/libvmod_objmapper.so $(DESTDIR)$(vmoddir)/
+	install -m 755 $(RELEASE)/objmapperd $(DESTDIR)$(sbindir)/
+	install -m 644 vcl/*.vcl $(DESTDIR)$(vcldir)/
+
+uninstall: ## remove what install put there
+	rm -f $(DESTDIR)$(enginedir)/libstevedore_objmapper.so $(DESTDIR)$(vmoddir)/libvmod_objmapper.so
+	rm -f $(DESTDIR)$(sbindir)/objmapperd $(addprefix $(DESTDIR)$(vcldir)/,$(notdir $(wildcard vcl/*.vcl)))
+
+clean: ## remove what was built
+	$(CARGO) clean
