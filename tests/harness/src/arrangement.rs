@@ -23,8 +23,7 @@ pub enum Arrangement {
 
 impl Arrangement {
     /// All arrangements, the control first.
-    pub const ALL: [Self; 5] =
-        [Self::Malloc, Self::Embedded, Self::EmbeddedT0, Self::Daemon, Self::DaemonT0];
+    pub const ALL: [Self; 5] = [Self::Malloc, Self::Embedded, Self::EmbeddedT0, Self::Daemon, Self::DaemonT0];
 
     /// Its name on command lines and in reports.
     pub fn name(self) -> &'static str {

@@ -88,12 +88,7 @@ impl Client {
     }
 }
 
-fn read_slowly(
-    reader: &mut impl Read,
-    body: &mut Vec<u8>,
-    piece: usize,
-    pause: Duration,
-) -> std::io::Result<()> {
+fn read_slowly(reader: &mut impl Read, body: &mut Vec<u8>, piece: usize, pause: Duration) -> std::io::Result<()> {
     let mut buffer = vec![0; piece];
     loop {
         let n = reader.read(&mut buffer)?;

@@ -6,10 +6,11 @@
 
 pub mod arrangement;
 pub mod artefacts;
-pub mod proc;
+pub mod conformance;
 pub mod h2o;
 pub mod http;
 pub mod objmapperd;
+pub mod proc;
 pub mod process;
 pub mod site;
 pub mod varnishd;

@@ -114,11 +114,7 @@ impl Drop for Process {
 const POLL: Duration = Duration::from_millis(10);
 
 /// Waits until `condition` gives a value; an error that names `what` when it does not within `bound`.
-pub fn wait_for<T>(
-    what: &str,
-    bound: Duration,
-    mut condition: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
+pub fn wait_for<T>(what: &str, bound: Duration, mut condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + bound;
     loop {
         if let Some(value) = condition()? {

@@ -6,8 +6,7 @@ use anyhow::Result;
 
 /// Body sizes in bytes of every class: empty, small, around the threshold of 64 KiB, around a page,
 /// large.
-pub const SIZES: [usize; 10] =
-    [0, 1, 1024, 4096, 4097, 65_535, 65_536, 65_537, 1_000_000, 3 * 1024 * 1024 + 17];
+pub const SIZES: [usize; 10] = [0, 1, 1024, 4096, 4097, 65_535, 65_536, 65_537, 1_000_000, 3 * 1024 * 1024 + 17];
 
 /// `length` bytes that depend on `seed`, that no run of zeros, shift or truncation leaves equal.
 pub fn bytes(seed: u64, length: usize) -> Vec<u8> {

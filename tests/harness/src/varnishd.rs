@@ -92,32 +92,22 @@ impl Varnishd {
 
     /// A counter's value by its full name (`MAIN.cache_hit`, `SMA.s0.g_bytes`).
     pub fn counter(&self, name: &str) -> Result<u64> {
-        let output = Command::new("varnishstat")
-            .arg("-n")
-            .arg(&self.workdir)
-            .args(["-1", "-j", "-f", name])
-            .output()?;
-        let stats: serde_json::Value = serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("varnishstat has no {name}: {output:?}"))?;
-        stats["counters"][name]["value"]
-            .as_u64()
-            .with_context(|| format!("no counter {name} in {stats}"))
+        let output =
+            Command::new("varnishstat").arg("-n").arg(&self.workdir).args(["-1", "-j", "-f", name]).output()?;
+        let stats: serde_json::Value =
+            serde_json::from_slice(&output.stdout).with_context(|| format!("varnishstat has no {name}: {output:?}"))?;
+        stats["counters"][name]["value"].as_u64().with_context(|| format!("no counter {name} in {stats}"))
     }
 
     /// The log so far, as `varnishlog -d` prints it in groups by request.
     pub fn log(&self) -> Result<String> {
-        let output = Command::new("varnishlog")
-            .arg("-n")
-            .arg(&self.workdir)
-            .args(["-d", "-g", "request"])
-            .output()?;
+        let output = Command::new("varnishlog").arg("-n").arg(&self.workdir).args(["-d", "-g", "request"]).output()?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 
 fn varnishadm(workdir: &Path, command: &[&str]) -> Result<String> {
-    let output =
-        Command::new("varnishadm").arg("-n").arg(workdir).args(["-t", "5"]).args(command).output()?;
+    let output = Command::new("varnishadm").arg("-n").arg(workdir).args(["-t", "5"]).args(command).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         bail!("varnishadm {command:?}: {text}{}", String::from_utf8_lossy(&output.stderr));

@@ -35,8 +35,7 @@ impl Header {
     /// Reads the directives of `text`.
     pub fn parse(text: &str) -> Result<Self> {
         use Arrangement::{Daemon, Embedded, EmbeddedT0, Malloc};
-        let mut header =
-            Self { arrangements: vec![Malloc, Embedded, EmbeddedT0, Daemon], needs_h2o: false };
+        let mut header = Self { arrangements: vec![Malloc, Embedded, EmbeddedT0, Daemon], needs_h2o: false };
         for line in text.lines() {
             if let Some(names) = line.strip_prefix("# arrangements:") {
                 header.arrangements = names
@@ -89,12 +88,8 @@ pub fn run(file: &Path, arrangement: Arrangement) -> Result<Outcome> {
     for (name, value) in &macros {
         command.arg(format!("-D{name}={value}"));
     }
-    let output = command
-        .arg(file)
-        .env("TMPDIR", dir.path())
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot run varnishtest")?;
+    let output =
+        command.arg(file).env("TMPDIR", dir.path()).stdin(Stdio::null()).output().context("cannot run varnishtest")?;
     let mut log = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.stderr.is_empty() {
         log.push_str(&String::from_utf8_lossy(&output.stderr));

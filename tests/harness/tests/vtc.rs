@@ -16,8 +16,7 @@ fn main() -> Result<()> {
     let wanted = wanted()?;
     let mut trials = Vec::new();
     for file in vtc::files(&artefacts::workspace().join("tests"))? {
-        let header = Header::parse(&std::fs::read_to_string(&file)?)
-            .with_context(|| file.display().to_string())?;
+        let header = Header::parse(&std::fs::read_to_string(&file)?).with_context(|| file.display().to_string())?;
         let name = file.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         for arrangement in header.arrangements {
             if wanted.contains(&arrangement) {
@@ -32,10 +31,9 @@ fn main() -> Result<()> {
 
 fn wanted() -> Result<Vec<Arrangement>> {
     match std::env::var("OBJM_ARRANGEMENTS") {
-        Ok(names) => names
-            .split(',')
-            .map(|n| Arrangement::parse(n).with_context(|| format!("no arrangement {n:?}")))
-            .collect(),
+        Ok(names) => {
+            names.split(',').map(|n| Arrangement::parse(n).with_context(|| format!("no arrangement {n:?}"))).collect()
+        }
         Err(_) => Ok(Arrangement::ALL.into_iter().filter(|a| a.has_engine()).collect()),
     }
 }
