@@ -1,1 +1,19 @@
-//! engine
+//! The object model of the objmapper storage engine, without varnishd.
+//!
+//! A body is *in heap* while it is small, *a draft* (a private file, seen through a writable window) while a large one
+//! comes in, and *stored* (a published, immutable file in objmapper, neither open nor mapped unless somebody reads it)
+//! afterwards. [`engine::Engine`] is one storage with its limit, counters and bounded caches of descriptors and
+//! mappings; [`body::Body`] is one body. The cdylib `stevedore_objmapper` makes varnishd's `obj_methods` of them.
+
+pub mod account;
+pub mod backing;
+pub mod body;
+mod cache;
+pub mod counters;
+mod draft;
+pub mod engine;
+pub mod heap;
+pub mod log;
+mod maps;
+pub mod options;
+mod space;

@@ -24,6 +24,9 @@ pub mod bindings {
 
 pub use bindings::{boc, objcore, vsb, worker};
 
+/// `OC_F_TRANSIENT` (Varnish: `cache/cache.h`), a macro of enum constants: the object's body is for one delivery only.
+pub const OC_F_TRANSIENT: u32 = bindings::OC_F_PRIVATE | bindings::OC_F_HFM | bindings::OC_F_HFP;
+
 /// The attributes of an object, as `include/tbl/obj_attr.h` lists them.
 pub mod attr {
     use super::bindings;

@@ -8,9 +8,11 @@
 
 #include "cache/cache_varnishd.h"
 #include "vmod_abi.h"
+#include "vas.h"
 #include "vcs.h"
 #include "vnum.h"
 #include "vsb.h"
+#include "vtim.h"
 
 /* The attribute table, so that a Varnish with other attributes is noticed when we are compiled. */
 enum objm_fixattr_size {

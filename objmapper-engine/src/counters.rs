@@ -1,0 +1,121 @@
+//! `OBJM.<ident>.*`: what `SMA.<ident>.*` cannot say.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// The counters of one storage, in shared memory for varnishstat(1).
+///
+/// The documentation of each is what varnishstat shows. Gauges begin with `g_`.
+#[derive(Debug, Default, varnish::VscMetric)]
+#[repr(C)]
+pub struct Counters {
+    /// Bodies in heap
+    ///
+    /// Bodies, or pieces of bodies, that live in varnishd's own memory.
+    #[gauge]
+    pub g_heap_pieces: AtomicU64,
+    /// Bytes of bodies in heap
+    #[gauge(format = "bytes")]
+    pub g_heap_bytes: AtomicU64,
+    /// Bodies in objmapper
+    #[gauge]
+    pub g_bodies: AtomicU64,
+    /// Bytes of bodies in objmapper
+    ///
+    /// As the storage's limit counts them. objmapper itself counts whole pages.
+    #[gauge(format = "bytes")]
+    pub g_body_bytes: AtomicU64,
+    /// Descriptors of cached bodies that are open
+    #[gauge]
+    pub g_fds: AtomicU64,
+    /// Cached bodies that are mapped
+    #[gauge]
+    pub g_maps: AtomicU64,
+    /// Bodies that are written, or could not be published yet
+    ///
+    /// Each holds a descriptor and at least one mapping.
+    #[gauge]
+    pub g_writing: AtomicU64,
+    /// 1 while objmapper answers
+    #[gauge]
+    pub g_happy: AtomicU64,
+    /// Bodies opened again
+    ///
+    /// The descriptor had been closed to stay below 'fds', or never been needed.
+    #[counter]
+    pub c_opened: AtomicU64,
+    /// Bodies mapped again
+    #[counter]
+    pub c_mapped: AtomicU64,
+    /// Descriptors closed to stay below 'fds'
+    #[counter]
+    pub c_fds_closed: AtomicU64,
+    /// Mappings dropped to stay below 'maps'
+    #[counter]
+    pub c_maps_dropped: AtomicU64,
+    /// Bodies published in objmapper
+    #[counter]
+    pub c_published: AtomicU64,
+    /// Objects evicted ahead of need
+    ///
+    /// By the background thread, so that a fetch finds room. LRU evictions of a fetch itself are MAIN.n_lru_nuked only.
+    #[counter]
+    pub c_evicted_ahead: AtomicU64,
+    /// Bodies kept in heap: objmapper is down
+    #[counter]
+    pub c_fallback_down: AtomicU64,
+    /// Bodies kept in heap: objmapper is full
+    #[counter]
+    pub c_fallback_full: AtomicU64,
+    /// Bodies kept in heap: objmapper did not answer in time
+    #[counter]
+    pub c_fallback_timeout: AtomicU64,
+    /// Bodies kept in heap: no descriptors, no mappings or an I/O error
+    #[counter]
+    pub c_fallback_error: AtomicU64,
+    /// Bodies that begin in objmapper and continue in heap
+    ///
+    /// objmapper failed while the body came in. Each keeps its descriptor open.
+    #[counter]
+    pub c_mixed: AtomicU64,
+    /// Bodies that objmapper lost
+    ///
+    /// Their objects are taken out of the cache.
+    #[counter]
+    pub c_lost: AtomicU64,
+    /// Bodies that could not be published
+    ///
+    /// They are delivered to who waits for them and then leave the cache.
+    #[counter]
+    pub c_publish_failed: AtomicU64,
+    /// Connections to objmapper lost
+    #[counter]
+    pub c_disconnects: AtomicU64,
+    /// Connections to objmapper made again
+    #[counter]
+    pub c_reconnects: AtomicU64,
+    /// Errors: input or output on a body's file
+    #[counter]
+    pub c_err_io: AtomicU64,
+    /// Errors: objmapper broke the protocol or refused a request
+    #[counter]
+    pub c_err_protocol: AtomicU64,
+    /// Errors: a deadline passed
+    #[counter]
+    pub c_err_timeout: AtomicU64,
+    /// Errors inside the engine
+    ///
+    /// A panic was caught at the boundary to varnishd. Please report it.
+    #[counter]
+    pub c_err_internal: AtomicU64,
+}
+
+/// Adds to a counter.
+pub fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Relaxed);
+}
+
+/// Lowers a gauge.
+pub fn sub(gauge: &AtomicU64, n: u64) {
+    gauge.fetch_sub(n, Relaxed);
+}

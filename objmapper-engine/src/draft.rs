@@ -1,0 +1,394 @@
+//! A body that is being written to objmapper: its file, the window through which the fetch writes, and the moment in
+//! which it becomes a published, immutable body.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::sys::stat::Mode;
+use nix::unistd::ftruncate;
+
+use crate::backing::{Draft, Stored};
+use crate::body::{Body, Inner, Piece, Place};
+use crate::counters;
+use crate::engine::Engine;
+
+/// A window of a body whose length nobody knows maps at least so much address space. It costs nothing until it is used.
+const FIRST_WINDOW: u64 = 1 << 20;
+/// No window of such a body maps more.
+const LARGEST_WINDOW: u64 = 256 << 20;
+/// Pages are made and mapped in steps of this, ahead of the writer, instead of one fault each.
+const POPULATE_STEP: u64 = 2 << 20;
+
+/// Where the draft's bytes are kept.
+enum Storage {
+    /// Private to us, writable.
+    Draft(Draft),
+    /// It could not be published: the file lives as long as this descriptor.
+    Orphan(File),
+}
+
+/// The writer's view of a draft.
+pub(crate) struct Writing {
+    storage: Storage,
+    /// Bytes reserved with the account, from the body's start; less what was given back.
+    reserved: u64,
+    given_back: u64,
+    /// The file's size: whole pages, so that every byte of a page that is reserved can be written.
+    file_size: u64,
+    /// The expected length.
+    hint: u64,
+    window: Arc<MmapRaw>,
+    /// Offset in the file of the window's first byte; a multiple of the page size.
+    window_start: u64,
+    /// The body offset where the window's piece begins.
+    piece_start: u64,
+    /// Pages below this are made and mapped.
+    populated: u64,
+    /// Has the window a piece in the body?
+    shown: bool,
+    /// The rest of the body is in heap: from here on.
+    ends_at: Option<u64>,
+}
+
+fn page_size() -> u64 {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |n| n as u64)
+}
+
+fn page_ceil(n: u64) -> u64 {
+    n.next_multiple_of(page_size())
+}
+
+fn page_floor(n: u64) -> u64 {
+    n / page_size() * page_size()
+}
+
+impl Writing {
+    /// Begins a draft of `reserved` bytes (of `hint` in the end), and copies the `len` bytes of heap there.
+    /// `None`: objmapper can't; this is counted.
+    pub(crate) fn begin(engine: &Engine, body: &Body, hint: u64, reserved: u64, len: u64) -> Option<Box<Writing>> {
+        let draft = engine.create_draft(hint.max(reserved))?;
+        let file_size = page_ceil(hint.max(reserved));
+        let window_len = hint.max(reserved).max(if hint > reserved { 0 } else { FIRST_WINDOW });
+        let begun = set_size(draft.file(), file_size).and_then(|()| map_window(draft.file(), 0, window_len));
+        let window = match begun {
+            Ok(window) => Arc::new(window),
+            Err(error) => {
+                engine.file_error("mapping a new body", &error);
+                draft.abort();
+                return None;
+            }
+        };
+        let mut writing = Box::new(Writing {
+            storage: Storage::Draft(draft),
+            reserved,
+            given_back: 0,
+            file_size,
+            hint,
+            window,
+            window_start: 0,
+            piece_start: 0,
+            populated: 0,
+            shown: false,
+            ends_at: None,
+        });
+        if len > 0 {
+            writing.populate(engine, 0, len)?;
+            // Only the writer, which we are, changes pieces; readers may read them while we do.
+            for piece in &body.lock().pieces {
+                if let Place::Heap(chunk) = &piece.place {
+                    let (from, to) = (chunk.ptr().as_ptr(), writing.address(piece.start)?.as_ptr());
+                    // SAFETY: `piece.len` bytes of the chunk are initialised body; the window maps
+                    // `piece.start + piece.len <= len <= populated` bytes, private to us until it is shown; heap and
+                    // mapping do not overlap.
+                    unsafe { std::ptr::copy_nonoverlapping(from, to, piece.len as usize) };
+                }
+            }
+        }
+        counters::add(&engine.counters.g_writing, 1);
+        counters::add(&engine.counters.g_bodies, 1);
+        counters::add(&engine.counters.g_body_bytes, reserved);
+        Some(writing)
+    }
+
+    /// Bytes of room in total.
+    pub(crate) fn reserved(&self) -> u64 {
+        self.reserved
+    }
+
+    /// Body bytes that may be in the file.
+    pub(crate) fn in_file(&self) -> u64 {
+        self.ends_at.unwrap_or(self.reserved)
+    }
+
+    pub(crate) fn gave_back(&mut self, bytes: u64) {
+        self.given_back += bytes;
+    }
+
+    /// The rest of the body, from `len` on, is in heap.
+    pub(crate) fn end_at(&mut self, len: u64) {
+        self.ends_at.get_or_insert(len);
+    }
+
+    /// `bytes` more were accounted. `false`: objmapper can't have them.
+    pub(crate) fn grow(&mut self, engine: &Engine, bytes: u64) -> bool {
+        let Storage::Draft(draft) = &mut self.storage else { return false };
+        let reserved = self.reserved + bytes;
+        if !engine.reserve(draft, reserved.max(self.hint)) {
+            return false;
+        }
+        if reserved > self.file_size {
+            let size = page_ceil(reserved);
+            if let Err(error) = set_size(draft.file(), size) {
+                engine.file_error("growing a body", &error);
+                return false;
+            }
+            self.file_size = size;
+        }
+        self.reserved = reserved;
+        counters::add(&engine.counters.g_body_bytes, bytes);
+        true
+    }
+
+    /// Where the bytes from `len` on can be written, and how many.
+    pub(crate) fn room(&mut self, engine: &Engine, len: u64) -> Option<(NonNull<u8>, usize)> {
+        let mut end = self.window_start + self.window.len() as u64;
+        if len >= end {
+            let start = page_floor(len);
+            let size = (self.reserved.max(self.hint) - start).max(len.clamp(FIRST_WINDOW, LARGEST_WINDOW));
+            let Storage::Draft(draft) = &self.storage else { return None };
+            match map_window(draft.file(), start, size) {
+                Ok(window) => self.window = Arc::new(window),
+                Err(error) => {
+                    engine.file_error("mapping a body", &error);
+                    return None;
+                }
+            }
+            self.window_start = start;
+            self.piece_start = len;
+            self.populated = self.populated.max(start);
+            self.shown = false;
+            end = start + self.window.len() as u64;
+        }
+        let end = end.min(self.reserved);
+        if self.populated <= len {
+            self.populate(engine, len, end.min(len + POPULATE_STEP))?;
+        }
+        let room = self.populated.min(end).checked_sub(len).filter(|room| *room > 0)?;
+        Some((self.address(len)?, room as usize))
+    }
+
+    fn address(&self, offset: u64) -> Option<NonNull<u8>> {
+        NonNull::new(self.window.as_mut_ptr().wrapping_add((offset - self.window_start) as usize))
+    }
+
+    /// Makes and maps the pages of the bytes `from..to`. A full file system is an error here, not a SIGBUS later.
+    fn populate(&mut self, engine: &Engine, from: u64, to: u64) -> Option<()> {
+        let start = page_floor(from);
+        let end = page_ceil(to).min(self.window_start + self.window.len() as u64).min(self.file_size);
+        let advised = self.window.advise_range(
+            Advice::PopulateWrite,
+            (start - self.window_start) as usize,
+            (end.saturating_sub(start)) as usize,
+        );
+        match advised {
+            Ok(()) => {
+                self.populated = end;
+                Some(())
+            }
+            Err(error) => {
+                engine.file_error("allocating a body's pages", &error);
+                None
+            }
+        }
+    }
+
+    /// Puts the window into the body's pieces, in the place of what was in heap.
+    pub(crate) fn show_window(&mut self, inner: &mut Inner) {
+        if self.shown {
+            return;
+        }
+        self.shown = true;
+        let offset = (self.piece_start - self.window_start) as usize;
+        let place = Place::Window { map: self.window.clone(), offset };
+        if self.piece_start == 0 {
+            for piece in inner.pieces.drain(..) {
+                if let Place::Heap(chunk) = piece.place {
+                    inner.retired.push(chunk);
+                }
+            }
+            inner.pieces.push(Piece { start: 0, len: inner.len, place });
+        } else {
+            inner.pieces.push(Piece { start: inner.len, len: 0, place });
+        }
+    }
+
+    /// Gives the surplus behind `len` back.
+    pub(crate) fn trim(&mut self, engine: &Engine, len: u64) {
+        let len = self.ends_at.unwrap_or(len);
+        let surplus = self.reserved.saturating_sub(len);
+        if surplus > 0 {
+            engine.account.shrink(surplus);
+            counters::sub(&engine.counters.g_body_bytes, surplus);
+            self.reserved = len;
+        }
+        if let Storage::Draft(draft) = &mut self.storage {
+            // Readers are below `len`: nobody touches the pages that go.
+            match set_size(draft.file(), len) {
+                Ok(()) => self.file_size = len,
+                Err(error) => engine.file_error("trimming a body", &error),
+            }
+            engine.reserve(draft, len);
+        }
+    }
+
+    /// Frees the pages of the bytes `from..to`, which nobody will read again.
+    pub(crate) fn punch(&self, engine: &Engine, from: u64, to: u64) {
+        let Storage::Draft(draft) = &self.storage else { return };
+        let (from, to) = (page_floor(from), page_floor(to));
+        if to <= from {
+            return;
+        }
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        if let Err(errno) = fallocate(draft.file().as_fd(), flags, from as i64, (to - from) as i64) {
+            engine.file_error("giving back a body's pages", &errno.into());
+        }
+    }
+
+    /// The body is not wanted any more.
+    pub(crate) fn discard(self: Box<Self>, engine: &Engine) {
+        engine.lost_draft(self.reserved - self.given_back);
+        drop(self.window);
+        if let Storage::Draft(draft) = self.storage {
+            draft.abort();
+        }
+    }
+}
+
+fn set_size(file: &File, size: u64) -> std::io::Result<()> {
+    let size = i64::try_from(size).map_err(std::io::Error::other)?;
+    Ok(ftruncate(file, size)?)
+}
+
+fn map_window(file: &File, start: u64, len: u64) -> std::io::Result<MmapRaw> {
+    let len = usize::try_from(page_ceil(len)).map_err(std::io::Error::other)?;
+    MmapOptions::new().offset(start).len(len).map_raw(file)
+}
+
+/// A second, read-only descriptor of a draft's file.
+fn reopen_read_only(file: &File) -> std::io::Result<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let fd = nix::fcntl::open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    Ok(File::from(fd))
+}
+
+/// See [`Body::settle`].
+pub(crate) fn settle(body: &Body, engine: &Engine) -> bool {
+    let (writing, len) = match begin_publishing(body) {
+        Publishing::Nothing => return true,
+        Publishing::Empty(writing) => {
+            writing.discard(engine);
+            return true;
+        }
+        Publishing::Body(writing, len) => (writing, len),
+    };
+    let outcome = publish(engine, writing, len);
+    let mut inner = body.lock();
+    inner.publishing = false;
+    let published = match outcome {
+        Ok(stored) => {
+            inner.stored = Some(stored);
+            true
+        }
+        Err(Some(orphan)) => {
+            let place = Place::Window { map: orphan.window.clone(), offset: 0 };
+            inner.pieces.push(Piece { start: 0, len, place });
+            inner.writing = Some(orphan);
+            false
+        }
+        Err(None) => {
+            inner.lost = true;
+            false
+        }
+    };
+    drop(inner);
+    body.notify_published();
+    published
+}
+
+enum Publishing {
+    /// There is nothing to publish, or not yet.
+    Nothing,
+    /// A draft without a byte.
+    Empty(Box<Writing>),
+    /// This, of so many bytes. Until the outcome is known the body has no address, and readers wait.
+    Body(Box<Writing>, u64),
+}
+
+/// Takes a complete draft out of the body, if nobody reads through its windows any more: objmapper publishes only what
+/// nobody can write to, and the windows are writable. Otherwise the last of those readers will try again.
+fn begin_publishing(body: &Body) -> Publishing {
+    let mut inner = body.lock();
+    if !inner.settled || !inner.keep {
+        return Publishing::Nothing;
+    }
+    let Some(writing) = &inner.writing else { return Publishing::Nothing };
+    let ours_alone = inner.pieces.iter().all(|piece| match &piece.place {
+        Place::Window { map, .. } => Arc::strong_count(map) == 1 + usize::from(Arc::ptr_eq(map, &writing.window)),
+        Place::Heap(_) | Place::Gone => false,
+    });
+    if !ours_alone || writing.ends_at.is_some() || matches!(writing.storage, Storage::Orphan(_)) {
+        return Publishing::Nothing;
+    }
+    let len = inner.len;
+    inner.pieces.clear();
+    match inner.writing.take() {
+        Some(writing) if len == 0 => Publishing::Empty(writing),
+        Some(writing) => {
+            inner.publishing = true;
+            Publishing::Body(writing, len)
+        }
+        None => Publishing::Nothing,
+    }
+}
+
+/// `Err`: the body that could not be published, or nothing if it is lost.
+fn publish(engine: &Engine, mut writing: Box<Writing>, len: u64) -> Result<Stored, Option<Box<Writing>>> {
+    let outstanding = writing.reserved - writing.given_back;
+    let Storage::Draft(draft) = writing.storage else { return Err(Some(writing)) };
+    drop(writing.window);
+    let read_only = match reopen_read_only(draft.file()) {
+        Ok(file) => file,
+        Err(error) => {
+            engine.file_error("opening a complete body", &error);
+            draft.abort();
+            engine.lost_draft(outstanding);
+            return Err(None);
+        }
+    };
+    if let Some(stored) = engine.publish(draft, len) {
+        counters::sub(&engine.counters.g_writing, 1);
+        counters::add(&engine.counters.c_published, 1);
+        engine.remember(&stored, read_only);
+        return Ok(stored);
+    }
+    counters::add(&engine.counters.c_publish_failed, 1);
+    let mapped = usize::try_from(len)
+        .map_err(std::io::Error::other)
+        .and_then(|len| MmapOptions::new().len(len).map_raw_read_only(&read_only));
+    match mapped {
+        Ok(map) => {
+            writing.window = Arc::new(map);
+            writing.storage = Storage::Orphan(read_only);
+            Err(Some(writing))
+        }
+        Err(error) => {
+            engine.file_error("mapping a body that could not be published", &error);
+            engine.lost_draft(outstanding);
+            Err(None)
+        }
+    }
+}

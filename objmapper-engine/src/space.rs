@@ -1,0 +1,207 @@
+//! Room for the next bytes of a body.
+//!
+//! The order of attempts (how much is asked of the limit, when something is evicted, what counts as a failure) is
+//! that of Varnish's own engines (`storage/storage_simple.c`), so that operators' numbers keep their meaning.
+
+use std::ptr::NonNull;
+
+use crate::body::{Body, ChunkLimits, Inner, Piece, Place};
+use crate::counters;
+use crate::draft::Writing;
+use crate::engine::Engine;
+use crate::heap::HeapChunk;
+
+/// Surplus below this is not worth a copy (as in `sml_trimstore`).
+const TRIM_WORTHWHILE: usize = 512;
+
+pub(crate) fn space(
+    body: &Body,
+    engine: &Engine,
+    want: usize,
+    estimated: bool,
+    limits: ChunkLimits,
+    nuke: &mut dyn FnMut() -> bool,
+) -> Option<(NonNull<u8>, usize)> {
+    let (len, in_draft, heap_only) = {
+        let inner = body.lock();
+        if let Some(room) = heap_room(&inner) {
+            return Some(room);
+        }
+        (inner.len, inner.writing.is_some(), inner.heap_only)
+    };
+    let wants_store = !heap_only && (in_draft || len.saturating_add(want as u64) > engine.options.threshold);
+    if wants_store {
+        match store_space(body, engine, want, estimated, limits, nuke) {
+            Ok(room) => return room,
+            Err(Refused) => {
+                let mut inner = body.lock();
+                inner.heap_only = true;
+                if let Some(writing) = &mut inner.writing {
+                    writing.end_at(len);
+                    counters::add(&engine.counters.c_mixed, 1);
+                }
+            }
+        }
+    }
+    let chunk = heap_alloc(engine, want, limits, nuke)?;
+    let mut inner = body.lock();
+    let start = inner.len;
+    inner.pieces.push(Piece { start, len: 0, place: Place::Heap(chunk) });
+    heap_room(&inner)
+}
+
+fn heap_room(inner: &Inner) -> Option<(NonNull<u8>, usize)> {
+    let piece = inner.pieces.last()?;
+    let Place::Heap(chunk) = &piece.place else { return None };
+    let used = piece.len as usize;
+    let room = chunk.size().checked_sub(used).filter(|room| *room > 0)?;
+    NonNull::new(chunk.ptr().as_ptr().wrapping_add(used)).map(|ptr| (ptr, room))
+}
+
+/// As much of `want` as there is, by halves down to a chunk; evicts only when there is not even that.
+pub(crate) fn take(
+    want: usize,
+    limits: ChunkLimits,
+    mut alloc: impl FnMut(usize) -> bool,
+    nuke: &mut dyn FnMut() -> bool,
+) -> Option<usize> {
+    let want = want.min(limits.max).max(1);
+    loop {
+        let mut size = want;
+        loop {
+            if alloc(size) {
+                return Some(size);
+            }
+            if size <= limits.chunk {
+                break;
+            }
+            size /= 2;
+        }
+        if !nuke() {
+            return None;
+        }
+    }
+}
+
+fn heap_alloc(
+    engine: &Engine,
+    want: usize,
+    limits: ChunkLimits,
+    nuke: &mut dyn FnMut() -> bool,
+) -> Option<HeapChunk> {
+    let mut chunk = None;
+    take(
+        want,
+        limits,
+        |size| {
+            chunk = HeapChunk::alloc(&engine.account, size);
+            chunk.is_some()
+        },
+        nuke,
+    )?;
+    let chunk = chunk?;
+    counters::add(&engine.counters.g_heap_pieces, 1);
+    counters::add(&engine.counters.g_heap_bytes, chunk.size() as u64);
+    Some(chunk)
+}
+
+/// objmapper can't take the body, or no more of it.
+struct Refused;
+
+/// Room in the body's draft. `Ok(None)`: the limit is reached and nothing can be evicted.
+fn store_space(
+    body: &Body,
+    engine: &Engine,
+    want: usize,
+    estimated: bool,
+    limits: ChunkLimits,
+    nuke: &mut dyn FnMut() -> bool,
+) -> Result<Option<(NonNull<u8>, usize)>, Refused> {
+    let (mut writing, len) = {
+        let mut inner = body.lock();
+        (inner.writing.take(), inner.len)
+    };
+    let result = 'grow: {
+        let writing = match &mut writing {
+            Some(writing) => writing,
+            None => {
+                // What is in heap already moves, so that the body is contiguous.
+                let Some(granted) = take(
+                    want,
+                    limits,
+                    |size| engine.account.alloc(len + size as u64),
+                    nuke,
+                ) else {
+                    break 'grow Ok(None);
+                };
+                let reserved = len + granted as u64;
+                let hint = if estimated { len + want as u64 } else { reserved };
+                match Writing::begin(engine, body, hint, reserved, len) {
+                    Some(begun) => writing.insert(begun),
+                    None => {
+                        engine.account.alloc_failed(reserved);
+                        break 'grow Err(Refused);
+                    }
+                }
+            }
+        };
+        if writing.reserved() <= len {
+            // Of an unknown length: ever larger steps, so that a long body has few of them.
+            let step = if estimated { want } else { want.max((len / 4) as usize / limits.chunk * limits.chunk) };
+            let Some(granted) = take(step, limits, |size| engine.account.grow(size as u64), nuke) else {
+                break 'grow Ok(None);
+            };
+            if !writing.grow(engine, granted as u64) {
+                engine.account.shrink(granted as u64);
+                break 'grow Err(Refused);
+            }
+        }
+        match writing.room(engine, len) {
+            Some(room) => Ok(Some(room)),
+            None => Err(Refused),
+        }
+    };
+    let mut inner = body.lock();
+    if let (Ok(Some(_)), Some(writing)) = (&result, &mut writing) {
+        writing.show_window(&mut inner);
+    }
+    inner.writing = writing;
+    drop(inner);
+    result
+}
+
+/// See [`Body::trim`].
+pub(crate) fn trim(body: &Body, engine: &Engine) {
+    let (writing, len) = {
+        let mut inner = body.lock();
+        trim_heap(&mut inner, engine);
+        (inner.writing.take(), inner.len)
+    };
+    if let Some(mut writing) = writing {
+        writing.trim(engine, len);
+        body.lock().writing = Some(writing);
+    }
+}
+
+fn trim_heap(inner: &mut Inner, engine: &Engine) {
+    let Some(Piece { place: Place::Heap(chunk), len, .. }) = inner.pieces.last() else { return };
+    let len = *len as usize;
+    if len == 0 {
+        if let Some(Piece { place: Place::Heap(chunk), .. }) = inner.pieces.pop() {
+            inner.retired.push(chunk);
+        }
+        return;
+    }
+    if chunk.size() - len < TRIM_WORTHWHILE {
+        return;
+    }
+    let Some(exact) = HeapChunk::alloc(&engine.account, len) else { return };
+    counters::add(&engine.counters.g_heap_pieces, 1);
+    counters::add(&engine.counters.g_heap_bytes, len as u64);
+    exact.copy_from(chunk);
+    if let Some(piece) = inner.pieces.last_mut() {
+        if let Place::Heap(surplus) = std::mem::replace(&mut piece.place, Place::Heap(exact)) {
+            inner.retired.push(surplus);
+        }
+    }
+}

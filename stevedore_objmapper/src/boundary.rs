@@ -1,0 +1,82 @@
+//! Where C calls Rust: no panic crosses, and no pointer is trusted before its magic number is checked.
+
+use std::any::Any;
+use std::ffi::CString;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use varnish_stevedore_sys::bindings::{OBJCORE_MAGIC, VAS_Fail, VAS_WRONG, WORKER_MAGIC};
+use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore};
+use varnish_stevedore_sys::{objcore, worker};
+
+/// Runs a callback that can fail: a panic in it becomes `failure`, and a line in the log.
+pub(crate) fn fallible<T>(slot: &'static str, failure: T, call: impl FnOnce() -> T) -> T {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(value) => value,
+        Err(payload) => {
+            objmapper_engine::log::line(slot, &format!("internal error, please report it: {}", text(&*payload)));
+            failure
+        }
+    }
+}
+
+/// Runs a callback whose caller does not expect it to fail: a panic in it becomes varnishd's own panic, with the
+/// message, so that `varnishadm panic.show` tells.
+pub(crate) fn infallible<T>(slot: &'static str, call: impl FnOnce() -> T) -> T {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(value) => value,
+        Err(payload) => fail(slot, text(&*payload)),
+    }
+}
+
+fn text(payload: &(dyn Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+/// Ends the child with varnishd's own panic.
+fn fail(slot: &'static str, message: &str) -> ! {
+    let text = CString::new(message.replace('\0', "?")).unwrap_or_default();
+    let slot = CString::new(slot).unwrap_or_default();
+    // SAFETY: VAS_Fail (lib/libvarnish/vas.c) takes NUL-terminated strings, which live until it ends the process.
+    unsafe { VAS_Fail(slot.as_ptr(), c"stevedore_objmapper".as_ptr(), 0, text.as_ptr(), VAS_WRONG) }
+}
+
+/// varnishd's objcore, checked.
+///
+/// # Safety
+/// `oc` must be null or point to readable memory of a struct's size, which varnishd guarantees for what it hands to a
+/// callback. The reference must not outlive the callback; only fields that nobody else writes meanwhile may be read.
+pub(crate) unsafe fn objcore_ref<'a>(oc: *const objcore) -> &'a objcore {
+    // SAFETY: by contract.
+    match unsafe { oc.as_ref() } {
+        Some(checked) if checked.magic == OBJCORE_MAGIC => checked,
+        _ => fail("objcore_ref", "not an objcore"),
+    }
+}
+
+/// varnishd's worker, checked.
+///
+/// # Safety
+/// As for [`objcore_ref`].
+pub(crate) unsafe fn worker_ref<'a>(wrk: *const worker) -> &'a worker {
+    // SAFETY: by contract.
+    match unsafe { wrk.as_ref() } {
+        Some(checked) if checked.magic == WORKER_MAGIC => checked,
+        _ => fail("worker_ref", "not a worker"),
+    }
+}
+
+/// varnishd's stevedore, checked.
+///
+/// # Safety
+/// As for [`objcore_ref`].
+pub(crate) unsafe fn stevedore_ref<'a>(stv: *const Stevedore) -> &'a Stevedore {
+    // SAFETY: by contract.
+    match unsafe { stv.as_ref() } {
+        Some(checked) if checked.magic == STEVEDORE_MAGIC => checked,
+        _ => fail("stevedore_ref", "not a stevedore"),
+    }
+}

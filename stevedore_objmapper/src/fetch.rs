@@ -1,0 +1,98 @@
+//! The body, while it comes in.
+
+use std::ffi::c_int;
+
+use objmapper_engine::body::ChunkLimits;
+use varnish_stevedore_sys::OC_F_TRANSIENT;
+use varnish_stevedore_sys::bindings::{BOS_FINISHED, OC_F_FAILED, VTIM_real, cache_param};
+use varnish_stevedore_sys::functions::{HSH_Kill, LRU_Add, LRU_NukeOne};
+use varnish_stevedore_sys::{boc, objcore, worker};
+
+use crate::boundary::{fallible, infallible, objcore_ref, stevedore_ref, worker_ref};
+use crate::object::object_of;
+
+fn chunk_limits() -> ChunkLimits {
+    // SAFETY: `cache_param` points to varnishd's parameters for as long as the child runs; another thread may change
+    // one at any time, hence volatile reads.
+    unsafe {
+        let params = cache_param;
+        let read = |field: *const isize| usize::try_from(field.read_volatile()).unwrap_or(0).max(1);
+        ChunkLimits {
+            chunk: read(&raw const (*params).fetch_chunksize),
+            max: read(&raw const (*params).fetch_maxchunksize),
+        }
+    }
+}
+
+pub(crate) unsafe extern "C" fn objgetspace(
+    wrk: *mut worker,
+    oc: *mut objcore,
+    sz: *mut isize,
+    ptr: *mut *mut u8,
+) -> c_int {
+    fallible("objgetspace", 0, || {
+        // SAFETY: varnishd's objcore of ours; the caller is its fetch, the only writer.
+        let (engine, object) = unsafe { object_of(oc) };
+        // SAFETY: as above; ObjGetSpace checked that there is a boc, and its `transit_buffer` does not change any more.
+        let (stv, transit_buffer) = unsafe {
+            let checked = objcore_ref(oc);
+            (stevedore_ref(checked.stobj[0].stevedore.cast()), checked.boc.as_ref().map_or(0, |boc| boc.transit_buffer))
+        };
+        // SAFETY: `sz` and `ptr` are the caller's own variables (ObjGetSpace asserts that they are not null).
+        let (sz, ptr) = unsafe { (&mut *sz, &mut *ptr) };
+        let limits = chunk_limits();
+        let estimated = *sz > 0;
+        let mut want = usize::try_from(*sz).ok().filter(|want| *want > 0).unwrap_or(limits.chunk);
+        if transit_buffer > 0 {
+            want = want.min(usize::try_from(transit_buffer).unwrap_or(want)).max(1);
+        }
+        let mut nuke = || {
+            // SAFETY: `wrk` is varnishd's, the list was allocated in `open`; no lock of ours is held here.
+            unsafe { LRU_NukeOne(wrk, stv.lru) != 0 }
+        };
+        match object.body.space(engine, want, estimated, limits, &mut nuke) {
+            Some((room, size)) => {
+                *ptr = room.as_ptr();
+                *sz = isize::try_from(size).unwrap_or(isize::MAX);
+                1
+            }
+            None => 0,
+        }
+    })
+}
+
+pub(crate) unsafe extern "C" fn objextend(_wrk: *mut worker, oc: *mut objcore, l: isize) {
+    infallible("objextend", || {
+        // SAFETY: varnishd's objcore of ours; the caller is its fetch.
+        let (_, object) = unsafe { object_of(oc) };
+        object.body.extend(u64::try_from(l).unwrap_or(0));
+    });
+}
+
+pub(crate) unsafe extern "C" fn objtrimstore(_wrk: *mut worker, oc: *mut objcore) {
+    infallible("objtrimstore", || {
+        // SAFETY: varnishd's objcore of ours; the caller is its fetch.
+        let (engine, object) = unsafe { object_of(oc) };
+        object.body.trim(engine);
+    });
+}
+
+pub(crate) unsafe extern "C" fn objbocdone(wrk: *mut worker, oc: *mut objcore, boc: *mut boc) {
+    infallible("objbocdone", || {
+        // SAFETY: varnishd's objcore of ours.
+        let (engine, object) = unsafe { object_of(oc) };
+        // SAFETY: HSH_DerefBoc took the boc off the objcore and hands it to us alone. The flags that we look at do not
+        // change any more, but for DYING, which we do not look at.
+        let (state, flags, last_used) =
+            unsafe { ((*boc).state, u32::from(objcore_ref(oc).flags), worker_ref(wrk).lastused) };
+        let keep = state == BOS_FINISHED && flags & (OC_F_TRANSIENT | OC_F_FAILED) == 0;
+        let settled = object.body.settle(engine, keep);
+        // SAFETY: the calling thread has a reference to the objcore, and its boc is gone, as LRU_Add wants it.
+        unsafe {
+            LRU_Add(oc, if last_used.is_nan() { VTIM_real() } else { last_used });
+            if !settled {
+                HSH_Kill(oc);
+            }
+        }
+    });
+}

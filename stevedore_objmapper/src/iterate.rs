@@ -1,0 +1,181 @@
+//! The body, on its way out.
+//!
+//! Whoever receives bytes without OBJ_ITER_FLUSH may keep their address until the object is dereferenced (HTTP/1
+//! queues it for `writev`). Only a piece in heap of a settled body is that stable; everything else is sent with
+//! OBJ_ITER_FLUSH, after which nobody keeps the address.
+
+use std::ffi::{c_int, c_uint, c_void};
+use std::ptr::null;
+
+use objmapper_engine::body::{NoSpan, Span};
+use objmapper_engine::counters;
+use objmapper_engine::engine::Engine;
+use varnish_stevedore_sys::bindings::{BOS_FAILED, BOS_FINISHED, OBJ_ITER_END, OBJ_ITER_FLUSH, ObjWaitExtend};
+use varnish_stevedore_sys::functions::{HSH_DerefBoc, HSH_Kill, HSH_RefBoc};
+use varnish_stevedore_sys::obj_methods::ObjIterateFn;
+use varnish_stevedore_sys::{boc, objcore, worker};
+
+use crate::boundary::fallible;
+use crate::object::{Object, object_of};
+
+/// A final iteration gives back what was read in steps of this.
+const FINAL_STEP: usize = 1 << 20;
+/// What cannot be mapped is read in pieces of this.
+const READ_STEP: usize = 128 << 10;
+
+/// Where the bytes go.
+struct Sink {
+    func: ObjIterateFn,
+    priv_: *mut c_void,
+    finished: bool,
+}
+
+impl Sink {
+    fn send(&mut self, flags: c_uint, ptr: *const c_void, len: usize) -> c_int {
+        self.finished |= flags & OBJ_ITER_END != 0;
+        // SAFETY: varnishd's function with its argument, called on the thread that it asked us to iterate on. The
+        // bytes stay readable during the call, and beyond it if OBJ_ITER_FLUSH is not among the flags (see above).
+        unsafe { (self.func)(self.priv_, flags, ptr, len as isize) }
+    }
+
+    fn send_span(&mut self, flags: c_uint, span: &Span, len: usize) -> c_int {
+        self.send(flags, span.ptr.as_ptr().cast_const().cast(), len)
+    }
+}
+
+pub(crate) unsafe extern "C" fn objiterator(
+    wrk: *mut worker,
+    oc: *mut objcore,
+    priv_: *mut c_void,
+    func: Option<ObjIterateFn>,
+    is_final: c_int,
+) -> c_int {
+    fallible("objiterator", -1, || {
+        let Some(func) = func else { return -1 };
+        // SAFETY: varnishd's objcore of ours, referenced by the caller.
+        let (engine, object) = unsafe { object_of(oc) };
+        let mut sink = Sink { func, priv_, finished: false };
+        let is_final = is_final != 0;
+        // SAFETY: as above.
+        let boc = unsafe { HSH_RefBoc(oc) };
+        let result = if boc.is_null() {
+            cached(engine, object, &mut sink, is_final)
+        } else {
+            // SAFETY: `boc` is referenced until HSH_DerefBoc below.
+            unsafe { followed(wrk, oc, boc, engine, object, &mut sink, is_final) }
+        };
+        if !boc.is_null() {
+            // SAFETY: the reference of HSH_RefBoc above.
+            unsafe { HSH_DerefBoc(wrk, oc) };
+        }
+        let kept = object.body.reader_done(engine);
+        if !kept || matches!(result, Err(Lost)) {
+            if kept {
+                counters::add(&engine.counters.c_lost, 1);
+            }
+            // SAFETY: the caller's reference to the objcore.
+            unsafe { HSH_Kill(oc) };
+        }
+        result.unwrap_or(-1)
+    })
+}
+
+/// The body is gone.
+struct Lost;
+
+/// The body is complete.
+fn cached(engine: &Engine, object: &Object, sink: &mut Sink, is_final: bool) -> Result<c_int, Lost> {
+    let total = object.body.len();
+    let mut offset = 0;
+    let mut result = 0;
+    while offset < total && result == 0 {
+        let (len, sent) = match object.body.span(engine, offset) {
+            Ok(span) => {
+                let len = if is_final { span.len.min(FINAL_STEP) } else { span.len };
+                let flush = if is_final || !span.is_stable() { OBJ_ITER_FLUSH } else { 0 };
+                (len, sink.send_span(flush | end_flag(offset + len as u64, total), &span, len))
+            }
+            Err(NoSpan::Unmapped) => read(engine, object, sink, offset, total)?,
+            Err(NoSpan::Lost(_) | NoSpan::End) => return Err(Lost),
+        };
+        offset += len as u64;
+        result = sent;
+        if is_final {
+            object.body.give_back(engine, if result == 0 { offset } else { total });
+        }
+    }
+    Ok(result)
+}
+
+fn end_flag(offset: u64, total: u64) -> c_uint {
+    if offset == total { OBJ_ITER_END } else { 0 }
+}
+
+/// Sends bytes that cannot be mapped, by reading them.
+fn read(
+    engine: &Engine,
+    object: &Object,
+    sink: &mut Sink,
+    offset: u64,
+    total: u64,
+) -> Result<(usize, c_int), Lost> {
+    let mut buffer = vec![0; READ_STEP];
+    match object.body.read_at(engine, &mut buffer, offset) {
+        Ok(len) if len > 0 => {
+            let flags = OBJ_ITER_FLUSH | end_flag(offset + len as u64, total);
+            Ok((len, sink.send(flags, buffer.as_ptr().cast(), len)))
+        }
+        _ => Err(Lost),
+    }
+}
+
+/// The body still comes in.
+///
+/// # Safety
+/// `wrk` and `oc` are varnishd's, and the calling thread holds a reference to `boc`, the objcore's boc.
+unsafe fn followed(
+    wrk: *mut worker,
+    oc: *mut objcore,
+    boc: *mut boc,
+    engine: &Engine,
+    object: &Object,
+    sink: &mut Sink,
+    is_final: bool,
+) -> Result<c_int, Lost> {
+    // SAFETY: referenced by contract; only ever grows, and 0 just means that the headers may go ahead.
+    if unsafe { (&raw const (*boc).fetched_so_far).read_volatile() } == 0 {
+        let result = sink.send(OBJ_ITER_FLUSH, null(), 0);
+        if result != 0 {
+            return Ok(result);
+        }
+    }
+    let mut offset = 0;
+    let result = loop {
+        let mut state = 0;
+        // SAFETY: by contract; no lock of ours is held while it waits.
+        let there = unsafe { ObjWaitExtend(wrk, oc, offset, &raw mut state) };
+        if state == BOS_FAILED {
+            break -1;
+        }
+        if there <= offset {
+            break 0;
+        }
+        let Ok(span) = object.body.span(engine, offset) else { break -1 };
+        let len = span.len.min((there - offset) as usize).min(if is_final { FINAL_STEP } else { usize::MAX });
+        let end = if state == BOS_FINISHED { end_flag(offset + len as u64, there) } else { 0 };
+        let result = sink.send_span(OBJ_ITER_FLUSH | end, &span, len);
+        drop(span);
+        offset += len as u64;
+        if is_final {
+            object.body.give_back(engine, offset);
+        }
+        if result != 0 {
+            break result;
+        }
+    };
+    if sink.finished {
+        return Ok(result);
+    }
+    let at_end = sink.send(OBJ_ITER_END, null(), 0);
+    Ok(if result == 0 { at_end } else { result })
+}
