@@ -1,1 +1,60 @@
-//! objmapper-client
+//! Client of objmapper object stores.
+//!
+//! An objmapper server answers a URI with an open file descriptor over a Unix socket. This crate speaks V1, V2
+//! and the extensions (look up without creating, create privately, commit, delete, list, leases, batches),
+//! blocking, from many threads at once over few connections.
+//!
+//! * [`Client`]: connects in the background, [reports its state](Client::state), and reconnects by itself.
+//!   While the store is down every call fails at once; every other call ends by its deadline.
+//! * [`Client::lookup`], [`Client::create`] and [`PrivateObject::commit`], [`Client::delete`],
+//!   [`Client::list`], [`Client::lease`], [`Client::release`]: the extensions.
+//! * [`Client::pipeline`] and [`Client::batch`]: many operations for one round trip.
+//! * [`Client::get_or_create`]: what a v0.1 peer offers.
+//! * [`Session`]: the store's tier directories, from which bodies are opened without a round trip.
+//! * [`Mapping`], [`Cache`], [`UriSpace`]: helpers for those who keep many bodies.
+//!
+//! Errors say [what to do next](Error::next_step).
+//!
+//! Descriptors are [`OwnedFd`](std::os::fd::OwnedFd)s and close-on-exec; those that nobody announced are
+//! closed, and the connection that brought them is dropped.
+
+mod batch;
+mod cache;
+mod client;
+mod config;
+mod connection;
+mod counters;
+mod deferred;
+mod error;
+mod handshake;
+mod lease;
+mod mapping;
+mod objects;
+mod pipeline;
+mod pool;
+mod private;
+mod session;
+mod slot;
+mod socket;
+mod state;
+mod uri;
+mod v01;
+
+pub use batch::{Batch, BatchOutcome};
+pub use cache::Cache;
+pub use client::Client;
+pub use config::{Config, Protocol};
+pub use counters::Snapshot;
+pub use error::{Error, NextStep, OpName, ProtocolError, Result};
+pub use lease::{Lease, Leased};
+pub use mapping::{Access, Mapping};
+pub use memmap2::Advice;
+pub use objects::{Found, List};
+pub use objmapper_proto::ext::{Entry, EntryFlags, IfVersion, Op, Stat, Tier, TierStat, Token, Want};
+pub use objmapper_proto::{ObjUri, Status, UriError};
+pub use pipeline::{Pending, Pipeline};
+pub use private::{CommitOptions, PrivateObject};
+pub use session::{Session, TierDirectory};
+pub use state::{ConnectionState, Event, Version};
+pub use uri::UriSpace;
+pub use v01::{SegmentedObject, V01Object, V01Tier};

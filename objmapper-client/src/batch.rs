@@ -1,0 +1,178 @@
+//! Batches: several operations in one frame.
+
+use std::sync::Arc;
+
+use objmapper_proto::ext::{BatchReply, IfVersion, Op, Reply, Request, Want};
+use objmapper_proto::limits::{MAX_BATCH, MAX_FDS, MAX_PAYLOAD, MAX_RELEASE};
+use objmapper_proto::{ObjUri, Status};
+
+use crate::client::{Client, reply};
+use crate::connection::{Connection, Ticket};
+use crate::counters::Counters;
+use crate::error::{Error, OpName, ProtocolError, Result};
+use crate::objects::{Found, session_of};
+use crate::slot::{Answer, Expect};
+
+/// The most that an operation's head adds to its payload, and more than any fixed part of one.
+const OP_OVERHEAD: usize = 64;
+
+/// One operation's outcome.
+#[derive(Debug)]
+pub enum BatchOutcome {
+    /// A look-up's.
+    Found(Found),
+    /// A look-up's or delete's: there is no such object.
+    NotFound,
+    /// A delete, abort or release was carried out.
+    Done,
+}
+
+/// Operations that travel together; made by [`Client::batch`].
+#[derive(Debug)]
+pub struct Batch<'a> {
+    client: Client,
+    requests: Vec<Request<'a>>,
+}
+
+impl Client {
+    /// Several operations in as few frames as possible. They are carried out in order, each for itself: one's
+    /// failure does not touch the others.
+    #[must_use]
+    pub fn batch(&self) -> Batch<'_> {
+        Batch { client: self.clone(), requests: Vec::new() }
+    }
+}
+
+impl<'a> Batch<'a> {
+    /// Adds a look-up.
+    #[must_use]
+    pub fn lookup(mut self, uri: &ObjUri<'a>, want: Want) -> Self {
+        self.requests.push(Request::Lookup { uri: uri.clone(), want });
+        self
+    }
+
+    /// Adds a delete.
+    #[must_use]
+    pub fn delete(mut self, uri: &ObjUri<'a>, if_version: IfVersion) -> Self {
+        self.requests.push(Request::Delete { if_version, uri: uri.clone() });
+        self
+    }
+
+    /// Adds the release of pins; at most 65,535.
+    #[must_use]
+    pub fn release(mut self, objects: &[u64]) -> Self {
+        for chunk in objects.chunks(MAX_RELEASE) {
+            self.requests.push(Request::Release { objects: chunk.to_vec() });
+        }
+        self
+    }
+
+    /// How many operations there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// Sends them and waits; answers one outcome for each, in order. More than fit into one frame go as
+    /// several, one behind the other on one connection.
+    ///
+    /// # Errors
+    /// See [`Error`]; then it is not known which of them were carried out.
+    pub fn run(self) -> Result<Vec<Result<BatchOutcome>>> {
+        if self.requests.is_empty() {
+            return Ok(Vec::new());
+        }
+        let deadline = self.client.deadline();
+        let connection = self.client.inner.pool.pick_extended(OpName::Ext(Op::Batch))?;
+        let mut tickets: Vec<(Ticket, Vec<Want>)> = Vec::new();
+        for frame in frames(self.requests) {
+            let wants = frame.iter().map(want_of).collect();
+            let request = Request::Batch(frame);
+            let ticket = connection.submit(Expect::Ext(Op::Batch), deadline, |id, out| request.encode(id, out))?;
+            tickets.push((ticket, wants));
+        }
+        let counters = &self.client.inner.pool.counters;
+        let mut outcomes = Vec::new();
+        for (ticket, wants) in tickets {
+            let answer = connection.wait(&ticket, deadline)?;
+            let answer = crate::client::checked(OpName::Ext(Op::Batch), answer, counters)?;
+            unpack(answer, &wants, &connection, counters, &mut outcomes)?;
+        }
+        Ok(outcomes)
+    }
+}
+
+fn want_of(request: &Request<'_>) -> Want {
+    match request {
+        Request::Lookup { want, .. } => *want,
+        _ => Want::ENTRY,
+    }
+}
+
+fn size_of(request: &Request<'_>) -> usize {
+    OP_OVERHEAD
+        + match request {
+            Request::Lookup { uri, .. } | Request::Delete { uri, .. } => uri.as_bytes().len(),
+            Request::Release { objects } => 8 * objects.len(),
+            _ => 0,
+        }
+}
+
+/// Divides the operations so that each part keeps the limits of a frame.
+fn frames(requests: Vec<Request<'_>>) -> Vec<Vec<Request<'_>>> {
+    let mut frames = Vec::new();
+    let mut frame = Vec::new();
+    let (mut size, mut fds) = (OP_OVERHEAD, 0);
+    for request in requests {
+        let (more, brings) = (size_of(&request), usize::from(want_of(&request).fd));
+        if frame.len() == MAX_BATCH || size + more > MAX_PAYLOAD || fds + brings > MAX_FDS {
+            frames.push(std::mem::take(&mut frame));
+            (size, fds) = (OP_OVERHEAD, 0);
+        }
+        size += more;
+        fds += brings;
+        frame.push(request);
+    }
+    frames.push(frame);
+    frames
+}
+
+fn unpack(
+    mut answer: Answer,
+    wants: &[Want],
+    connection: &Arc<Connection>,
+    counters: &Counters,
+    outcomes: &mut Vec<Result<BatchOutcome>>,
+) -> Result<()> {
+    let mut fds = std::mem::take(&mut answer.fds).into_iter();
+    let Reply::Batch(replies) = reply(Op::Batch, &answer)? else {
+        return Err(ProtocolError::WrongKind.into());
+    };
+    if replies.len() != wants.len() {
+        return Err(ProtocolError::WrongKind.into());
+    }
+    for (reply, want) in replies.into_iter().zip(wants) {
+        outcomes.push(match reply {
+            BatchReply::Done { nfds, reply: Reply::Entry(entry), .. } => {
+                let mine = fds.by_ref().take(nfds.into()).collect();
+                Found::new(entry, mine, *want, session_of(connection)).map(BatchOutcome::Found)
+            }
+            BatchReply::Done { .. } => Ok(BatchOutcome::Done),
+            BatchReply::Failed { status: Status::NotFound, .. } => Ok(BatchOutcome::NotFound),
+            BatchReply::Failed { op, status, message } => {
+                Counters::add(&counters.refusals, 1);
+                Err(Error::Status { op: OpName::Ext(op), status, message: message.into() })
+            }
+        });
+    }
+    match fds.count() {
+        0 => Ok(()),
+        extra => Err(ProtocolError::ExtraFds(extra).into()),
+    }
+}

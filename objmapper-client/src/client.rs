@@ -1,0 +1,186 @@
+//! The client: its life, its state, and the one way in which every call is made.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use objmapper_proto::Status;
+use objmapper_proto::ext::{Op, Reply, Request};
+use parking_lot::Mutex;
+
+use crate::config::Config;
+use crate::connection::Connection;
+use crate::counters::{Counters, Snapshot};
+use crate::deferred::Deferred;
+use crate::error::{Error, OpName, ProtocolError, Result};
+use crate::pool::Pool;
+use crate::session::Session;
+use crate::slot::{Answer, Body, Expect};
+use crate::state::ConnectionState;
+
+/// A client of one store. Cheap to clone; every method may be called from many threads at once.
+///
+/// The connections, and the threads that keep them, end with the last clone and with the last guard
+/// ([`PrivateObject`](crate::PrivateObject), [`Lease`](crate::Lease)) that was made by one.
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) deferred: Arc<Deferred>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("config", &self.inner.pool.config).field("state", &self.state()).finish()
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(work)
+        .map_err(|e| Error::Io { what: "start a thread", errno: e.raw_os_error().unwrap_or_default() })
+}
+
+impl Client {
+    /// Options for a client of the store at this socket; then [`Config::build`] or [`Config::connect`].
+    ///
+    /// ```
+    /// use objmapper_client::{Client, ConnectionState};
+    /// use std::time::Duration;
+    ///
+    /// let client = Client::builder("/nonexistent/objmapper.sock")
+    ///     .connections(2)
+    ///     .call_timeout(Duration::from_millis(200))
+    ///     .build()?;
+    /// assert!(matches!(client.state(), ConnectionState::Down { .. }));
+    /// # Ok::<(), objmapper_client::Error>(())
+    /// ```
+    pub fn builder(socket: impl Into<PathBuf>) -> Config {
+        Config::new(socket)
+    }
+
+    pub(crate) fn start(config: Config) -> Result<Self> {
+        let pool = Pool::new(config)?;
+        let deferred = Arc::new(Deferred::default());
+        let inner = Inner { pool, deferred, threads: Mutex::default() };
+        let pool = Arc::clone(&inner.pool);
+        inner.threads.lock().push(spawn("objm-keeper", move || pool.keep())?);
+        let (pool, deferred) = (Arc::clone(&inner.pool), Arc::clone(&inner.deferred));
+        // Should it fail, dropping `inner` ends the first one.
+        inner.threads.lock().push(spawn("objm-deferred", move || deferred.work(&pool))?);
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Whether the store can be reached, and how.
+    #[must_use]
+    pub fn state(&self) -> ConnectionState {
+        self.inner.pool.state()
+    }
+
+    /// Whether the store can be reached: an atomic load.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.inner.pool.is_up()
+    }
+
+    /// Grows with every [`Event`](crate::Event): an atomic load.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.inner.pool.generation()
+    }
+
+    /// The session; `None` before the first connection and with a peer without extensions. It stays the
+    /// last known one while the store is down.
+    #[must_use]
+    pub fn session(&self) -> Option<Arc<Session>> {
+        self.inner.pool.session()
+    }
+
+    /// Waits until the store can be reached.
+    ///
+    /// # Errors
+    /// [`Error::Down`] if it cannot within `timeout`.
+    pub fn wait_connected(&self, timeout: Duration) -> Result<ConnectionState> {
+        self.inner.pool.wait_up(Instant::now() + timeout)?;
+        Ok(self.state())
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn counters(&self) -> Snapshot {
+        self.inner.pool.counters.snapshot()
+    }
+
+    /// When a call that begins now has to end.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.inner.pool.config.call_timeout
+    }
+
+    /// An extension call; its answer has status OK.
+    pub(crate) fn call(&self, request: &Request<'_>, deadline: Instant) -> Result<(Answer, Arc<Connection>)> {
+        let op = request.op();
+        let connection = self.inner.pool.pick_extended(OpName::Ext(op))?;
+        let answer = self.call_on(&connection, request, deadline)?;
+        Ok((answer, connection))
+    }
+
+    pub(crate) fn call_on(&self, connection: &Connection, request: &Request<'_>, deadline: Instant) -> Result<Answer> {
+        let op = request.op();
+        let ticket = connection.submit(Expect::Ext(op), deadline, |id, out| request.encode(id, out))?;
+        let answer = connection.wait(&ticket, deadline)?;
+        checked(OpName::Ext(op), answer, &self.inner.pool.counters)
+    }
+
+    /// [`Self::call`] for a request that changes nothing: made once more on another connection if the first
+    /// one was lost.
+    pub(crate) fn ask(&self, request: &Request<'_>, deadline: Instant) -> Result<(Answer, Arc<Connection>)> {
+        match self.call(request, deadline) {
+            Err(Error::Closed | Error::Io { .. }) if self.is_up() => self.call(request, deadline),
+            result => result,
+        }
+    }
+}
+
+/// The answer, if its status is OK.
+pub(crate) fn checked(op: OpName, answer: Answer, counters: &Counters) -> Result<Answer> {
+    if answer.status == Status::Ok {
+        return Ok(answer);
+    }
+    if answer.status != Status::NotFound {
+        Counters::add(&counters.refusals, 1);
+    }
+    let message = match answer.body {
+        Body::Failure(message) => message,
+        _ => Box::default(),
+    };
+    Err(Error::Status { op, status: answer.status, message })
+}
+
+/// Understands the payload of an OK answer.
+pub(crate) fn reply(op: Op, answer: &Answer) -> Result<Reply<'_>> {
+    match &answer.body {
+        Body::Payload(payload) => Ok(Reply::parse(op, payload)?),
+        Body::Entry(entry) => Ok(Reply::Entry(*entry)),
+        _ => Err(ProtocolError::WrongKind.into()),
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.deferred.stop();
+        self.pool.stop();
+        let me = std::thread::current().id();
+        for thread in self.threads.get_mut().drain(..) {
+            // A listener may own the last clone; a thread cannot wait for itself.
+            if thread.thread().id() != me && thread.join().is_err() {
+                log::error!("a background thread of the objmapper client panicked");
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What a client is told when it is made.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::client::Client;
+use crate::error::Result;
+use crate::state::Event;
+
+/// Which protocol to try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Protocol {
+    /// The extensions, else V2, else V1.
+    #[default]
+    Auto,
+    /// V2 without extensions.
+    V2,
+    /// V1.
+    V1,
+}
+
+type Listener = Arc<dyn Fn(&Event) + Send + Sync>;
+
+/// Options of a [`Client`]; see [`Client::builder`].
+#[derive(Clone)]
+pub struct Config {
+    pub(crate) socket: PathBuf,
+    pub(crate) connections: usize,
+    pub(crate) pipeline: u16,
+    pub(crate) call_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) max_backoff: Duration,
+    pub(crate) protocol: Protocol,
+    pub(crate) listener: Option<Listener>,
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("socket", &self.socket)
+            .field("connections", &self.connections)
+            .field("pipeline", &self.pipeline)
+            .field("call_timeout", &self.call_timeout)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("max_backoff", &self.max_backoff)
+            .field("protocol", &self.protocol)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Config {
+    /// Defaults: 2 connections, 256 requests outstanding on each, 1 s for a call and for connecting, at most
+    /// 500 ms between attempts to reconnect.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
+            connections: 2,
+            pipeline: 256,
+            call_timeout: Duration::from_secs(1),
+            connect_timeout: Duration::from_secs(1),
+            max_backoff: Duration::from_millis(500),
+            protocol: Protocol::Auto,
+            listener: None,
+        }
+    }
+
+    /// How many connections to hold open (1 to 64). With extensions few serve many threads; a v0.1 peer
+    /// answers one request at a time on each.
+    #[must_use]
+    pub fn connections(mut self, n: usize) -> Self {
+        self.connections = n.clamp(1, 64);
+        self
+    }
+
+    /// How many requests to have outstanding on a connection at most (1 to 1000), if the peer grants them.
+    #[must_use]
+    pub fn pipeline(mut self, depth: u16) -> Self {
+        self.pipeline = depth.clamp(1, objmapper_proto::limits::MAX_PIPELINE);
+        self
+    }
+
+    /// How long a call may take in all, waiting for its descriptor included: a v0.1 server that is out of
+    /// descriptors says OK and never sends one.
+    #[must_use]
+    pub fn call_timeout(mut self, timeout: Duration) -> Self {
+        self.call_timeout = timeout;
+        self
+    }
+
+    /// How long connecting may take, HELLO and ATTACH included.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// The longest pause between attempts to reconnect (at most 1 s).
+    #[must_use]
+    pub fn max_backoff(mut self, pause: Duration) -> Self {
+        self.max_backoff = pause.clamp(Duration::from_millis(1), Duration::from_secs(1));
+        self
+    }
+
+    /// Which protocol to try.
+    #[must_use]
+    pub fn protocol(mut self, protocol: Protocol) -> Self {
+        self.protocol = protocol;
+        self
+    }
+
+    /// Told of every [`Event`], in order, at once, on the thread that notices it. It must be quick, and of
+    /// the client it may only ask [`Client::state`], [`Client::session`] and [`Client::generation`].
+    #[must_use]
+    pub fn on_event(mut self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        self.listener = Some(Arc::new(listener));
+        self
+    }
+
+    /// A client that connects in the background; see [`Client::state`].
+    ///
+    /// # Errors
+    /// Only if its threads cannot be started.
+    pub fn build(self) -> Result<Client> {
+        Client::start(self)
+    }
+
+    /// A client that has connected.
+    ///
+    /// # Errors
+    /// If it could not within the connect timeout, or its threads cannot be started.
+    pub fn connect(self) -> Result<Client> {
+        let timeout = self.connect_timeout;
+        let client = self.build()?;
+        client.wait_connected(timeout)?;
+        Ok(client)
+    }
+}

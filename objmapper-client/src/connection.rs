@@ -1,0 +1,597 @@
+//! One connection that many threads share.
+//!
+//! There is no reader thread. Of the threads that wait for an answer one is the *leader*: it reads for all,
+//! hands each answer to its [`Slot`], and when its own has come it makes another waiting thread the leader.
+//! So a lone caller reads its own answer without a thread switch, and many callers share one read.
+//! Writing is combined in the same way: who finds another thread writing leaves its bytes with that thread.
+//!
+//! Lock order: `table`, then a slot's own lock; `inbox` (the leader's) and `out` are never held with `table`
+//! wanted, except that the leader takes `table` while it holds `inbox`.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use objmapper_proto::ext::Op;
+use objmapper_proto::v2::{Dialect, ServerFrame};
+use objmapper_proto::{DecodeError, EncodeError, Status, ext, v1};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::counters::Counters;
+use crate::error::{Error, ProtocolError, Result};
+use crate::session::Session;
+use crate::slot::{Answer, Body, Expect, Slot, Woken};
+use crate::socket::{Fds, Inbox, Ready, Socket};
+use crate::state::Version;
+
+/// Bytes that may gather before they are sent without being asked to.
+const COALESCE: usize = 16 * 1024;
+
+/// Told when a connection is lost.
+pub(crate) trait Owner: Send + Sync {
+    fn lost(&self, connection: &Connection, why: &Error);
+}
+
+/// Outstanding requests, and who reads.
+#[derive(Debug, Default)]
+struct Table {
+    inflight: HashMap<u32, Arc<Slot>>,
+    next_id: u32,
+    leading: bool,
+    sleeping: usize,
+    room_wanted: usize,
+    dead: Option<Error>,
+}
+
+/// Bytes to be sent, and whether a thread is sending.
+#[derive(Debug, Default)]
+struct Out {
+    buf: Vec<u8>,
+    spare: Vec<u8>,
+    sending: bool,
+}
+
+/// A connection, negotiated and attached.
+pub(crate) struct Connection {
+    socket: Socket,
+    pub(crate) version: Version,
+    /// Of a connection with extensions.
+    pub(crate) session: Option<Arc<Session>>,
+    depth: usize,
+    table: Mutex<Table>,
+    /// With `table`: the pipeline has room, or nobody leads.
+    room: Condvar,
+    inbox: Mutex<Inbox>,
+    out: Mutex<Out>,
+    /// Grows with every read: tells a slow peer from a stalled one.
+    reads: AtomicU64,
+    alive: AtomicBool,
+    load: AtomicU64,
+    counters: Arc<Counters>,
+    owner: Weak<dyn Owner>,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("version", &self.version).field("depth", &self.depth).finish_non_exhaustive()
+    }
+}
+
+/// A request that is on its way.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    pub(crate) slot: Arc<Slot>,
+    reads_before: u64,
+}
+
+impl Connection {
+    pub(crate) fn new(
+        socket: Socket,
+        inbox: Inbox,
+        version: Version,
+        session: Option<Arc<Session>>,
+        depth: usize,
+        counters: Arc<Counters>,
+        owner: Weak<dyn Owner>,
+    ) -> Self {
+        Self {
+            socket,
+            version,
+            session,
+            depth: depth.max(1),
+            table: Mutex::default(),
+            room: Condvar::new(),
+            inbox: Mutex::new(inbox),
+            out: Mutex::default(),
+            reads: AtomicU64::new(0),
+            alive: AtomicBool::new(true),
+            load: AtomicU64::new(0),
+            counters,
+            owner,
+        }
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Acquire)
+    }
+
+    /// Requests outstanding, for choosing among connections.
+    pub(crate) fn load(&self) -> u64 {
+        self.load.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Queues a request that `encode` writes with the id that it is given. It is sent when enough has
+    /// gathered, or by [`Self::flush`] or [`Self::wait`]. While the pipeline is full it waits for room.
+    pub(crate) fn submit(
+        &self,
+        expect: Expect,
+        deadline: Instant,
+        encode: impl FnOnce(u32, &mut Vec<u8>) -> Result<(), EncodeError>,
+    ) -> Result<Ticket> {
+        let slot = self.enter(expect, deadline)?;
+        let reads_before = self.reads.load(Ordering::Relaxed);
+        let gathered = {
+            let mut out = self.out.lock();
+            encode(slot.id, &mut out.buf).map(|()| out.buf.len())
+        };
+        match gathered {
+            Ok(n) => {
+                Counters::add(&self.counters.requests, 1);
+                if n >= COALESCE {
+                    self.flush(deadline)?;
+                }
+                Ok(Ticket { slot, reads_before })
+            }
+            Err(e) => {
+                let mut table = self.table.lock();
+                table.inflight.remove(&slot.id);
+                self.left(&mut table);
+                Err(e.into())
+            }
+        }
+    }
+
+    /// Puts a slot into the table, when there is room.
+    fn enter(&self, expect: Expect, deadline: Instant) -> Result<Arc<Slot>> {
+        let mut table = self.table.lock();
+        loop {
+            if let Some(why) = &table.dead {
+                return Err(why.clone());
+            }
+            if table.inflight.len() < self.depth {
+                // Who was woken to lead may have found room instead; the others still need a leader.
+                self.pass_on(&mut table);
+                break;
+            }
+            drop(table);
+            // What fills the pipeline may not have been sent yet.
+            self.flush(deadline)?;
+            table = self.table.lock();
+            if table.dead.is_some() || table.inflight.len() < self.depth {
+                continue;
+            }
+            if table.leading {
+                table.room_wanted += 1;
+                let timed_out = self.room.wait_until(&mut table, deadline).timed_out();
+                table.room_wanted -= 1;
+                if timed_out && table.inflight.len() >= self.depth && table.dead.is_none() {
+                    self.pass_on(&mut table);
+                    return Err(Error::Timeout { what: "room in the pipeline" });
+                }
+            } else {
+                table.leading = true;
+                drop(table);
+                let ready = self.read(Some(deadline));
+                table = self.table.lock();
+                table.leading = false;
+                self.pass_on(&mut table);
+                if ready? == Ready::TimedOut {
+                    return Err(Error::Timeout { what: "room in the pipeline" });
+                }
+            }
+        }
+        // At most `depth` ids are taken, so this ends soon.
+        let id = loop {
+            table.next_id = table.next_id.wrapping_add(1);
+            if !table.inflight.contains_key(&table.next_id) {
+                break table.next_id;
+            }
+        };
+        let slot = Slot::new(id, expect);
+        table.inflight.insert(id, Arc::clone(&slot));
+        self.load.store(table.inflight.len() as u64, Ordering::Relaxed);
+        Ok(slot)
+    }
+
+    /// After a slot has left the table.
+    fn left(&self, table: &mut MutexGuard<'_, Table>) {
+        self.load.store(table.inflight.len() as u64, Ordering::Relaxed);
+        if table.room_wanted > 0 {
+            self.room.notify_one();
+        }
+    }
+
+    /// Sends what has gathered, unless another thread is at it and will take it along.
+    pub(crate) fn flush(&self, deadline: Instant) -> Result<()> {
+        let mut out = self.out.lock();
+        if out.sending || out.buf.is_empty() {
+            return Ok(());
+        }
+        out.sending = true;
+        loop {
+            let spare = std::mem::take(&mut out.spare);
+            let mut buf = std::mem::replace(&mut out.buf, spare);
+            drop(out);
+            let sent = self.send_all(&buf, deadline);
+            buf.clear();
+            if buf.capacity() > 4 * COALESCE {
+                buf = Vec::new();
+            }
+            out = self.out.lock();
+            out.spare = buf;
+            if let Err(why) = sent {
+                out.sending = false;
+                drop(out);
+                self.fail(&why);
+                return Err(why);
+            }
+            if out.buf.is_empty() {
+                out.sending = false;
+                return Ok(());
+            }
+        }
+    }
+
+    /// While the peer does not read, its answers are read: it may be waiting for that.
+    fn send_all(&self, mut bytes: &[u8], deadline: Instant) -> Result<()> {
+        loop {
+            bytes = &bytes[self.socket.send(bytes)?..];
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            let lead = {
+                let mut table = self.table.lock();
+                if let Some(why) = &table.dead {
+                    return Err(why.clone());
+                }
+                !std::mem::replace(&mut table.leading, true)
+            };
+            let ready = self.socket.wait_writable(lead, deadline);
+            if lead {
+                let read = self.read(None);
+                let mut table = self.table.lock();
+                table.leading = false;
+                self.pass_on(&mut table);
+                drop(table);
+                read?;
+            }
+            if ready? == Ready::TimedOut {
+                // Half a frame may be out: nothing sensible can follow it.
+                return Err(Error::Timeout { what: "the store to take a request" });
+            }
+        }
+    }
+
+    /// Waits for the answer.
+    pub(crate) fn wait(&self, ticket: &Ticket, deadline: Instant) -> Result<Answer> {
+        let slot = &*ticket.slot;
+        if !slot.is_done() {
+            // An error reaches the slot too.
+            let _ = self.flush(deadline);
+            self.drive(slot, deadline);
+        }
+        match slot.take() {
+            Some(answer) => answer,
+            None => {
+                Counters::add(&self.counters.timeouts, 1);
+                let timeout = Error::Timeout { what: "an answer" };
+                // Without ids that a late answer could be told by, or without a sign of life since the
+                // request went out, the connection is of no more use.
+                if self.version != Version::Extended || self.reads.load(Ordering::Relaxed) == ticket.reads_before {
+                    self.fail(&timeout);
+                }
+                Err(timeout)
+            }
+        }
+    }
+
+    /// Leads, or sleeps while another leads, until the slot is done or the deadline has passed.
+    fn drive(&self, slot: &Slot, deadline: Instant) {
+        loop {
+            {
+                let mut table = self.table.lock();
+                if slot.is_done() {
+                    return;
+                }
+                if table.leading {
+                    table.sleeping += 1;
+                    slot.set_waiting(true);
+                } else {
+                    table.leading = true;
+                    drop(table);
+                    self.lead(slot, deadline);
+                    let mut table = self.table.lock();
+                    table.leading = false;
+                    self.pass_on(&mut table);
+                    return;
+                }
+            }
+            let woken = slot.sleep(deadline);
+            let mut table = self.table.lock();
+            slot.set_waiting(false);
+            table.sleeping -= 1;
+            if woken == Woken::Promoted {
+                continue;
+            }
+            if slot.unused_promotion() {
+                self.pass_on(&mut table);
+            }
+            return;
+        }
+    }
+
+    /// Reads until the slot is done, which it also is when the connection is lost, or time is over.
+    fn lead(&self, slot: &Slot, deadline: Instant) {
+        while !slot.is_done() && matches!(self.read(Some(deadline)), Ok(Ready::Yes)) {}
+    }
+
+    /// Somebody has to lead while somebody waits.
+    fn pass_on(&self, table: &mut MutexGuard<'_, Table>) {
+        if table.leading || table.dead.is_some() {
+            return;
+        }
+        if table.sleeping > 0 {
+            if let Some(slot) = table.inflight.values().find(|s| s.is_waiting()) {
+                // So that the next one to resign finds another.
+                slot.set_waiting(false);
+                slot.promote();
+                return;
+            }
+        }
+        if table.room_wanted > 0 {
+            self.room.notify_one();
+        }
+    }
+
+    /// The keeper has seen that the peer closed its end: take what it sent before, then fail.
+    pub(crate) fn peer_closed(&self) {
+        {
+            let mut table = self.table.lock();
+            if table.dead.is_some() || table.leading {
+                // The leader finds out by itself.
+                return;
+            }
+            table.leading = true;
+        }
+        let end = loop {
+            match self.read(None) {
+                Ok(Ready::Yes) => {}
+                Ok(Ready::TimedOut) => break Error::Closed,
+                Err(why) => break why,
+            }
+        };
+        self.table.lock().leading = false;
+        self.fail(&end);
+    }
+
+    /// Reads once and hands out what has come whole. The caller leads. An error has been told to all.
+    fn read(&self, deadline: Option<Instant>) -> Result<Ready> {
+        let mut inbox = self.inbox.lock();
+        let before = inbox.fds_received;
+        let result = self.hand_out(&mut inbox).and_then(|needed| {
+            let ready = inbox.fill(&self.socket, needed, deadline)?;
+            if ready == Ready::Yes {
+                self.reads.fetch_add(1, Ordering::Relaxed);
+                Counters::add(&self.counters.fds, inbox.fds_received - before);
+                self.hand_out(&mut inbox)?;
+            }
+            Ok(ready)
+        });
+        drop(inbox);
+        if let Err(why) = &result {
+            self.fail(why);
+        }
+        result
+    }
+
+    /// Understands what is there; answers how many bytes the next frame still needs at least.
+    fn hand_out(&self, inbox: &mut Inbox) -> Result<usize> {
+        loop {
+            let step = match self.version {
+                Version::V1 => self.hand_out_v1(inbox),
+                Version::V2 => self.hand_out_v2(inbox, Dialect::V2),
+                Version::Extended => self.hand_out_v2(inbox, Dialect::Extended),
+            };
+            match step {
+                Ok(()) => {}
+                Err(Step::Needs(n)) => return Ok(n),
+                Err(Step::Broken(why)) => return Err(why),
+            }
+        }
+    }
+
+    fn hand_out_v1(&self, inbox: &mut Inbox) -> Result<(), Step> {
+        let (response, used) = v1::Response::decode(inbox.bytes())?;
+        // V1 has no ids; its depth is 1.
+        let id = *self.table.lock().inflight.keys().next().ok_or(ProtocolError::UnknownId(0))?;
+        self.hand_out_v01(inbox, id, Reply01::of(&response), used)
+    }
+
+    fn hand_out_v2(&self, inbox: &mut Inbox, dialect: Dialect) -> Result<(), Step> {
+        if inbox.bytes().is_empty() {
+            return Err(Step::Needs(1));
+        }
+        let (frame, used) = ServerFrame::decode(inbox.bytes(), dialect)?;
+        match frame {
+            ServerFrame::Ext(frame) => {
+                let nfds = usize::from(frame.nfds);
+                let id = frame.id;
+                if nfds > 0 && inbox.bytes().len() == used {
+                    return Err(Step::Needs(1));
+                }
+                let expect = self.expectation(id)?;
+                if !matches!(expect, Expect::Ext(op) if op.code() == frame.op) {
+                    return Err(ProtocolError::WrongKind.into());
+                }
+                let status = frame.status;
+                let body = match (status, expect) {
+                    (Status::Ok, Expect::Ext(op @ (Op::Lookup | Op::Commit))) => {
+                        match ext::Reply::parse(op, frame.payload)? {
+                            ext::Reply::Entry(entry) => Body::Entry(entry),
+                            _ => return Err(ProtocolError::WrongKind.into()),
+                        }
+                    }
+                    (Status::Ok, _) => Body::Payload(frame.payload.into()),
+                    _ => Body::Failure(frame.message().into()),
+                };
+                let fds = inbox.take(used, if nfds > 0 { std::slice::from_ref(&nfds) } else { &[] })?;
+                self.deliver(id, Answer { status, body, fds });
+                Ok(())
+            }
+            ServerFrame::Response(response) => self.hand_out_v01(inbox, response.id, Reply01::of(&response.body), used),
+            ServerFrame::Segmented(segmented) => {
+                let id = segmented.id;
+                let count = segmented.fd_count();
+                let missing = (used + count).saturating_sub(inbox.bytes().len());
+                if missing > 0 {
+                    return Err(Step::Needs(missing));
+                }
+                if self.expectation(id)? != Expect::Segmented {
+                    return Err(ProtocolError::WrongKind.into());
+                }
+                let status = segmented.status;
+                let body = if status == Status::Ok {
+                    Body::Segmented { segments: segmented.segments, inline: segmented.inline.into() }
+                } else {
+                    Body::Failure(message(segmented.metadata.error_text()))
+                };
+                let fds = inbox.take(used, &vec![1; count])?;
+                self.deliver(id, Answer { status, body, fds });
+                Ok(())
+            }
+            // Only after a CLOSE, which is never sent while anything is outstanding.
+            ServerFrame::CloseAck { .. } => Err(Error::Closed.into()),
+        }
+    }
+
+    fn hand_out_v01(&self, inbox: &mut Inbox, id: u32, reply: Reply01, used: usize) -> Result<(), Step> {
+        let brings_fd = match self.expectation(id)? {
+            Expect::Fd => reply.status == Status::Ok,
+            Expect::NoFd => false,
+            // A failure of a segmented request comes as a plain response.
+            Expect::Segmented if reply.status != Status::Ok => false,
+            Expect::Segmented | Expect::Ext(_) => return Err(ProtocolError::WrongKind.into()),
+        };
+        if brings_fd && inbox.bytes().len() == used {
+            return Err(Step::Needs(1));
+        }
+        let fds = inbox.take(used, if brings_fd { &[1] } else { &[] })?;
+        let body = if reply.status == Status::Ok { Body::V01 } else { Body::Failure(reply.message) };
+        self.deliver(id, Answer { status: reply.status, body, fds });
+        Ok(())
+    }
+
+    fn expectation(&self, id: u32) -> Result<Expect, ProtocolError> {
+        self.table.lock().inflight.get(&id).map(|s| s.expect).ok_or(ProtocolError::UnknownId(id))
+    }
+
+    fn deliver(&self, id: u32, answer: Answer) {
+        Counters::add(&self.counters.answers, 1);
+        let slot = {
+            let mut table = self.table.lock();
+            let slot = table.inflight.remove(&id);
+            self.left(&mut table);
+            slot
+        };
+        if let Some(slot) = slot {
+            if Arc::strong_count(&slot) == 1 {
+                // Nobody holds the other end; the descriptors are closed with the answer.
+                Counters::add(&self.counters.late_answers, 1);
+            }
+            slot.complete(Ok(answer));
+        }
+    }
+
+    /// Gives the connection up: all that wait are told why. Only the first reason counts.
+    pub(crate) fn fail(&self, why: &Error) {
+        let waiting = {
+            let mut table = self.table.lock();
+            if table.dead.is_some() {
+                return;
+            }
+            table.dead = Some(why.clone());
+            self.alive.store(false, Ordering::Release);
+            self.room.notify_all();
+            self.load.store(0, Ordering::Relaxed);
+            std::mem::take(&mut table.inflight)
+        };
+        self.socket.shut_down();
+        if let Some(owner) = self.owner.upgrade() {
+            // Before the callers wake, so that what they then ask about the state is up to date.
+            owner.lost(self, why);
+        }
+        for slot in waiting.values() {
+            slot.complete(Err(why.clone()));
+        }
+    }
+
+    /// Takes descriptors and bytes out of a connection that was used before there were requests on it.
+    pub(crate) fn first_reply_fds(inbox: &mut Inbox, used: usize, nfds: usize) -> Result<Fds> {
+        inbox.take(used, if nfds > 0 { std::slice::from_ref(&nfds) } else { &[] })
+    }
+}
+
+/// What a V1 or V2 response says, free of the buffer.
+struct Reply01 {
+    status: Status,
+    message: Box<str>,
+}
+
+impl Reply01 {
+    fn of(response: &v1::Response<'_>) -> Self {
+        Self { status: response.status, message: message(response.metadata.error_text()) }
+    }
+}
+
+fn message(text: Option<&[u8]>) -> Box<str> {
+    text.map(|t| String::from_utf8_lossy(t).into_owned().into()).unwrap_or_default()
+}
+
+/// Why there is no further answer to hand out.
+enum Step {
+    Needs(usize),
+    Broken(Error),
+}
+
+impl From<DecodeError> for Step {
+    fn from(e: DecodeError) -> Self {
+        match e {
+            DecodeError::Incomplete { needed } => Self::Needs(needed),
+            DecodeError::Malformed(m) => Self::Broken(m.into()),
+        }
+    }
+}
+
+impl From<Error> for Step {
+    fn from(e: Error) -> Self {
+        Self::Broken(e)
+    }
+}
+
+impl From<ProtocolError> for Step {
+    fn from(e: ProtocolError) -> Self {
+        Self::Broken(e.into())
+    }
+}
+
+impl From<objmapper_proto::Malformed> for Step {
+    fn from(e: objmapper_proto::Malformed) -> Self {
+        Self::Broken(e.into())
+    }
+}

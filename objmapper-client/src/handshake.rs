@@ -1,0 +1,216 @@
+//! From a path to a connection that speaks: connect, HELLO with its fallbacks, ATTACH.
+
+use std::os::fd::AsFd;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use objmapper_proto::ext::{self, Op, Reply, Request, Token};
+use objmapper_proto::v2::{Dialect, Hello, HelloAck, ServerFrame};
+use objmapper_proto::{Caps, DecodeError, Status};
+
+use crate::config::{Config, Protocol};
+use crate::connection::{Connection, Owner};
+use crate::counters::Counters;
+use crate::error::{Error, OpName, ProtocolError, Result};
+use crate::session::Session;
+
+use crate::socket::{Inbox, Ready, Socket};
+use crate::state::Version;
+
+/// What ATTACH said, besides the session itself.
+pub(crate) struct Attachment {
+    pub(crate) session: Arc<Session>,
+    /// The token that was offered is unknown there.
+    pub(crate) lost_previous: bool,
+}
+
+/// HELLO's outcome on a connection that has not carried a request yet.
+struct Greeted {
+    socket: Socket,
+    inbox: Inbox,
+    version: Version,
+    depth: usize,
+}
+
+/// How often a peer may hang up on a HELLO before it is taken for one that does not know that HELLO. A
+/// v0.1 server resets connections now and then, which says nothing about what it knows.
+const HANGUPS: usize = 3;
+
+/// Connects and negotiates. `extended_only`: this peer has had the extensions before, so that anything less
+/// now is an accident.
+fn greet(config: &Config, extended_only: bool, counters: &Counters, deadline: Instant) -> Result<Greeted> {
+    let plain = Caps::OUT_OF_ORDER.union(Caps::PIPELINING).union(Caps::SEGMENTED);
+    let extended = plain.union(Caps::EXTENSIONS);
+    let hellos: &[Caps] = match config.protocol {
+        Protocol::Auto if extended_only => &[extended],
+        Protocol::Auto => &[extended, plain],
+        Protocol::V2 => &[plain],
+        Protocol::V1 => &[],
+    };
+    for &caps in hellos {
+        for _ in 0..HANGUPS {
+            match hello(Socket::connect(&config.socket, deadline)?, caps, config.pipeline, deadline) {
+                Ok(greeted) if extended_only && greeted.version != Version::Extended => {
+                    return Err(Error::Unsupported(OpName::Ext(Op::Attach)));
+                }
+                Ok(greeted) => {
+                    if greeted.version != Version::Extended {
+                        Counters::add(&counters.fallbacks, 1);
+                    }
+                    return Ok(greeted);
+                }
+                Err(why @ (Error::Closed | Error::Protocol(_))) => {
+                    log::debug!("HELLO with capabilities {:#06x}: {why}", caps.bits());
+                }
+                // A peer that does not answer is stalled, not old.
+                Err(why) => return Err(why),
+            }
+        }
+    }
+    if extended_only || config.protocol == Protocol::V2 {
+        return Err(Error::Closed);
+    }
+    Counters::add(&counters.fallbacks, 1);
+    let socket = Socket::connect(&config.socket, deadline)?;
+    Ok(Greeted { socket, inbox: Inbox::default(), version: Version::V1, depth: 1 })
+}
+
+fn send_all(socket: &Socket, mut bytes: &[u8], deadline: Instant) -> Result<()> {
+    while !bytes.is_empty() {
+        bytes = &bytes[socket.send(bytes)?..];
+        if !bytes.is_empty() && socket.wait_writable(false, deadline)? == Ready::TimedOut {
+            return Err(Error::Timeout { what: "the store to take HELLO" });
+        }
+    }
+    Ok(())
+}
+
+fn hello(socket: Socket, caps: Caps, pipeline: u16, deadline: Instant) -> Result<Greeted> {
+    let mut bytes = Vec::new();
+    Hello { caps, pipeline }.encode(&mut bytes);
+    send_all(&socket, &bytes, deadline)?;
+    let mut inbox = Inbox::default();
+    let ack = loop {
+        match HelloAck::decode(inbox.bytes()) {
+            Ok((ack, used)) => {
+                Connection::first_reply_fds(&mut inbox, used, 0)?;
+                break ack;
+            }
+            Err(DecodeError::Incomplete { needed }) => {
+                if inbox.fill(&socket, needed, Some(deadline))? == Ready::TimedOut {
+                    return Err(Error::Timeout { what: "an answer to HELLO" });
+                }
+            }
+            Err(DecodeError::Malformed(m)) => return Err(m.into()),
+        }
+    };
+    // What was not asked for is not granted, whatever the peer says.
+    let granted = Caps::from_bits(ack.caps.bits() & caps.bits());
+    let extended = granted.contains(Caps::EXTENSIONS);
+    let version = if extended { Version::Extended } else { Version::V2 };
+    let depth =
+        if extended || granted.contains(Caps::PIPELINING) { usize::from(ack.pipeline.min(pipeline).max(1)) } else { 1 };
+    Ok(Greeted { socket, inbox, version, depth })
+}
+
+/// Sends ATTACH; answers the parsed reply with its descriptors, or the status that refused it.
+fn attach_once(
+    greeted: &mut Greeted,
+    token: Token,
+    directories: bool,
+    deadline: Instant,
+) -> Result<Result<(ext::Attached, crate::socket::Fds), (Status, String)>> {
+    let mut bytes = Vec::new();
+    Request::Attach { session: token, directories }.encode(0, &mut bytes)?;
+    send_all(&greeted.socket, &bytes, deadline)?;
+    loop {
+        let needed = match ServerFrame::decode(greeted.inbox.bytes(), Dialect::Extended) {
+            Ok((ServerFrame::Ext(frame), used)) if frame.id == 0 && frame.op == Op::Attach.code() => {
+                let nfds = usize::from(frame.nfds);
+                if nfds == 0 || greeted.inbox.bytes().len() > used {
+                    let parsed = match frame.status {
+                        Status::Ok => match Reply::parse(Op::Attach, frame.payload)? {
+                            Reply::Attached(attached) => Ok(attached),
+                            _ => return Err(ProtocolError::WrongKind.into()),
+                        },
+                        status => Err((status, frame.message())),
+                    };
+                    let fds = Connection::first_reply_fds(&mut greeted.inbox, used, nfds)?;
+                    return Ok(parsed.map(|attached| (attached, fds)));
+                }
+                1
+            }
+            Ok(_) => return Err(ProtocolError::WrongKind.into()),
+            Err(DecodeError::Incomplete { needed }) => needed,
+            Err(DecodeError::Malformed(m)) => return Err(m.into()),
+        };
+        if greeted.inbox.fill(&greeted.socket, needed, Some(deadline))? == Ready::TimedOut {
+            return Err(Error::Timeout { what: "an answer to ATTACH" });
+        }
+    }
+}
+
+/// Goes on with `previous`, or begins a session.
+fn attach(
+    greeted: &mut Greeted,
+    previous: Option<&Arc<Session>>,
+    next_id: u64,
+    deadline: Instant,
+) -> Result<Attachment> {
+    let mut lost_previous = false;
+    let mut offered = previous;
+    loop {
+        let token = offered.map_or(Token::NEW, |s| s.token);
+        match attach_once(greeted, token, true, deadline)? {
+            Ok((attached, fds)) => {
+                if attached.version != ext::VERSION {
+                    return Err(ProtocolError::ExtensionsVersion(attached.version).into());
+                }
+                if fds.len() != attached.tiers.len() {
+                    return Err(ProtocolError::FdCount { expected: attached.tiers.len(), got: fds.len() }.into());
+                }
+                if let Some(session) = offered {
+                    if session.token != attached.session {
+                        return Err(ProtocolError::WrongKind.into());
+                    }
+                    if session.instance == attached.instance {
+                        return Ok(Attachment { session: Arc::clone(session), lost_previous: false });
+                    }
+                }
+                let tiers =
+                    attached.tiers.iter().zip(fds).map(|(t, fd)| Session::tier(t.tier, t.limit, t.used, fd)).collect();
+                let id = offered.map_or(next_id, |s| s.id);
+                let session = Session { id, instance: attached.instance, token: attached.session, tiers };
+                return Ok(Attachment { session: Arc::new(session), lost_previous });
+            }
+            Err((Status::UnknownSession, _)) if offered.is_some() => {
+                lost_previous = true;
+                offered = None;
+            }
+            Err((status, message)) => {
+                return Err(Error::Status { op: OpName::Ext(Op::Attach), status, message: message.into() });
+            }
+        }
+    }
+}
+
+/// A new connection, negotiated and attached. `previous` is the session to go on with.
+pub(crate) fn establish(
+    config: &Config,
+    previous: Option<&Arc<Session>>,
+    next_session_id: u64,
+    counters: &Arc<Counters>,
+    owner: Weak<dyn Owner>,
+    extended_only: bool,
+) -> Result<(Connection, Option<Attachment>)> {
+    let deadline = Instant::now() + config.connect_timeout;
+    let mut greeted = greet(config, extended_only, counters, deadline)?;
+    let attachment = match greeted.version {
+        Version::Extended => Some(attach(&mut greeted, previous, next_session_id, deadline)?),
+        Version::V2 | Version::V1 => None,
+    };
+    let Greeted { socket, inbox, version, depth } = greeted;
+    log::debug!("connected, {version:?}, pipeline {depth}, descriptor {:?}", socket.as_fd());
+    let session = attachment.as_ref().map(|a| Arc::clone(&a.session));
+    Ok((Connection::new(socket, inbox, version, session, depth, Arc::clone(counters), owner), attachment))
+}

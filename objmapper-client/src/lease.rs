@@ -1,0 +1,110 @@
+//! Leases: one client fetches what is missing, the others wait for it.
+
+use std::time::Duration;
+
+use objmapper_proto::ext::{LeaseOutcome, Op, Reply, Request, Want};
+use objmapper_proto::{ObjUri, Status};
+
+use crate::client::{Client, reply};
+use crate::deferred::Item;
+use crate::error::{Error, OpName, ProtocolError, Result};
+use crate::objects::{Found, session_of};
+
+/// What became of [`Client::lease`].
+#[derive(Debug)]
+pub enum Leased {
+    /// The object is published.
+    Present(Found),
+    /// The caller is the one to fetch it. A commit for the URI ends the lease.
+    Granted(Lease),
+    /// Who fetched it before says that there is nothing to share for so long.
+    Refused {
+        /// How long.
+        retry: Duration,
+    },
+    /// Somebody else fetches it, and has not finished in time.
+    TimedOut,
+}
+
+/// The right, and the duty, to fetch a missing object. Dropped, it goes to the next one who waits.
+#[derive(Debug)]
+pub struct Lease {
+    client: Client,
+    session: u64,
+    lease: u64,
+    open: bool,
+}
+
+fn millis(d: Duration) -> u32 {
+    u32::try_from(d.as_millis()).unwrap_or(u32::MAX)
+}
+
+impl Client {
+    /// Waits up to `wait` for the object; if nobody fetches it, the caller is granted the lease and should
+    /// publish it within `hold`.
+    ///
+    /// # Errors
+    /// See [`Error`]. The call's timeout counts on top of `wait`.
+    pub fn lease(&self, uri: &ObjUri<'_>, wait: Duration, hold: Duration, want: Want) -> Result<Leased> {
+        let request = Request::Lease { wait: millis(wait), hold: millis(hold), uri: uri.borrowed(), want };
+        let (answer, connection) = match self.call(&request, self.deadline() + wait) {
+            Err(Error::Status { status: Status::Timeout, .. }) => return Ok(Leased::TimedOut),
+            result => result?,
+        };
+        let session = session_of(&connection);
+        let Reply::Lease(outcome) = reply(Op::Lease, &answer)? else {
+            return Err(ProtocolError::WrongKind.into());
+        };
+        Ok(match outcome {
+            LeaseOutcome::Present(entry) => Leased::Present(Found::new(entry, answer.fds, want, session)?),
+            LeaseOutcome::Granted { lease } => {
+                Leased::Granted(Lease { client: self.clone(), session, lease, open: true })
+            }
+            LeaseOutcome::Refused { retry } => Leased::Refused { retry: Duration::from_millis(retry.into()) },
+        })
+    }
+}
+
+impl Lease {
+    /// The store's name for it.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.lease
+    }
+
+    /// After the object has been committed, which has ended the lease.
+    pub fn fulfilled(mut self) {
+        self.open = false;
+    }
+
+    /// Gives it up because there is nothing to share: those who ask within `retry` are told so. Zero: the
+    /// next one who waits is granted the lease.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn refuse(mut self, retry: Duration) -> Result<()> {
+        let connection = self.client.inner.pool.pick_extended(OpName::Ext(Op::Unlease))?;
+        if session_of(&connection) != self.session {
+            self.open = false;
+            return Err(Error::SessionLost);
+        }
+        let request = Request::Unlease { lease: self.lease, refuse: millis(retry) };
+        let result = self.client.call_on(&connection, &request, self.client.deadline());
+        self.open = matches!(&result, Err(why) if why.is_retryable());
+        result.map(|_| ())
+    }
+
+    /// [`Self::refuse`] in the background.
+    pub fn refuse_later(mut self, retry: Duration) {
+        self.open = false;
+        self.client.defer(self.session, Item::Unlease { lease: self.lease, refuse: millis(retry) });
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.open {
+            self.client.defer(self.session, Item::Unlease { lease: self.lease, refuse: 0 });
+        }
+    }
+}

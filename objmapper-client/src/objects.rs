@@ -1,0 +1,176 @@
+//! Published objects: look up, delete, list, and what the store says of itself.
+
+use std::os::fd::OwnedFd;
+
+use objmapper_proto::ext::{Entry, EntryFlags, IfVersion, Op, Reply, Request, Stat, Want};
+use objmapper_proto::{ObjUri, Status};
+
+use crate::client::{Client, reply};
+use crate::connection::Connection;
+use crate::error::{Error, ProtocolError, Result};
+use crate::slot::{Answer, Body};
+use crate::state::Version;
+
+/// A published object.
+#[derive(Debug)]
+pub struct Found {
+    /// What the store knows of it.
+    pub entry: Entry,
+    /// Its body, read-only and close-on-exec, if it was asked for.
+    pub fd: Option<OwnedFd>,
+    /// The session that asked, see [`Session::id`](crate::Session::id); a pin belongs to it.
+    pub session: u64,
+}
+
+impl Found {
+    /// Whether its body never changes. That of an object which a v0.1 client wrote may be shortened at any
+    /// time: such a body must be read, not mapped.
+    #[must_use]
+    pub fn is_immutable(&self) -> bool {
+        !self.entry.flags.contains(EntryFlags::FOREIGN)
+    }
+
+    pub(crate) fn from_answer(answer: Answer, want: Want, session: u64) -> Result<Self> {
+        match answer.body {
+            Body::Entry(entry) => Self::new(entry, answer.fds, want, session),
+            _ => Err(ProtocolError::WrongKind.into()),
+        }
+    }
+
+    pub(crate) fn new(entry: Entry, mut fds: crate::socket::Fds, want: Want, session: u64) -> Result<Self> {
+        let expected = usize::from(want.fd);
+        if fds.len() != expected {
+            return Err(ProtocolError::FdCount { expected, got: fds.len() }.into());
+        }
+        Ok(Self { entry, fd: fds.pop(), session })
+    }
+}
+
+/// `None` for "not found".
+pub(crate) fn found_or_not<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(Error::Status { status: Status::NotFound, .. }) => Ok(None),
+        Err(why) => Err(why),
+    }
+}
+
+pub(crate) fn session_of(connection: &Connection) -> u64 {
+    connection.session.as_ref().map_or(0, |s| s.id)
+}
+
+impl Client {
+    /// Looks up without creating; `None` if there is no such object.
+    ///
+    /// Pins do not nest: one [`Client::release`] ends a pin, however often the object was looked up.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::Unsupported`] from a v0.1 peer, which can only get-or-create.
+    pub fn lookup(&self, uri: &ObjUri<'_>, want: Want) -> Result<Option<Found>> {
+        let request = Request::Lookup { uri: uri.borrowed(), want };
+        let Some((answer, connection)) = found_or_not(self.ask(&request, self.deadline()))? else {
+            return Ok(None);
+        };
+        Found::from_answer(answer, want, session_of(&connection)).map(Some)
+    }
+
+    /// Deletes; whether there was such an object. Private objects created for the URI before it can no
+    /// longer be committed.
+    ///
+    /// # Errors
+    /// See [`Error`]; status [`Status::Conflict`] if `if_version` does not hold. A v0.1 peer only knows
+    /// [`IfVersion::Any`].
+    pub fn delete(&self, uri: &ObjUri<'_>, if_version: IfVersion) -> Result<bool> {
+        let connection = self.inner.pool.pick()?;
+        if connection.version != Version::Extended {
+            return self.delete_v01(&connection, uri, if_version);
+        }
+        let request = Request::Delete { if_version, uri: uri.borrowed() };
+        Ok(found_or_not(self.call_on(&connection, &request, self.deadline()))?.is_some())
+    }
+
+    /// Sizes and counts of the store.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn stat(&self) -> Result<Stat> {
+        let (answer, _) = self.ask(&Request::Stat, self.deadline())?;
+        match reply(Op::Stat, &answer)? {
+            Reply::Stat(stat) => Ok(stat),
+            _ => Err(ProtocolError::WrongKind.into()),
+        }
+    }
+
+    /// A page of the URIs that begin with `prefix`, in byte order, and the cursor for the next page (empty:
+    /// this was the last). `cursor` is empty for the first page; `max` is the most entries wanted.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn list_page(
+        &self,
+        prefix: &[u8],
+        cursor: &[u8],
+        max: u16,
+    ) -> Result<(Vec<(ObjUri<'static>, Entry)>, Vec<u8>)> {
+        let (answer, _) = self.ask(&Request::List { prefix, cursor, max }, self.deadline())?;
+        match reply(Op::List, &answer)? {
+            Reply::List(page) => {
+                let items = page.items.into_iter().map(|(uri, entry)| (uri.into_owned(), entry)).collect();
+                Ok((items, page.cursor.to_vec()))
+            }
+            _ => Err(ProtocolError::WrongKind.into()),
+        }
+    }
+
+    /// All objects whose URI begins with `prefix`, in byte order, a page at a time.
+    #[must_use]
+    pub fn list(&self, prefix: &[u8]) -> List {
+        List {
+            client: self.clone(),
+            prefix: prefix.to_vec(),
+            cursor: Vec::new(),
+            page: Vec::new().into_iter(),
+            done: false,
+        }
+    }
+}
+
+/// Iterator of [`Client::list`]. After an error it ends.
+#[derive(Debug)]
+pub struct List {
+    client: Client,
+    prefix: Vec<u8>,
+    cursor: Vec<u8>,
+    page: std::vec::IntoIter<(ObjUri<'static>, Entry)>,
+    done: bool,
+}
+
+/// Entries of a page: a few hundred KiB with usual URIs.
+const PAGE: u16 = 1000;
+
+impl Iterator for List {
+    type Item = Result<(ObjUri<'static>, Entry)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(item) = self.page.next() {
+                return Some(Ok(item));
+            }
+            if self.done {
+                return None;
+            }
+            match self.client.list_page(&self.prefix, &self.cursor, PAGE) {
+                Ok((items, cursor)) => {
+                    // A cursor that does not move would never end.
+                    self.done = cursor.is_empty() || cursor == self.cursor;
+                    self.page = items.into_iter();
+                    self.cursor = cursor;
+                }
+                Err(why) => {
+                    self.done = true;
+                    return Some(Err(why));
+                }
+            }
+        }
+    }
+}

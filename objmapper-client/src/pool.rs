@@ -1,0 +1,314 @@
+//! The connections of a client, and the thread that keeps them.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::config::Config;
+use crate::connection::{Connection, Owner};
+use crate::counters::Counters;
+use crate::error::{Error, OpName, Result};
+use crate::handshake::{Attachment, establish};
+use crate::session::Session;
+use crate::socket::wait_closed;
+use crate::state::{ConnectionState, Event, Version};
+
+/// The first pause after a failed attempt to connect; it doubles up to the configured one.
+const FIRST_BACKOFF: Duration = Duration::from_millis(10);
+
+/// What is known of the peer.
+#[derive(Debug)]
+struct Peer {
+    session: Option<Arc<Session>>,
+    down_since: Option<Instant>,
+    next_session: u64,
+    /// The store has been reached at least once.
+    seen: bool,
+}
+
+/// The connections, and what they have in common.
+pub(crate) struct Pool {
+    pub(crate) config: Config,
+    pub(crate) counters: Arc<Counters>,
+    connections: RwLock<Vec<Arc<Connection>>>,
+    turn: AtomicU64,
+    /// Held from a change to the end of its event, so that events come in order. Taken before `peer`.
+    order: Mutex<()>,
+    peer: Mutex<Peer>,
+    /// With `peer`: up or down.
+    changed: Condvar,
+    /// Grows with every event; lets a user notice one by an atomic load.
+    generation: AtomicU64,
+    up: AtomicBool,
+    stop: AtomicBool,
+    wake: OwnedFd,
+}
+
+impl Pool {
+    pub(crate) fn new(config: Config) -> Result<Arc<Self>> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(Error::io("eventfd"))?;
+        Ok(Arc::new(Self {
+            config,
+            counters: Arc::default(),
+            connections: RwLock::default(),
+            turn: AtomicU64::new(0),
+            order: Mutex::new(()),
+            peer: Mutex::new(Peer { session: None, down_since: Some(Instant::now()), next_session: 1, seen: false }),
+            changed: Condvar::new(),
+            generation: AtomicU64::new(0),
+            up: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            wake,
+        }))
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.up.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn session(&self) -> Option<Arc<Session>> {
+        self.peer.lock().session.clone()
+    }
+
+    pub(crate) fn state(&self) -> ConnectionState {
+        let peer = self.peer.lock();
+        if let Some(since) = peer.down_since {
+            return ConnectionState::Down { since };
+        }
+        let connections = self.connections.read();
+        let n = connections.iter().filter(|c| c.is_alive()).count();
+        match (&peer.session, connections.first()) {
+            (Some(session), _) => ConnectionState::Extended { session: session.id, connections: n },
+            (None, c) => {
+                let version = c.map_or(Version::V1, |c| c.version);
+                ConnectionState::V01 { version, connections: n }
+            }
+        }
+    }
+
+    /// Waits until the store can be reached.
+    pub(crate) fn wait_up(&self, deadline: Instant) -> Result<()> {
+        let mut peer = self.peer.lock();
+        while let Some(since) = peer.down_since {
+            if self.changed.wait_until(&mut peer, deadline).timed_out() && peer.down_since.is_some() {
+                return Err(Error::Down { since });
+            }
+        }
+        Ok(())
+    }
+
+    /// The connection with the least to do.
+    pub(crate) fn pick(&self) -> Result<Arc<Connection>> {
+        let connections = self.connections.read();
+        let n = connections.len();
+        // Start at another one each time, so that equals take turns.
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
+        let best =
+            (0..n).map(|i| &connections[(turn.wrapping_add(i)) % n]).filter(|c| c.is_alive()).min_by_key(|c| c.load());
+        match best {
+            Some(connection) => Ok(Arc::clone(connection)),
+            None => {
+                drop(connections);
+                Counters::add(&self.counters.down, 1);
+                let since = self.peer.lock().down_since.unwrap_or_else(Instant::now);
+                Err(Error::Down { since })
+            }
+        }
+    }
+
+    /// [`Self::pick`] for an operation of the extensions.
+    pub(crate) fn pick_extended(&self, op: OpName) -> Result<Arc<Connection>> {
+        let connection = self.pick()?;
+        if connection.version == Version::Extended { Ok(connection) } else { Err(Error::Unsupported(op)) }
+    }
+
+    fn announce(&self, event: &Event) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        match event {
+            Event::Down => log::warn!("objmapper at {}: connection lost", self.config.socket.display()),
+            event => log::info!("objmapper at {}: {event:?}", self.config.socket.display()),
+        }
+        if let Some(listener) = &self.config.listener {
+            listener(event);
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.wake();
+        for connection in self.connections.read().iter() {
+            connection.fail(&Error::ShutDown);
+        }
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    fn wake(&self) {
+        // Fails only when the counter is full, and then it wakes anyway.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// The keeper's life: connect what is missing, notice what closes.
+    pub(crate) fn keep(self: &Arc<Self>) {
+        let mut backoff = FIRST_BACKOFF;
+        let mut next_attempt = Instant::now();
+        let mut logged = false;
+        while !self.stopping() {
+            let missing = {
+                let mut connections = self.connections.write();
+                connections.retain(|c| c.is_alive());
+                self.config.connections.saturating_sub(connections.len())
+            };
+            if missing > 0 && Instant::now() >= next_attempt {
+                match self.add_connection() {
+                    Ok(()) => {
+                        (backoff, logged) = (FIRST_BACKOFF, false);
+                        continue;
+                    }
+                    Err(why) => {
+                        Counters::add(&self.counters.connect_failures, 1);
+                        if !logged {
+                            // Once per outage; the state and the counters tell the rest.
+                            log::warn!("objmapper at {}: {why}", self.config.socket.display());
+                            logged = true;
+                        }
+                        next_attempt = Instant::now() + backoff;
+                        backoff = (backoff * 2).min(self.config.max_backoff);
+                    }
+                }
+            }
+            let timeout = (missing > 0).then(|| next_attempt.saturating_duration_since(Instant::now()));
+            self.watch(timeout);
+        }
+    }
+
+    /// Waits for a connection to be closed by the peer, or to be woken.
+    fn watch(&self, timeout: Option<Duration>) {
+        let connections: Vec<_> = self.connections.read().iter().filter(|c| c.is_alive()).cloned().collect();
+        let fds: Vec<_> = connections.iter().map(|c| c.fd()).collect();
+        let closed = wait_closed(&fds, self.wake.as_fd(), timeout);
+        let mut drain = [0; 8];
+        // Empty is fine.
+        let _ = rustix::io::read(&self.wake, &mut drain);
+        for i in closed {
+            connections[i].peer_closed();
+        }
+    }
+
+    fn add_connection(self: &Arc<Self>) -> Result<()> {
+        let (previous, next_session, others) = {
+            let peer = self.peer.lock();
+            let others = self.connections.read().iter().any(|c| c.is_alive());
+            (peer.session.clone(), peer.next_session, others)
+        };
+        // While connections with extensions live, one without is an accident, not a downgrade.
+        let extended_only = others && previous.is_some();
+        let owner: Weak<Self> = Arc::downgrade(self);
+        let (connection, attachment) =
+            establish(&self.config, previous.as_ref(), next_session, &self.counters, owner, extended_only)?;
+        Counters::add(&self.counters.connects, 1);
+        self.adopt(Arc::new(connection), attachment, previous.as_ref());
+        Ok(())
+    }
+
+    fn adopt(&self, connection: Arc<Connection>, attachment: Option<Attachment>, previous: Option<&Arc<Session>>) {
+        let order = self.order.lock();
+        let mut peer = self.peer.lock();
+        let was_down = peer.down_since.is_some();
+        let version = connection.version;
+        let event = match attachment {
+            Some(Attachment { session, lost_previous }) => {
+                let instance_changed = previous.is_some_and(|p| p.instance != session.instance);
+                let same = previous.is_some_and(|p| p.id == session.id);
+                let (id, instance) = (session.id, session.instance);
+                if !same {
+                    peer.next_session = id + 1;
+                    Counters::add(&self.counters.sessions, 1);
+                    if lost_previous {
+                        Counters::add(&self.counters.sessions_lost, 1);
+                    }
+                }
+                peer.session = Some(session);
+                if !same {
+                    let lost_previous = previous.is_some();
+                    Some(Event::SessionStarted { session: id, instance, lost_previous, instance_changed })
+                } else if was_down || instance_changed {
+                    Some(Event::SessionResumed { session: id, instance, instance_changed })
+                } else {
+                    None
+                }
+            }
+            None => {
+                peer.session = None;
+                was_down.then_some(Event::UpV01 { version })
+            }
+        };
+        if was_down && peer.seen {
+            Counters::add(&self.counters.reconnects, 1);
+        }
+        peer.seen = true;
+        peer.down_since = None;
+        // Connections of a session that is gone would only answer "unknown session".
+        let session = peer.session.as_ref().map(|s| (s.id, s.instance));
+        let stale = {
+            let mut connections = self.connections.write();
+            let (keep, stale): (Vec<_>, Vec<_>) = connections
+                .drain(..)
+                .partition(|c| c.is_alive() && c.session.as_ref().map(|s| (s.id, s.instance)) == session);
+            *connections = keep;
+            connections.push(connection);
+            stale
+        };
+        self.up.store(true, Ordering::Release);
+        self.changed.notify_all();
+        drop(peer);
+        if let Some(event) = &event {
+            self.announce(event);
+        }
+        drop(order);
+        for connection in stale {
+            connection.fail(&Error::SessionLost);
+        }
+        if self.stopping() {
+            for connection in self.connections.read().iter() {
+                connection.fail(&Error::ShutDown);
+            }
+        }
+    }
+}
+
+impl Owner for Pool {
+    fn lost(&self, _connection: &Connection, why: &Error) {
+        if *why != Error::ShutDown {
+            self.counters.lost(why);
+            log::debug!("objmapper at {}: connection dropped: {why}", self.config.socket.display());
+        }
+        let order = self.order.lock();
+        let went_down = {
+            let mut peer = self.peer.lock();
+            // `fail` has marked it dead before it called.
+            let any = self.connections.read().iter().any(|c| c.is_alive());
+            let went_down = !any && peer.down_since.is_none();
+            if went_down {
+                peer.down_since = Some(Instant::now());
+                self.up.store(false, Ordering::Release);
+            }
+            went_down
+        };
+        if went_down && !self.stopping() {
+            self.announce(&Event::Down);
+        }
+        drop(order);
+        self.wake();
+    }
+}

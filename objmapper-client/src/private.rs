@@ -1,0 +1,169 @@
+//! Private objects: created, written, then committed or thrown away.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use objmapper_proto::ext::{Commit, IfVersion, Op, Reply, Request, Tier, Want};
+use objmapper_proto::{ObjUri, Status};
+
+use crate::client::{Client, reply};
+use crate::deferred::Item;
+use crate::error::{Error, OpName, ProtocolError, Result};
+use crate::objects::{Found, session_of};
+use crate::session::Session;
+
+/// How to publish a private object.
+#[derive(Debug, Clone, Copy)]
+pub struct CommitOptions {
+    /// When it may go, in milliseconds since 1970; 0 is never.
+    pub expires: i64,
+    /// What must be published for the commit to go ahead.
+    pub if_version: IfVersion,
+    /// A read-only descriptor, a pin.
+    pub want: Want,
+    /// It is deleted with its session, or with its pin.
+    pub ephemeral: bool,
+}
+
+impl Default for CommitOptions {
+    /// Never expires, replaces whatever is there, no descriptor, no pin.
+    fn default() -> Self {
+        Self { expires: 0, if_version: IfVersion::Any, want: Want::ENTRY, ephemeral: false }
+    }
+}
+
+/// An object that nobody sees until it is committed. Dropped before that, it is thrown away in the
+/// background.
+#[derive(Debug)]
+pub struct PrivateObject {
+    client: Client,
+    session: Arc<Session>,
+    handle: u64,
+    tier: Tier,
+    fd: Option<OwnedFd>,
+    /// The store no longer knows the handle.
+    used_up: bool,
+}
+
+impl Client {
+    /// Creates a private object with `length` bytes reserved, in `tier` or where the store decides. `uri`
+    /// may be known already: then a [`Client::delete`] of it in the meantime makes the commit fail.
+    ///
+    /// # Errors
+    /// See [`Error`]; status [`Status::Full`] if the bytes cannot be had.
+    pub fn create(&self, length: u64, tier: Option<Tier>, uri: Option<&ObjUri<'_>>) -> Result<PrivateObject> {
+        let request = Request::Create { tier, length, uri: uri.map(ObjUri::borrowed) };
+        let (mut answer, connection) = self.call(&request, self.deadline())?;
+        let session = connection.session.clone().ok_or(Error::SessionLost)?;
+        let Reply::Created { handle, tier } = reply(Op::Create, &answer)? else {
+            return Err(ProtocolError::WrongKind.into());
+        };
+        let mut object = PrivateObject { client: self.clone(), session, handle, tier, fd: None, used_up: false };
+        let (Some(fd), true) = (answer.fds.pop(), answer.fds.is_empty()) else {
+            // The guard aborts it.
+            return Err(ProtocolError::FdCount { expected: 1, got: answer.fds.len() }.into());
+        };
+        object.fd = Some(fd);
+        Ok(object)
+    }
+}
+
+impl PrivateObject {
+    /// The store's name for it.
+    #[must_use]
+    pub fn handle(&self) -> u64 {
+        self.handle
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// The session that it lives in.
+    #[must_use]
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// Its file, for reading and writing, at first of size 0; `None` once it has been taken.
+    #[must_use]
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Takes its descriptor out. It must be closed, and writable mappings of it unmapped, before
+    /// [`Self::commit`].
+    pub fn take_fd(&mut self) -> Option<OwnedFd> {
+        self.fd.take()
+    }
+
+    fn call(&self, request: &Request<'_>) -> Result<crate::slot::Answer> {
+        let connection = self.client.inner.pool.pick_extended(OpName::Ext(request.op()))?;
+        // In another session the handle might be somebody else's.
+        if session_of(&connection) != self.session.id {
+            return Err(Error::SessionLost);
+        }
+        self.client.call_on(&connection, request, self.client.deadline())
+    }
+
+    /// Sets its reservation to `length` bytes in total, up or down.
+    ///
+    /// # Errors
+    /// See [`Error`]; status [`Status::Full`] if they cannot be had, and then the reservation is as before.
+    pub fn reserve(&self, length: u64) -> Result<()> {
+        self.call(&Request::Reserve { handle: self.handle, length }).map(|_| ())
+    }
+
+    /// Publishes it, `length` bytes, under `uri`: atomically visible, replaces what was there. Closes the
+    /// descriptor that this guard holds; other writable descriptors and mappings must be gone already.
+    ///
+    /// After an error the object is still private, and can be committed again, unless the status is
+    /// [`Status::Conflict`].
+    ///
+    /// # Errors
+    /// See [`Error`]; status [`Status::Conflict`] if `if_version` does not hold or the URI was deleted
+    /// since, [`Status::Busy`] while someone can still write to it. After [`Error::Timeout`] and
+    /// [`Error::Closed`] it may be published all the same.
+    pub fn commit(&mut self, uri: &ObjUri<'_>, length: u64, options: CommitOptions) -> Result<Found> {
+        if self.used_up {
+            return Err(Error::Status {
+                op: OpName::Ext(Op::Commit),
+                status: Status::UnknownHandle,
+                message: "committed already".into(),
+            });
+        }
+        self.fd = None;
+        let CommitOptions { expires, if_version, want, ephemeral } = options;
+        let (handle, uri) = (self.handle, uri.borrowed());
+        let commit = Commit { handle, length, expires, if_version, uri, want, ephemeral };
+        let result = self.call(&Request::Commit(commit));
+        match &result {
+            Ok(_) => self.used_up = true,
+            Err(why) => {
+                self.used_up = matches!(why.status(), Some(Status::Conflict | Status::UnknownHandle));
+            }
+        }
+        Found::from_answer(result?, want, self.session.id)
+    }
+
+    /// Throws it away and waits for the store to say so. Dropping does the same without waiting.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn abort(mut self) -> Result<()> {
+        self.fd = None;
+        let result = self.call(&Request::Abort { handle: self.handle });
+        self.used_up = result.is_ok();
+        result.map(|_| ())
+    }
+}
+
+impl Drop for PrivateObject {
+    fn drop(&mut self) {
+        if !self.used_up {
+            self.client.defer(self.session.id, Item::Abort(self.handle));
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! One outstanding request: where its answer arrives and its caller waits.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use objmapper_proto::ext::{Entry, Op};
+use objmapper_proto::{Segment, Status};
+use parking_lot::{Condvar, Mutex};
+
+use crate::error::Result;
+use crate::socket::Fds;
+
+/// What kind of answer a request has coming.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expect {
+    /// An extension reply to this operation.
+    Ext(Op),
+    /// A V1 or V2 response, with a descriptor if it is OK.
+    Fd,
+    /// A V1 or V2 response without one.
+    NoFd,
+    /// A V2 segmented response.
+    Segmented,
+}
+
+/// An answer, free of the buffer that it came in.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: Status,
+    pub(crate) body: Body,
+    pub(crate) fds: Fds,
+}
+
+/// What an answer says. The frequent ones are understood where they arrive and need no allocation.
+#[derive(Debug)]
+pub(crate) enum Body {
+    /// To LOOKUP and COMMIT.
+    Entry(Entry),
+    /// Any other extension payload, understood by the caller.
+    Payload(Box<[u8]>),
+    /// The message of a status other than OK.
+    Failure(Box<str>),
+    /// A V1 or V2 response.
+    V01,
+    /// A segmented response.
+    Segmented { segments: Vec<Segment>, inline: Box<[u8]> },
+}
+
+#[derive(Debug, Default)]
+struct State {
+    answer: Option<Result<Answer>>,
+    done: bool,
+    promoted: bool,
+}
+
+/// Shared by the caller and the connection's table.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) id: u32,
+    pub(crate) expect: Expect,
+    state: Mutex<State>,
+    cv: Condvar,
+    /// Its caller sleeps on `cv`. Changes only under the table's lock.
+    pub(crate) waiting: AtomicBool,
+}
+
+/// Why a sleeping caller woke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Woken {
+    Done,
+    /// To read for all.
+    Promoted,
+    TimedOut,
+}
+
+impl Slot {
+    pub(crate) fn new(id: u32, expect: Expect) -> Arc<Self> {
+        Arc::new(Self { id, expect, state: Mutex::default(), cv: Condvar::new(), waiting: AtomicBool::new(false) })
+    }
+
+    /// Delivers the answer. The first one counts.
+    pub(crate) fn complete(&self, answer: Result<Answer>) {
+        let mut state = self.state.lock();
+        if !state.done {
+            state.done = true;
+            state.answer = Some(answer);
+            self.cv.notify_one();
+        }
+    }
+
+    /// Makes its sleeping caller the one that reads.
+    pub(crate) fn promote(&self) {
+        self.state.lock().promoted = true;
+        self.cv.notify_one();
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.state.lock().done
+    }
+
+    /// The answer, once.
+    pub(crate) fn take(&self) -> Option<Result<Answer>> {
+        self.state.lock().answer.take()
+    }
+
+    pub(crate) fn sleep(&self, deadline: Instant) -> Woken {
+        let mut state = self.state.lock();
+        loop {
+            if state.done {
+                return Woken::Done;
+            }
+            if std::mem::take(&mut state.promoted) {
+                return Woken::Promoted;
+            }
+            if self.cv.wait_until(&mut state, deadline).timed_out() {
+                return match (state.done, std::mem::take(&mut state.promoted)) {
+                    (true, _) => Woken::Done,
+                    (false, true) => Woken::Promoted,
+                    (false, false) => Woken::TimedOut,
+                };
+            }
+        }
+    }
+
+    /// Whether `promote` came although it was not acted on: then someone else must be promoted.
+    pub(crate) fn unused_promotion(&self) -> bool {
+        std::mem::take(&mut self.state.lock().promoted)
+    }
+
+    pub(crate) fn set_waiting(&self, waiting: bool) -> bool {
+        self.waiting.swap(waiting, Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed)
+    }
+}

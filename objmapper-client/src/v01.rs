@@ -1,0 +1,180 @@
+//! What v0.1 offers: get-or-create and delete.
+//!
+//! A v0.1 store cannot look up without creating, publishes nothing atomically and hands everybody a writable
+//! descriptor. Whatever comes from it can be empty, torn, shortened at any time, or deleted already. So a
+//! reader reads ([`V01Object::read_at`]) instead of mapping, takes an empty object for a miss, and believes
+//! a body only after it has validated it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use objmapper_proto::ext::IfVersion;
+use objmapper_proto::limits::MAX_V01_URI;
+use objmapper_proto::v2::ClientFrame;
+use objmapper_proto::{EncodeError, Mode, ObjUri, Segment, v1, v2};
+use rustix::fs::fstat;
+
+use crate::client::{Client, checked};
+use crate::connection::Connection;
+use crate::error::{Error, OpName, ProtocolError, Result};
+use crate::objects::found_or_not;
+use crate::slot::{Answer, Body, Expect};
+use crate::state::Version;
+
+/// A file that a V1 or V2 request brought.
+#[derive(Debug)]
+pub struct V01Object {
+    fd: OwnedFd,
+    len: u64,
+}
+
+impl V01Object {
+    /// Its size when it came, in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is nothing in it. With v0.1 that is a miss, whatever the store says: the object may
+    /// have been created by this very request, or its content lost.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Reads at an offset; less than asked for only at the end of the file, which may have moved.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn read_at(&self, mut buf: &mut [u8], mut offset: u64) -> Result<usize> {
+        let wanted = buf.len();
+        while !buf.is_empty() {
+            match rustix::io::pread(&self.fd, &mut *buf, offset) {
+                Ok(0) => break,
+                Ok(n) => {
+                    buf = &mut buf[n..];
+                    offset += n as u64;
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(Error::io("pread")(e)),
+            }
+        }
+        Ok(wanted - buf.len())
+    }
+
+    /// The descriptor: open for reading and writing, close-on-exec, at offset 0.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
+    fn new(fd: OwnedFd) -> Result<Self> {
+        let stat = fstat(&fd).map_err(Error::io("fstat"))?;
+        if stat.st_nlink == 0 {
+            // Two clients created it at once and this is the loser's file: what is written to it is lost.
+            return Err(Error::Unlinked);
+        }
+        Ok(Self { fd, len: u64::try_from(stat.st_size).unwrap_or_default() })
+    }
+}
+
+impl AsFd for V01Object {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A V2 segmented response.
+#[derive(Debug)]
+pub struct SegmentedObject {
+    /// The segments in the object's order.
+    pub segments: Vec<Segment>,
+    /// The bytes of all inline segments, one behind the other.
+    pub inline: Box<[u8]>,
+    /// The descriptors, one for each segment that [brings one](Segment::brings_fd).
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Where a new object should live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum V01Tier {
+    /// Where the store decides.
+    #[default]
+    Default,
+    /// In its ephemeral tier (V2 only).
+    Ephemeral,
+}
+
+impl Client {
+    /// The file of a URI, which is created empty if it is absent. Works with every peer.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::Uri`] for what v0.1 would misunderstand (nothing is sent then),
+    /// [`Error::Unlinked`] and status [`Storage`](crate::Status::Storage) when two clients have created it at once.
+    pub fn get_or_create(&self, uri: &ObjUri<'_>, tier: V01Tier) -> Result<V01Object> {
+        uri.check_v01()?;
+        let connection = self.inner.pool.pick()?;
+        let flags = match (tier, connection.version) {
+            (V01Tier::Default, _) => 0,
+            (V01Tier::Ephemeral, Version::V1) => return Err(Error::Unsupported(OpName::GetOrCreate)),
+            (V01Tier::Ephemeral, _) => v2::FLAG_EPHEMERAL,
+        };
+        let deadline = self.deadline();
+        let answer = send(&connection, Expect::Fd, Mode::Fd, flags, uri.as_bytes(), deadline)?;
+        let mut answer = checked(OpName::GetOrCreate, answer, &self.inner.pool.counters)?;
+        let fd = answer.fds.pop().ok_or(ProtocolError::FdCount { expected: 1, got: 0 })?;
+        V01Object::new(fd)
+    }
+
+    /// The segments of a URI's object (V2's mode `4`, which v0.1's library has and its server refuses).
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn get_segmented(&self, uri: &ObjUri<'_>) -> Result<SegmentedObject> {
+        uri.check_v01()?;
+        let connection = self.inner.pool.pick()?;
+        if connection.version == Version::V1 {
+            return Err(Error::Unsupported(OpName::GetOrCreate));
+        }
+        let answer = send(&connection, Expect::Segmented, Mode::Segmented, 0, uri.as_bytes(), self.deadline())?;
+        let answer = checked(OpName::GetOrCreate, answer, &self.inner.pool.counters)?;
+        match answer.body {
+            Body::Segmented { segments, inline } => {
+                Ok(SegmentedObject { segments, inline, fds: answer.fds.into_iter().collect() })
+            }
+            _ => Err(ProtocolError::WrongKind.into()),
+        }
+    }
+
+    pub(crate) fn delete_v01(&self, connection: &Connection, uri: &ObjUri<'_>, if_version: IfVersion) -> Result<bool> {
+        if if_version != IfVersion::Any {
+            return Err(Error::Unsupported(OpName::Delete));
+        }
+        uri.check_v01()?;
+        let mut path = Vec::with_capacity(b"/delete".len() + MAX_V01_URI);
+        path.extend_from_slice(b"/delete");
+        path.extend_from_slice(uri.as_bytes());
+        let answer = send(connection, Expect::NoFd, Mode::Fd, 0, &path, self.deadline())?;
+        Ok(found_or_not(checked(OpName::Delete, answer, &self.inner.pool.counters))?.is_some())
+    }
+}
+
+fn send(
+    connection: &Connection,
+    expect: Expect,
+    mode: Mode,
+    flags: u8,
+    uri: &[u8],
+    deadline: Instant,
+) -> Result<Answer> {
+    let encode = |id: u32, out: &mut Vec<u8>| -> Result<(), EncodeError> {
+        match connection.version {
+            Version::V1 => v1::Request { mode: mode.byte(), uri }.encode(out),
+            Version::V2 | Version::Extended => {
+                ClientFrame::Request(v2::Request { id, flags, mode: mode.byte(), uri }).encode(out)
+            }
+        }
+    };
+    let ticket = connection.submit(expect, deadline, encode)?;
+    connection.wait(&ticket, deadline)
+}
