@@ -14,6 +14,8 @@ const MAX_SHARDS: usize = 16;
 /// Fewest entries of a shard, so that each has a choice of what to evict.
 const MIN_SHARD: usize = 64;
 
+type Shard<K, V> = Mutex<LruCache<K, Arc<V>>>;
+
 /// Least-recently-used cache with an exact bound, for many threads.
 ///
 /// Values are handed out as [`Arc`]s: one that is in use survives its eviction and is dropped (closed,
@@ -31,7 +33,7 @@ const MIN_SHARD: usize = 64;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Cache<K, V> {
-    shards: Box<[Mutex<LruCache<K, Arc<V>>>]>,
+    shards: Box<[Shard<K, V>]>,
     hasher: RandomState,
     len: AtomicUsize,
     capacity: usize,
@@ -70,7 +72,7 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
         }
     }
 
-    fn shard(&self, key: &K) -> &Mutex<LruCache<K, Arc<V>>> {
+    fn shard(&self, key: &K) -> &Shard<K, V> {
         &self.shards[self.hasher.hash_one(key) as usize % self.shards.len()]
     }
 

@@ -18,6 +18,10 @@
 //! Descriptors are [`OwnedFd`](std::os::fd::OwnedFd)s and close-on-exec; those that nobody announced are
 //! closed, and the connection that brought them is dropped.
 
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;
+
 mod batch;
 mod cache;
 mod client;
@@ -49,7 +53,7 @@ pub use error::{Error, NextStep, OpName, ProtocolError, Result};
 pub use lease::{Lease, Leased};
 pub use mapping::{Access, Mapping};
 pub use memmap2::Advice;
-pub use objects::{Found, List};
+pub use objects::{Found, List, Page};
 pub use objmapper_proto::ext::{Entry, EntryFlags, IfVersion, Op, Stat, Tier, TierStat, Token, Want};
 pub use objmapper_proto::{ObjUri, Status, UriError};
 pub use pipeline::{Pending, Pipeline};

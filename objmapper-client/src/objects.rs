@@ -101,22 +101,17 @@ impl Client {
         }
     }
 
-    /// A page of the URIs that begin with `prefix`, in byte order, and the cursor for the next page (empty:
-    /// this was the last). `cursor` is empty for the first page; `max` is the most entries wanted.
+    /// A page of the URIs that begin with `prefix`. `cursor` is empty for the first page; `max` is the most
+    /// entries wanted.
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn list_page(
-        &self,
-        prefix: &[u8],
-        cursor: &[u8],
-        max: u16,
-    ) -> Result<(Vec<(ObjUri<'static>, Entry)>, Vec<u8>)> {
+    pub fn list_page(&self, prefix: &[u8], cursor: &[u8], max: u16) -> Result<Page> {
         let (answer, _) = self.ask(&Request::List { prefix, cursor, max }, self.deadline())?;
         match reply(Op::List, &answer)? {
             Reply::List(page) => {
                 let items = page.items.into_iter().map(|(uri, entry)| (uri.into_owned(), entry)).collect();
-                Ok((items, page.cursor.to_vec()))
+                Ok(Page { items, cursor: page.cursor.to_vec() })
             }
             _ => Err(ProtocolError::WrongKind.into()),
         }
@@ -135,6 +130,15 @@ impl Client {
     }
 }
 
+/// A page of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// In byte order of the URIs.
+    pub items: Vec<(ObjUri<'static>, Entry)>,
+    /// For the next page; empty: this was the last.
+    pub cursor: Vec<u8>,
+}
+
 /// Iterator of [`Client::list`]. After an error it ends.
 #[derive(Debug)]
 pub struct List {
@@ -146,7 +150,7 @@ pub struct List {
 }
 
 /// Entries of a page: a few hundred KiB with usual URIs.
-const PAGE: u16 = 1000;
+const PAGE_ENTRIES: u16 = 1000;
 
 impl Iterator for List {
     type Item = Result<(ObjUri<'static>, Entry)>;
@@ -159,8 +163,8 @@ impl Iterator for List {
             if self.done {
                 return None;
             }
-            match self.client.list_page(&self.prefix, &self.cursor, PAGE) {
-                Ok((items, cursor)) => {
+            match self.client.list_page(&self.prefix, &self.cursor, PAGE_ENTRIES) {
+                Ok(Page { items, cursor }) => {
                     // A cursor that does not move would never end.
                     self.done = cursor.is_empty() || cursor == self.cursor;
                     self.page = items.into_iter();

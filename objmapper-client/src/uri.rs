@@ -19,12 +19,12 @@ const HASHED_LEN: usize = HASHED.len() + 64;
 /// ```
 /// use objmapper_client::UriSpace;
 ///
-/// let space = UriSpace::new([b"cdn", b"example.com"])?;
-/// assert_eq!(space.uri([b"GET", &b"/video.mp4?q=1"[..]]).as_bytes(), b"/cdn/example.com/GET/%2Fvideo.mp4%3Fq%3D1");
-/// assert_eq!(space.uri([b"..", &b""[..]]).as_bytes(), b"/cdn/example.com/%2E%2E/%");
+/// let space = UriSpace::new(&[b"cdn", b"example.com"])?;
+/// assert_eq!(space.uri(&[b"GET", b"/video.mp4?q=1"]).as_bytes(), b"/cdn/example.com/GET/%2Fvideo.mp4%3Fq%3D1");
+/// assert_eq!(space.uri(&[b"..", b""]).as_bytes(), b"/cdn/example.com/%2E%2E/%");
 ///
 /// let long = vec![b'x'; 100_000];
-/// assert!(space.uri([&long]).as_bytes().len() < 100);
+/// assert!(space.uri(&[&long]).as_bytes().len() < 100);
 /// # Ok::<(), objmapper_client::UriError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,10 +38,10 @@ impl UriSpace {
     /// # Errors
     /// If there are none, or they are too long to leave room for the rest: a prefix is never hashed, so that
     /// it can be listed.
-    pub fn new<P: AsRef<[u8]>>(parts: impl IntoIterator<Item = P>) -> Result<Self, UriError> {
+    pub fn new(parts: &[&[u8]]) -> Result<Self, UriError> {
         let mut prefix = Vec::new();
         for part in parts {
-            let encoded = encode(part.as_ref());
+            let encoded = encode(part);
             if encoded.len() > MAX_V01_SEGMENT {
                 return Err(UriError::LongSegment { len: encoded.len(), limit: MAX_V01_SEGMENT });
             }
@@ -71,12 +71,12 @@ impl UriSpace {
 
     /// The URI of these parts: each one percent-encoded, or all of them hashed (SHA-256) where that is too
     /// long for a v0.1 store. At most [`MAX_V01_URI`] bytes.
-    pub fn uri<P: AsRef<[u8]>>(&self, parts: impl IntoIterator<Item = P>) -> ObjUri<'static> {
+    #[must_use]
+    pub fn uri(&self, parts: &[&[u8]]) -> ObjUri<'static> {
         let mut uri = self.prefix.clone();
         let mut hash = Sha256::new();
         let mut fits = true;
         for part in parts {
-            let part = part.as_ref();
             // Lengths make the hashed text unambiguous.
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part);
