@@ -10,5 +10,9 @@
 //!
 //! No input and no I/O error makes this library panic: every failure is a [`store::StoreError`].
 
+#[cfg(feature = "daemon")]
+pub mod config;
+#[cfg(feature = "daemon")]
+pub mod net;
 pub mod store;
 mod sys;

@@ -293,6 +293,11 @@ impl Store {
         Ok(self.inner.tier(tier)?.dir.as_fd())
     }
 
+    /// Whether such a tier is configured.
+    pub fn has_tier(&self, tier: TierKind) -> bool {
+        self.inner.tier(tier).is_ok()
+    }
+
     /// Deletes what `uri` names, if `if_version` is [`ANY_VERSION`] or its version. Private objects
     /// created for it before can no longer be committed.
     pub fn delete(&self, uri: &[u8], if_version: u64) -> Result<(), StoreError> {

@@ -114,6 +114,19 @@ impl Session {
         self.store.inner.commit(&self.core, &private, commit)
     }
 
+    /// As [`Session::commit`], with a read-only descriptor of the body, whatever happens to the
+    /// object meanwhile.
+    pub fn commit_open(&self, handle: u64, commit: Commit<'_>) -> Result<(Entry, OwnedFd), StoreError> {
+        let private = self.private(handle)?;
+        let file = private.reader.try_clone().map_err(StoreError::io("duplicating a descriptor"))?;
+        Ok((self.store.inner.commit(&self.core, &private, commit)?, file))
+    }
+
+    /// How many private objects it has.
+    pub fn private_objects(&self) -> usize {
+        self.core.state.lock().privates.len()
+    }
+
     /// Gives a private object up.
     pub fn abort(&self, handle: u64) -> Result<(), StoreError> {
         let private = self.private(handle)?;

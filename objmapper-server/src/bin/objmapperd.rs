@@ -1,0 +1,71 @@
+//! `objmapperd`: the store on a Unix socket.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use objmapper_server::config::Config;
+use objmapper_server::net::Server;
+use objmapper_server::store::Store;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("objmapperd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
+    // First, so that a signal during the start is not lost and does not kill us half-way.
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let config = Config::from_args()?;
+    allow_descriptors(config.descriptors())?;
+    let started = Instant::now();
+    let store = Store::open(config.store)?;
+    let socket = config.listen.socket.clone();
+    let server = Server::start(config.listen, store.clone())?;
+    for tier in &store.stats().tiers {
+        log::info!("{} tier: {} of {} bytes used, {} objects", tier.tier, tier.used, tier.limit, tier.objects);
+    }
+    log::info!("serving {} after {:.3} s", socket.display(), started.elapsed().as_secs_f64());
+    notify(sd_notify::NotifyState::Ready);
+    if let Some(signal) = signals.forever().next() {
+        log::info!("signal {signal}: draining for at most {:?}", config.drain_timeout);
+    }
+    notify(sd_notify::NotifyState::Stopping);
+    server.drain(config.drain_timeout);
+    // The last handle: closes the disk tier cleanly.
+    drop(store);
+    log::info!("stopped");
+    Ok(())
+}
+
+/// Tells systemd, where it is the one that started us.
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        log::warn!("telling systemd: {error}");
+    }
+}
+
+/// Raises the soft limit of open files to what the options need, or says which to change.
+fn allow_descriptors(needed: u64) -> Result<(), String> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|soft| soft >= needed) {
+        return Ok(());
+    }
+    let raised = Rlimit { current: Some(needed), maximum: limit.maximum };
+    if limit.maximum.is_none_or(|hard| hard >= needed) && setrlimit(Resource::Nofile, raised).is_ok() {
+        return Ok(());
+    }
+    Err(format!(
+        "--max-connections and --max-private need {needed} open files, the limit is {}; remedy: raise \
+         it (ulimit -n, LimitNOFILE= in the unit), or lower one of the two",
+        limit.maximum.map_or_else(|| "unknown".into(), |hard| hard.to_string())
+    ))
+}

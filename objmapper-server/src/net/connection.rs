@@ -1,0 +1,388 @@
+//! One peer: its bytes in, its protocol, its replies out.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use mio::net::UnixStream;
+use objmapper_proto::ext::{Op, Reply, ReplyFrame, Request, RequestFrame};
+use objmapper_proto::limits::MAX_PIPELINE;
+use objmapper_proto::v2::{self, ClientFrame, Dialect, Hello, HelloAck, ServerFrame};
+use objmapper_proto::{Caps, DecodeError, Status, v1 as wire_v1};
+
+use super::event_loop::Inbox;
+use super::output::Output;
+use super::{Shared, ext, v1};
+use crate::store::{LeaseOutcome, Session, StoreError};
+
+/// A peer that leaves this much unread is not read from any more.
+const HIGH_WATER: usize = 256 << 10;
+/// The same for descriptors: they count against our limit until it reads them.
+const MAX_UNREAD_FDS: usize = 32;
+/// Bytes read at a time.
+const READ: usize = 8 << 10;
+/// Bytes read per turn: no peer keeps the loop for itself.
+const TURN: usize = 64 << 10;
+
+enum Protocol {
+    /// The first byte decides.
+    Unknown,
+    V1,
+    Hello,
+    V2 {
+        dialect: Dialect,
+        pipeline: u16,
+    },
+}
+
+/// A request for a lease that waits.
+struct Wait {
+    ticket: u64,
+    /// The session that asked: a later ATTACH may have changed the connection's.
+    session: Session,
+    fd: bool,
+}
+
+/// What the loop is to do with the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Wait for the socket.
+    Wait,
+    /// There is more to do at once; others first.
+    Again,
+    /// Close it.
+    Close,
+}
+
+pub(super) struct Connection {
+    stream: UnixStream,
+    /// Its number in its loop; no number comes twice.
+    number: usize,
+    shared: Arc<Shared>,
+    inbox: Arc<Inbox>,
+    protocol: Protocol,
+    input: Vec<u8>,
+    /// So much of the input has been carried out.
+    consumed: usize,
+    output: Output,
+    session: Option<Session>,
+    waits: HashMap<u32, Wait>,
+    /// The socket may have bytes that we did not read.
+    readable: bool,
+    /// The peer will send no more.
+    ended: bool,
+    /// Nothing more is to be carried out; close when the replies are sent.
+    closing: bool,
+}
+
+impl Connection {
+    pub(super) fn new(stream: UnixStream, number: usize, shared: Arc<Shared>, inbox: Arc<Inbox>) -> Self {
+        Connection {
+            stream,
+            number,
+            shared,
+            inbox,
+            protocol: Protocol::Unknown,
+            input: Vec::new(),
+            consumed: 0,
+            output: Output::default(),
+            session: None,
+            waits: HashMap::new(),
+            readable: true,
+            ended: false,
+            closing: false,
+        }
+    }
+
+    pub(super) fn stream(&mut self) -> &mut UnixStream {
+        &mut self.stream
+    }
+
+    /// The socket has become readable, or is at its end.
+    pub(super) fn note_readable(&mut self) {
+        self.readable = true;
+    }
+
+    /// Does what can be done without waiting.
+    pub(super) fn turn(&mut self) -> Next {
+        match self.try_turn() {
+            Ok(next) => next,
+            Err(error) => {
+                if error.kind() == io::ErrorKind::InvalidData {
+                    self.shared.protocol_errors.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    log::info!("a connection is ended: {error}");
+                } else {
+                    log::debug!("a connection is ended: {error}");
+                }
+                Next::Close
+            }
+        }
+    }
+
+    fn try_turn(&mut self) -> io::Result<Next> {
+        self.output.flush(self.stream.as_fd())?;
+        let mut budget = TURN;
+        loop {
+            while !self.closing && self.has_room() && self.step()? {}
+            self.output.flush(self.stream.as_fd())?;
+            if self.closing || !self.has_room() || !self.readable || self.ended {
+                break;
+            }
+            if budget == 0 {
+                return Ok(Next::Again);
+            }
+            budget -= self.read(budget.min(READ))?;
+        }
+        let drained = self.shared.draining.load(std::sync::atomic::Ordering::Relaxed)
+            && self.waits.is_empty()
+            && self.session.as_ref().is_none_or(|s| s.private_objects() == 0);
+        let over = self.closing || drained || (self.ended && self.has_room());
+        Ok(if over && self.output.is_empty() { Next::Close } else { Next::Wait })
+    }
+
+    fn has_room(&self) -> bool {
+        self.output.bytes() < HIGH_WATER && self.output.fds() < MAX_UNREAD_FDS
+    }
+
+    /// Reads once; returns how much.
+    fn read(&mut self, budget: usize) -> io::Result<usize> {
+        if self.consumed > 0 {
+            self.input.drain(..self.consumed);
+            self.consumed = 0;
+        }
+        let start = self.input.len();
+        self.input.resize(start + budget, 0);
+        let got = (&self.stream).read(&mut self.input[start..]);
+        self.input.truncate(start + got.as_ref().map_or(0, |n| *n));
+        match got {
+            Ok(0) => {
+                self.ended = true;
+                Ok(0)
+            }
+            Ok(n) => Ok(n),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = false;
+                Ok(0)
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(0),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Carries out one message of the input. False if there is no whole one.
+    fn step(&mut self) -> io::Result<bool> {
+        // Taken out for the step, so that what is decoded may borrow from it.
+        let input = std::mem::take(&mut self.input);
+        let stepped = self.step_on(&input[self.consumed..]);
+        self.input = input;
+        let Some(used) = stepped? else { return Ok(false) };
+        self.consumed += used;
+        if self.consumed == self.input.len() {
+            self.consumed = 0;
+            self.input.clear();
+            self.input.shrink_to(TURN);
+        }
+        Ok(true)
+    }
+
+    /// Carries out the first message of `input`; returns its length.
+    fn step_on(&mut self, input: &[u8]) -> io::Result<Option<usize>> {
+        let used = match self.protocol {
+            Protocol::Unknown => {
+                let Some(first) = input.first() else { return Ok(None) };
+                self.protocol = if *first == b'O' { Protocol::Hello } else { Protocol::V1 };
+                Some(0)
+            }
+            Protocol::V1 => whole(wire_v1::Request::decode(input))?.map(|(request, used)| {
+                self.serve_v1(&request);
+                used
+            }),
+            Protocol::Hello => whole(Hello::decode(input))?.map(|(hello, used)| {
+                self.greet(hello);
+                used
+            }),
+            Protocol::V2 { dialect, pipeline } => whole(ClientFrame::decode(input, dialect))?.map(|(frame, used)| {
+                self.serve_v2(&frame, pipeline);
+                used
+            }),
+        };
+        Ok(used)
+    }
+
+    fn serve_v1(&mut self, request: &wire_v1::Request<'_>) {
+        let mut answer = v1::answer(&self.shared.store, request.mode, request.uri, false);
+        let fds = answer.fd.take().into_iter().collect();
+        self.output.push(fds, |out| answer.with_response(|r| encoded(r.encode(out))));
+    }
+
+    fn greet(&mut self, hello: Hello) {
+        let ack = if hello.caps.contains(Caps::EXTENSIONS) {
+            let pipeline = hello.pipeline.clamp(1, MAX_PIPELINE);
+            self.protocol = Protocol::V2 { dialect: Dialect::Extended, pipeline };
+            HelloAck { caps: Caps::EXTENSIONS, pipeline, parallelism: self.shared.loops }
+        } else {
+            self.protocol = Protocol::V2 { dialect: Dialect::V2, pipeline: 1 };
+            // As v0.1 answers, byte for byte.
+            HelloAck { caps: Caps::NONE, pipeline: hello.pipeline.min(1), parallelism: 2 }
+        };
+        self.output.push(Vec::new(), |out| ack.encode(out));
+    }
+
+    fn serve_v2(&mut self, frame: &ClientFrame<'_>, pipeline: u16) {
+        match frame {
+            ClientFrame::Request(request) => {
+                let ephemeral = request.flags & v2::FLAG_EPHEMERAL != 0;
+                let mut answer = v1::answer(&self.shared.store, request.mode, request.uri, ephemeral);
+                let fds = answer.fd.take().into_iter().collect();
+                let id = request.id;
+                self.output.push(fds, |out| {
+                    answer.with_response(|body| {
+                        encoded(ServerFrame::Response(v2::Response { id, body }).encode(out));
+                    });
+                });
+            }
+            ClientFrame::Close { .. } => {
+                let outstanding = u32::try_from(self.waits.len()).unwrap_or(u32::MAX);
+                self.output.push(Vec::new(), |out| encoded(ServerFrame::CloseAck { outstanding }.encode(out)));
+                self.closing = true;
+            }
+            ClientFrame::Ext(frame) => self.serve_ext(frame, pipeline),
+        }
+    }
+
+    fn serve_ext(&mut self, frame: &RequestFrame<'_>, pipeline: u16) {
+        let (id, op) = (frame.id, frame.op);
+        let request = match Request::parse(op, frame.flags, frame.payload) {
+            Ok(request) => request,
+            Err(bad) => return self.fail(id, op, (bad.status(), bad.to_string())),
+        };
+        if self.refused_while_draining(&request) {
+            return self.fail(id, op, (Status::Unavailable, "the server is shutting down".into()));
+        }
+        if let Request::Attach { session, directories } = request {
+            match ext::attach(&self.shared.store, session, directories) {
+                Ok((session, reply, fds)) => {
+                    self.session = Some(session);
+                    self.reply(id, Op::Attach, &reply, fds);
+                }
+                Err(failure) => self.fail(id, op, failure),
+            }
+            return;
+        }
+        let Some(session) = self.session.clone() else {
+            return self.fail(id, op, (Status::UnknownSession, "no session: ATTACH first".into()));
+        };
+        match request {
+            Request::Detach => {
+                self.session = None;
+                session.end();
+                self.reply(id, Op::Detach, &Reply::Empty, Vec::new());
+            }
+            Request::Lease { wait, hold, uri, want } => {
+                if self.waits.len() >= usize::from(pipeline) || self.waits.contains_key(&id) {
+                    let text = "more waiting requests than the pipeline allows, or an id twice";
+                    return self.fail(id, op, (Status::Unavailable, text.into()));
+                }
+                let callback = {
+                    let (inbox, number, asker) = (self.inbox.clone(), self.number, session.clone());
+                    Box::new(move |outcome| inbox.lease(number, id, outcome, asker))
+                };
+                match ext::lease(&session, (wait, hold, &uri, want), callback) {
+                    Ok(LeaseOutcome::Waiting(ticket)) => {
+                        self.waits.insert(id, Wait { ticket, session, fd: want.fd });
+                    }
+                    Ok(outcome) => self.leased(id, Ok(outcome), want.fd),
+                    Err(failure) => self.fail(id, op, failure),
+                }
+            }
+            Request::Batch(requests) => {
+                let (reply, fds) = ext::batch(&self.shared.store, &session, &requests);
+                self.reply(id, Op::Batch, &reply, fds);
+            }
+            request => {
+                let op = request.op();
+                match ext::perform(&self.shared.store, &session, &request) {
+                    Ok((ext::Done::Reply(reply), fds)) => self.reply(id, op, &reply, fds),
+                    Ok((ext::Done::Page(listing), fds)) => {
+                        self.reply(id, op, &ext::page(&listing), fds);
+                    }
+                    Err(failure) => self.fail(id, op.code(), failure),
+                }
+            }
+        }
+    }
+
+    fn refused_while_draining(&self, request: &Request<'_>) -> bool {
+        matches!(request, Request::Attach { .. } | Request::Create { .. } | Request::Lease { .. })
+            && self.shared.draining.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// The outcome of a lease that waited.
+    pub(super) fn lease_outcome(&mut self, id: u32, outcome: Result<LeaseOutcome, StoreError>) {
+        if let Some(wait) = self.waits.remove(&id) {
+            self.leased(id, outcome, wait.fd);
+        }
+    }
+
+    fn leased(&mut self, id: u32, outcome: Result<LeaseOutcome, StoreError>, fd: bool) {
+        match ext::leased(&self.shared.store, outcome, fd) {
+            Ok((reply, fds)) => self.reply(id, Op::Lease, &reply, fds),
+            Err(failure) => self.fail(id, Op::Lease.code(), failure),
+        }
+    }
+
+    fn reply(&mut self, id: u32, op: Op, reply: &Reply<'_>, fds: Vec<OwnedFd>) {
+        let nfds = u8::try_from(fds.len()).unwrap_or(0);
+        let mut frame = Vec::new();
+        match reply.encode(id, op, nfds, &mut frame) {
+            Ok(()) => self.output.push(fds, |out| out.extend_from_slice(&frame)),
+            Err(e) => self.fail(id, op.code(), (Status::Internal, e.to_string())),
+        }
+    }
+
+    fn fail(&mut self, id: u32, op: u8, (status, message): ext::Failure) {
+        self.output.push(Vec::new(), |out| ReplyFrame::encode_failure(id, op, status, &message, out));
+    }
+
+    /// Answers what waits: the server is shutting down.
+    pub(super) fn drain(&mut self) {
+        let waiting: Vec<u32> = self.waits.keys().copied().collect();
+        for id in waiting {
+            let cancelled = self.waits.get(&id).is_some_and(|w| w.session.cancel_wait(w.ticket));
+            if cancelled {
+                self.waits.remove(&id);
+                let failure = (Status::Unavailable, "the server is shutting down".into());
+                self.fail(id, Op::Lease.code(), failure);
+            }
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // What waits is taken back, so that no lease is granted to nobody; one that was granted in
+        // this instant ends after its hold, or with the session.
+        for wait in self.waits.values() {
+            wait.session.cancel_wait(wait.ticket);
+        }
+        self.shared.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// A decoder's answer: something, not yet, or never.
+fn whole<T>(decoded: Result<T, DecodeError>) -> io::Result<Option<T>> {
+    match decoded {
+        Ok(value) => Ok(Some(value)),
+        Err(DecodeError::Incomplete { .. }) => Ok(None),
+        Err(DecodeError::Malformed(what)) => Err(io::Error::new(io::ErrorKind::InvalidData, what.to_string())),
+    }
+}
+
+/// Responses are built within the limits; should one ever not be, the peer gets nothing and its
+/// deadline passes, and the log says why.
+fn encoded(result: Result<(), objmapper_proto::EncodeError>) {
+    if let Err(e) = result {
+        log::error!("a response could not be encoded: {e}");
+    }
+}

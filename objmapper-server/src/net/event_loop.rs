@@ -1,0 +1,186 @@
+//! A thread that serves its share of the connections.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::unix::net::UnixStream as StdStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use mio::net::UnixStream;
+use mio::{Events, Interest, Poll, Token, Waker};
+use parking_lot::Mutex;
+
+use super::Shared;
+use super::connection::{Connection, Next};
+use crate::store::{LeaseOutcome, Session, StoreError};
+
+const WAKE: Token = Token(usize::MAX);
+
+/// What other threads have for a loop.
+enum Message {
+    Connection(StdStream),
+    Lease {
+        number: usize,
+        id: u32,
+        outcome: Result<LeaseOutcome, StoreError>,
+        asker: Session,
+    },
+    /// Serve until the instant at the latest, then end.
+    Drain(Instant),
+}
+
+/// The way into a loop.
+pub(super) struct Inbox {
+    messages: Mutex<VecDeque<Message>>,
+    waker: Waker,
+}
+
+impl Inbox {
+    fn send(&self, message: Message) {
+        self.messages.lock().push_back(message);
+        if let Err(e) = self.waker.wake() {
+            log::error!("waking an event loop: {e}");
+        }
+    }
+
+    pub(super) fn connection(&self, stream: StdStream) {
+        self.send(Message::Connection(stream));
+    }
+
+    pub(super) fn lease(&self, number: usize, id: u32, outcome: Result<LeaseOutcome, StoreError>, asker: Session) {
+        self.send(Message::Lease { number, id, outcome, asker });
+    }
+
+    pub(super) fn drain(&self, deadline: Instant) {
+        self.send(Message::Drain(deadline));
+    }
+}
+
+pub(super) struct EventLoop {
+    poll: Poll,
+    inbox: Arc<Inbox>,
+    shared: Arc<Shared>,
+    connections: HashMap<usize, Connection>,
+    /// Connections with more to do, in turn.
+    ready: VecDeque<usize>,
+    next_number: usize,
+    deadline: Option<Instant>,
+}
+
+impl EventLoop {
+    pub(super) fn new(shared: Arc<Shared>) -> io::Result<(Self, Arc<Inbox>)> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKE)?;
+        let inbox = Arc::new(Inbox { messages: Mutex::default(), waker });
+        let event_loop = EventLoop {
+            poll,
+            inbox: inbox.clone(),
+            shared,
+            connections: HashMap::new(),
+            ready: VecDeque::new(),
+            next_number: 0,
+            deadline: None,
+        };
+        Ok((event_loop, inbox))
+    }
+
+    /// Serves until the drain is over.
+    pub(super) fn run(mut self) {
+        let mut events = Events::with_capacity(256);
+        loop {
+            let timeout = if self.ready.is_empty() {
+                // While draining, what a connection waits for may happen on another one.
+                self.deadline.map(|_| Duration::from_millis(50))
+            } else {
+                Some(Duration::ZERO)
+            };
+            if let Err(e) = self.poll.poll(&mut events, timeout) {
+                if e.kind() != io::ErrorKind::Interrupted {
+                    log::error!("an event loop ends: poll: {e}");
+                    return;
+                }
+            }
+            for event in &events {
+                if event.token() == WAKE {
+                    continue;
+                }
+                let number = event.token().0;
+                if let Some(connection) = self.connections.get_mut(&number) {
+                    if event.is_readable() || event.is_read_closed() || event.is_error() {
+                        connection.note_readable();
+                    }
+                    self.ready.push_back(number);
+                }
+            }
+            self.read_inbox();
+            if let Some(deadline) = self.deadline {
+                if Instant::now() >= deadline && !self.connections.is_empty() {
+                    log::warn!("{} connections are closed unfinished at the drain deadline", self.connections.len());
+                    self.connections.clear();
+                }
+                if self.connections.is_empty() {
+                    return;
+                }
+                self.ready.extend(self.connections.keys().copied());
+            }
+            for _ in 0..self.ready.len() {
+                let Some(number) = self.ready.pop_front() else { break };
+                self.turn(number);
+            }
+        }
+    }
+
+    fn turn(&mut self, number: usize) {
+        let Some(connection) = self.connections.get_mut(&number) else { return };
+        match connection.turn() {
+            Next::Wait => {}
+            Next::Again => self.ready.push_back(number),
+            Next::Close => {
+                let _ = self.poll.registry().deregister(connection.stream());
+                self.connections.remove(&number);
+            }
+        }
+    }
+
+    fn read_inbox(&mut self) {
+        loop {
+            let Some(message) = self.inbox.messages.lock().pop_front() else { return };
+            match message {
+                Message::Connection(stream) => self.add(stream),
+                Message::Lease { number, id, outcome, asker } => {
+                    if let Some(connection) = self.connections.get_mut(&number) {
+                        connection.lease_outcome(id, outcome);
+                        self.ready.push_back(number);
+                    } else if let Ok(LeaseOutcome::Granted(lease)) = outcome {
+                        // Granted in the instant in which the connection went: to the next one.
+                        if let Err(e) = asker.unlease(lease, Duration::ZERO) {
+                            log::debug!("giving back a lease: {e}");
+                        }
+                    }
+                }
+                Message::Drain(deadline) => {
+                    self.deadline = Some(deadline);
+                    for connection in self.connections.values_mut() {
+                        connection.drain();
+                    }
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, stream: StdStream) {
+        let mut stream = UnixStream::from_std(stream);
+        let number = self.next_number;
+        self.next_number += 1;
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(e) = self.poll.registry().register(&mut stream, Token(number), interest) {
+            log::error!("registering a connection: {e}");
+            self.shared.connections.fetch_sub(1, Relaxed);
+            return;
+        }
+        let connection = Connection::new(stream, number, self.shared.clone(), self.inbox.clone());
+        self.connections.insert(number, connection);
+        self.ready.push_back(number);
+    }
+}

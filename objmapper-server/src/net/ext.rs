@@ -1,0 +1,319 @@
+//! What an extension request means. EXTENSIONS.md of the crate `objmapper-proto` is its definition.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use objmapper_proto::ext::{
+    self, Attached, BatchReply, Entry as WireEntry, EntryFlags, ListPage, Reply, Request, Stat, Tier, TierLimits,
+    TierStat, Want,
+};
+use objmapper_proto::limits::{MAX_FDS, MAX_PAYLOAD};
+use objmapper_proto::{ObjUri, Status};
+
+use crate::store::{Commit, Entry, LeaseCallback, LeaseOutcome, Session, Store, StoreError, TierChoice, TierKind};
+
+/// Most entries of a listing page.
+const MAX_PAGE: usize = 1024;
+
+/// A failure: its status and a message for the peer's log.
+pub(super) type Failure = (Status, String);
+
+/// What an operation other than LEASE answers, without its descriptors.
+pub(super) enum Done {
+    Reply(Reply<'static>),
+    /// A page borrows from the store's listing until it is encoded.
+    Page(crate::store::Listing),
+}
+
+type Answered = Result<(Done, Vec<OwnedFd>), Failure>;
+
+pub(super) fn status_of(error: &StoreError) -> Status {
+    match error {
+        StoreError::InvalidUri(_) | StoreError::Invalid(_) | StoreError::NoSuchTier(_) => Status::InvalidRequest,
+        StoreError::NotFound => Status::NotFound,
+        StoreError::Conflict(_) => Status::Conflict,
+        StoreError::Busy => Status::Busy,
+        StoreError::UnknownSession => Status::UnknownSession,
+        StoreError::UnknownHandle => Status::UnknownHandle,
+        StoreError::Full { .. } => Status::Full,
+        StoreError::TooMany { .. } => Status::Unavailable,
+        StoreError::Io { source, .. } => match source.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => Status::Unavailable,
+            Some(libc::ENOMEM) => Status::Memory,
+            _ => Status::Storage,
+        },
+        StoreError::Index(_) => Status::Storage,
+        StoreError::Setup(_) => Status::Internal,
+    }
+}
+
+pub(super) fn failure(error: StoreError) -> Failure {
+    (status_of(&error), error.to_string())
+}
+
+pub(super) fn wire_entry(entry: &Entry) -> WireEntry {
+    let mut flags = EntryFlags::NONE;
+    for (set, flag) in [
+        (entry.ephemeral, EntryFlags::EPHEMERAL),
+        (entry.pinned, EntryFlags::PINNED),
+        (entry.foreign, EntryFlags::FOREIGN),
+    ] {
+        if set {
+            flags = flags.union(flag);
+        }
+    }
+    WireEntry {
+        object: entry.object,
+        version: entry.version,
+        tier: wire_tier(entry.tier),
+        flags,
+        length: entry.length,
+        mtime: entry.mtime,
+        expires: entry.expires,
+    }
+}
+
+fn wire_tier(kind: TierKind) -> Tier {
+    match kind {
+        TierKind::Memory => Tier::Memory,
+        TierKind::Disk => Tier::Disk,
+    }
+}
+
+/// ATTACH: begins or joins a session.
+pub(super) fn attach(
+    store: &Store,
+    token: ext::Token,
+    directories: bool,
+) -> Result<(Session, Reply<'static>, Vec<OwnedFd>), Failure> {
+    let token = (token != ext::Token::NEW).then_some(token.0);
+    let session = store.session(token).map_err(failure)?;
+    let stats = store.stats();
+    let mut fds = Vec::new();
+    if directories {
+        for tier in &stats.tiers {
+            let dir = store.tier_dir(tier.tier).map_err(failure)?;
+            let dir = dir.try_clone_to_owned().map_err(StoreError::io("duplicating a directory"));
+            fds.push(dir.map_err(failure)?);
+        }
+    }
+    let reply = Reply::Attached(Attached {
+        instance: ext::Token(store.instance()),
+        session: ext::Token(session.token()),
+        version: ext::VERSION,
+        tiers: stats
+            .tiers
+            .iter()
+            .map(|t| TierLimits { tier: wire_tier(t.tier), limit: t.limit, used: t.used })
+            .collect(),
+    });
+    Ok((session, reply, fds))
+}
+
+/// Every operation but ATTACH, DETACH, LEASE and BATCH.
+pub(super) fn perform(store: &Store, session: &Session, request: &Request<'_>) -> Answered {
+    match request {
+        Request::Lookup { uri, want } => lookup(session, uri, *want),
+        Request::Create { tier, length, uri } => {
+            let choice = match tier {
+                None => TierChoice::Any,
+                Some(Tier::Memory) => TierChoice::Only(TierKind::Memory),
+                Some(Tier::Disk) => TierChoice::Only(TierKind::Disk),
+            };
+            let uri = uri.as_ref().map(ObjUri::as_bytes);
+            let private = session.create(choice, *length, uri).map_err(failure)?;
+            let tier = wire_tier(private.tier());
+            let Some((handle, file)) = private.into_parts() else {
+                return Err((Status::Internal, "a private object without its file".into()));
+            };
+            Ok((Done::Reply(Reply::Created { handle, tier }), vec![file]))
+        }
+        Request::Reserve { handle, length } => empty(session.reserve(*handle, *length)),
+        Request::Commit(request) => {
+            let commit = Commit {
+                uri: request.uri.as_bytes(),
+                length: request.length,
+                expires: request.expires,
+                if_version: request.if_version.raw(),
+                pin: request.want.pin,
+                ephemeral: request.ephemeral,
+            };
+            let (entry, fds) = commit_now(session, request.handle, commit, request.want.fd)?;
+            Ok((Done::Reply(Reply::Entry(wire_entry(&entry))), fds))
+        }
+        Request::Abort { handle } => empty(session.abort(*handle)),
+        Request::Delete { if_version, uri } => empty(store.delete(uri.as_bytes(), if_version.raw())),
+        Request::Stat => Ok((Done::Reply(stat(store)), Vec::new())),
+        Request::List { prefix, cursor, max } => {
+            if *max == 0 {
+                return Err((Status::InvalidRequest, "a page of no entries".into()));
+            }
+            let page = store.list(prefix, cursor, usize::from(*max).min(MAX_PAGE));
+            Ok((Done::Page(page), Vec::new()))
+        }
+        Request::Unlease { lease, refuse } => empty(session.unlease(*lease, Duration::from_millis((*refuse).into()))),
+        Request::Release { objects } => {
+            session.release(objects);
+            empty(Ok(()))
+        }
+        Request::Attach { .. } | Request::Detach | Request::Lease { .. } | Request::Batch(_) => {
+            Err((Status::Internal, "this operation belongs to the connection".into()))
+        }
+    }
+}
+
+/// A commit. Our own copy of the descriptor that CREATE sent is closed behind the `sendmsg`, and a
+/// client with two connections can be quicker than that: a busy file gets a moment.
+fn commit_now(session: &Session, handle: u64, commit: Commit<'_>, fd: bool) -> Result<(Entry, Vec<OwnedFd>), Failure> {
+    const MOMENTS: u32 = 10;
+    const MOMENT: Duration = Duration::from_micros(100);
+    let mut moments = 0;
+    loop {
+        let done = if fd {
+            session.commit_open(handle, commit).map(|(entry, fd)| (entry, vec![fd]))
+        } else {
+            session.commit(handle, commit).map(|entry| (entry, Vec::new()))
+        };
+        match done {
+            Err(StoreError::Busy) if moments < MOMENTS => {
+                moments += 1;
+                std::thread::sleep(MOMENT);
+            }
+            done => return done.map_err(failure),
+        }
+    }
+}
+
+fn empty(result: Result<(), StoreError>) -> Answered {
+    result.map_err(failure)?;
+    Ok((Done::Reply(Reply::Empty), Vec::new()))
+}
+
+fn lookup(session: &Session, uri: &ObjUri<'_>, want: Want) -> Answered {
+    let (entry, fds) = if want.fd {
+        let found = session.open(uri.as_bytes(), want.pin).map_err(failure)?;
+        found.map(|(entry, fd)| (entry, vec![fd]))
+    } else {
+        session.lookup(uri.as_bytes(), want.pin).map_err(failure)?.map(|entry| (entry, Vec::new()))
+    }
+    .ok_or_else(|| failure(StoreError::NotFound))?;
+    Ok((Done::Reply(Reply::Entry(wire_entry(&entry))), fds))
+}
+
+fn stat(store: &Store) -> Reply<'static> {
+    let stats = store.stats();
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Reply::Stat(Stat {
+        tiers: stats
+            .tiers
+            .iter()
+            .map(|t| TierStat {
+                tier: wire_tier(t.tier),
+                limit: t.limit,
+                used: t.used,
+                pinned: t.pinned,
+                objects: t.objects,
+                evictions: t.evictions,
+            })
+            .collect(),
+        sessions: count(stats.sessions),
+        private: count(stats.private),
+        leases: count(stats.leases),
+    })
+}
+
+/// A listing as its reply: it ends early where it would pass the largest payload.
+pub(super) fn page(listing: &crate::store::Listing) -> Reply<'_> {
+    const ROOM: usize = MAX_PAYLOAD - crate::store::MAX_URI - 64;
+    let mut size = 0;
+    let mut items = Vec::with_capacity(listing.entries.len());
+    for (uri, entry) in &listing.entries {
+        size += 2 + uri.len() + WireEntry::WIRE_LEN;
+        if size > ROOM {
+            break;
+        }
+        // Everything in the store passed the same rules on its way in.
+        if let Ok(uri) = ObjUri::parse(&uri[..]) {
+            items.push((uri, wire_entry(entry)));
+        }
+    }
+    let all = listing.last && size <= ROOM;
+    let last = items.len().checked_sub(1).map(|at| &listing.entries[at].0[..]);
+    let cursor = if all { &[][..] } else { last.unwrap_or_default() };
+    Reply::List(ListPage { items, cursor })
+}
+
+/// A batch: each operation for itself, in order.
+pub(super) fn batch(store: &Store, session: &Session, requests: &[Request<'_>]) -> (Reply<'static>, Vec<OwnedFd>) {
+    let mut fds = Vec::new();
+    let mut replies = Vec::with_capacity(requests.len());
+    for request in requests {
+        let op = request.op();
+        let wants_fd = match request {
+            Request::Lookup { want, .. } => want.fd,
+            Request::Commit(commit) => commit.want.fd,
+            _ => false,
+        };
+        let answer = if wants_fd && fds.len() >= MAX_FDS {
+            Err((Status::Unavailable, format!("a batch brings at most {MAX_FDS} descriptors")))
+        } else {
+            perform(store, session, request)
+        };
+        replies.push(match answer {
+            Ok((Done::Reply(reply), mut more)) => {
+                let nfds = u8::try_from(more.len()).unwrap_or(0);
+                fds.append(&mut more);
+                BatchReply::Done { op, nfds, reply }
+            }
+            Ok((Done::Page(_), _)) => {
+                let (status, message) = (Status::InvalidRequest, "no listing in a batch".into());
+                BatchReply::Failed { op, status, message }
+            }
+            Err((status, message)) => BatchReply::Failed { op, status, message },
+        });
+    }
+    (Reply::Batch(replies), fds)
+}
+
+/// LEASE, up to its outcome or the wait for it.
+pub(super) fn lease(
+    session: &Session,
+    request: (u32, u32, &ObjUri<'_>, Want),
+    callback: LeaseCallback,
+) -> Result<LeaseOutcome, Failure> {
+    let (wait, hold, uri, want) = request;
+    let (wait, hold) = (Duration::from_millis(wait.into()), Duration::from_millis(hold.into()));
+    session.lease(uri.as_bytes(), wait, hold, want.pin, callback).map_err(failure)
+}
+
+/// The reply to a LEASE whose outcome is known.
+pub(super) fn leased(
+    store: &Store,
+    outcome: Result<LeaseOutcome, StoreError>,
+    fd: bool,
+) -> Result<(Reply<'static>, Vec<OwnedFd>), Failure> {
+    let reply = match outcome.map_err(failure)? {
+        LeaseOutcome::Present(entry) => {
+            let fds = match fd {
+                // Evicted in between: as if nobody had fetched it.
+                true => vec![
+                    store
+                        .open_body(entry.tier, entry.object)
+                        .map_err(|e| (Status::Timeout, format!("the object went again at once: {e}")))?,
+                ],
+                false => Vec::new(),
+            };
+            return Ok((Reply::Lease(ext::LeaseOutcome::Present(wire_entry(&entry))), fds));
+        }
+        LeaseOutcome::Granted(lease) => ext::LeaseOutcome::Granted { lease },
+        LeaseOutcome::Refused(retry) => {
+            let retry = u32::try_from(retry.as_millis()).unwrap_or(u32::MAX).max(1);
+            ext::LeaseOutcome::Refused { retry }
+        }
+        LeaseOutcome::TimedOut => return Err((Status::Timeout, "no outcome in time".into())),
+        LeaseOutcome::Waiting(_) => {
+            return Err((Status::Internal, "still waiting is not an outcome".into()));
+        }
+    };
+    Ok((Reply::Lease(reply), Vec::new()))
+}

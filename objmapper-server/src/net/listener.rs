@@ -1,0 +1,313 @@
+//! The socket: where it is, who may connect, how many; and the server as a whole.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use mio::net::UnixListener;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use super::Shared;
+use super::event_loop::{EventLoop, Inbox};
+use crate::store::Store;
+
+const LISTENER: Token = Token(0);
+const STOP: Token = Token(1);
+/// How long accepting pauses when the process is out of descriptors.
+const BACKOFF: Duration = Duration::from_millis(100);
+
+/// Where to listen and for whom.
+#[derive(Debug, Clone)]
+pub struct ListenConfig {
+    /// Path of the Unix socket.
+    pub socket: PathBuf,
+    /// Its permission bits.
+    pub mode: u32,
+    /// Its owner; `None` leaves the process's.
+    pub owner: Option<u32>,
+    /// Its group; `None` leaves the process's.
+    pub group: Option<u32>,
+    /// Users that may connect. With both lists empty, whoever the socket's mode lets.
+    pub allow_uids: Vec<u32>,
+    /// Groups (primary) that may connect.
+    pub allow_gids: Vec<u32>,
+    /// Most connections at a time; more are closed at once.
+    pub max_connections: usize,
+    /// Threads that serve them.
+    pub threads: u8,
+}
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NetError {
+    /// Somebody answers on the socket.
+    #[error("the socket {0} is in use by a running server; remedy: stop it, or choose another --socket")]
+    InUse(PathBuf),
+    /// The path is something else than a socket.
+    #[error("{0} exists and is no socket; remedy: remove it, or choose another --socket")]
+    NotASocket(PathBuf),
+    /// A step of the set-up failed.
+    #[error("the socket {path}: {what}: {source}")]
+    Socket {
+        /// The socket's path.
+        path: PathBuf,
+        /// The step.
+        what: &'static str,
+        /// Its error.
+        source: io::Error,
+    },
+    /// A thread or its poller could not be made.
+    #[error("starting the server's threads: {0}")]
+    Threads(io::Error),
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    /// Of the socket file that is ours.
+    identity: (u64, u64),
+    stop: Arc<Waker>,
+    accepting: Option<JoinHandle<()>>,
+    loops: Vec<(Arc<Inbox>, JoinHandle<()>)>,
+}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Inbox")
+    }
+}
+
+impl Server {
+    /// Binds the socket and starts the threads (`objm-accept`, `objm-loop-N`).
+    pub fn start(config: ListenConfig, store: Store) -> Result<Self, NetError> {
+        let listener = bind(&config)?;
+        let identity = identity(&config.socket).map_err(|source| NetError::Socket {
+            path: config.socket.clone(),
+            what: "stat",
+            source,
+        })?;
+        let threads = config.threads.max(1);
+        let shared = Arc::new(Shared {
+            store,
+            connections: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            loops: threads,
+            accepted: AtomicUsize::new(0),
+            refused: AtomicU64::new(0),
+            protocol_errors: AtomicU64::new(0),
+        });
+        let mut loops = Vec::new();
+        for i in 0..threads {
+            let (event_loop, inbox) = EventLoop::new(shared.clone()).map_err(NetError::Threads)?;
+            let handle = thread::Builder::new()
+                .name(format!("objm-loop-{i}"))
+                .spawn(move || event_loop.run())
+                .map_err(NetError::Threads)?;
+            loops.push((inbox, handle));
+        }
+        let poll = Poll::new().map_err(NetError::Threads)?;
+        let stop = Arc::new(Waker::new(poll.registry(), STOP).map_err(NetError::Threads)?);
+        let path = config.socket.clone();
+        let acceptor = Acceptor {
+            config,
+            poll,
+            listener: UnixListener::from_std(listener),
+            shared: shared.clone(),
+            inboxes: loops.iter().map(|(inbox, _)| inbox.clone()).collect(),
+        };
+        let accepting = thread::Builder::new()
+            .name("objm-accept".into())
+            .spawn(move || acceptor.run())
+            .map_err(NetError::Threads)?;
+        Ok(Server { shared, path, identity, stop, accepting: Some(accepting), loops })
+    }
+
+    /// Connections now.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Relaxed)
+    }
+
+    /// Connections refused so far: by credentials or by number.
+    pub fn refused(&self) -> u64 {
+        self.shared.refused.load(Relaxed)
+    }
+
+    /// Connections ended so far because of what they sent.
+    pub fn protocol_errors(&self) -> u64 {
+        self.shared.protocol_errors.load(Relaxed)
+    }
+
+    /// Stops: takes no more connections, removes the socket, lets the present connections finish
+    /// what they have begun (replies, private objects) for at most `timeout`.
+    pub fn drain(mut self, timeout: Duration) {
+        self.shared.draining.store(true, Relaxed);
+        if let Err(e) = self.stop.wake() {
+            log::error!("waking the accepting thread: {e}");
+        }
+        if let Some(thread) = self.accepting.take() {
+            join(thread);
+        }
+        // Another server may have taken the path over meanwhile.
+        if identity(&self.path).is_ok_and(|id| id == self.identity) {
+            if let Err(e) = fs::remove_file(&self.path) {
+                log::warn!("removing {}: {e}", self.path.display());
+            }
+        }
+        let deadline = Instant::now() + timeout;
+        for (inbox, _) in &self.loops {
+            inbox.drain(deadline);
+        }
+        for (_, thread) in self.loops.drain(..) {
+            join(thread);
+        }
+    }
+}
+
+fn join(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        log::error!("a thread of the server has panicked");
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let stat = fs::symlink_metadata(path)?;
+    Ok((stat.dev(), stat.ino()))
+}
+
+/// Binds beside the path and renames, so that nobody meets the socket before its mode and owner
+/// are right, or finds none while a stale one is replaced.
+fn bind(config: &ListenConfig) -> Result<StdListener, NetError> {
+    let path = &config.socket;
+    let error = |what| {
+        let path = path.clone();
+        move |source| NetError::Socket { path, what, source }
+    };
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(error("stat")(e)),
+        Ok(stat) if !stat.file_type().is_socket() => return Err(NetError::NotASocket(path.clone())),
+        Ok(_) => match StdStream::connect(path) {
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+                log::info!("replacing the stale socket {}", path.display());
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            // Somebody answers, or may: it is not ours to remove.
+            Ok(_) => return Err(NetError::InUse(path.clone())),
+            Err(e) => return Err(error("asking whether somebody answers")(e)),
+        },
+    }
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}", std::process::id()));
+    let temporary = PathBuf::from(temporary);
+    let _ = fs::remove_file(&temporary);
+    let listener = StdListener::bind(&temporary).map_err(error("bind"))?;
+    let prepared = (|| {
+        if config.owner.is_some() || config.group.is_some() {
+            chown(&temporary, config.owner, config.group).map_err(error("setting its owner"))?;
+        }
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(config.mode)).map_err(error("setting its mode"))?;
+        listener.set_nonblocking(true).map_err(error("making it non-blocking"))?;
+        fs::rename(&temporary, path).map_err(error("moving it into place"))
+    })();
+    if let Err(e) = prepared {
+        let _ = fs::remove_file(&temporary);
+        return Err(e);
+    }
+    Ok(listener)
+}
+
+struct Acceptor {
+    config: ListenConfig,
+    poll: Poll,
+    listener: UnixListener,
+    shared: Arc<Shared>,
+    inboxes: Vec<Arc<Inbox>>,
+}
+
+impl Acceptor {
+    fn run(mut self) {
+        if let Err(e) = self.poll.registry().register(&mut self.listener, LISTENER, Interest::READABLE) {
+            log::error!("accepting ends: {e}");
+            return;
+        }
+        let mut events = Events::with_capacity(8);
+        let mut backoff = None;
+        while !self.shared.draining.load(Relaxed) {
+            if let Err(e) = self.poll.poll(&mut events, backoff) {
+                if e.kind() != io::ErrorKind::Interrupted {
+                    log::error!("accepting ends: poll: {e}");
+                    return;
+                }
+            }
+            // Edge-triggered: accept until there is nobody, also after a pause.
+            backoff = self.accept_all(backoff.is_some());
+        }
+    }
+
+    /// Returns how long to pause where the process is out of descriptors.
+    fn accept_all(&self, paused: bool) -> Option<Duration> {
+        while !self.shared.draining.load(Relaxed) {
+            // Not mio's accept, whose stream would have to be registered here first.
+            let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
+            match rustix::net::accept_with(self.listener.as_fd(), flags) {
+                Ok(fd) => self.admit(StdStream::from(fd)),
+                Err(rustix::io::Errno::AGAIN) => return None,
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
+                Err(e) => {
+                    if !paused {
+                        log::warn!("accepting pauses: {e}");
+                    }
+                    return Some(BACKOFF);
+                }
+            }
+        }
+        None
+    }
+
+    fn admit(&self, stream: StdStream) {
+        if let Err(reason) = self.check(&stream) {
+            self.shared.refused.fetch_add(1, Relaxed);
+            log::warn!("a connection is refused: {reason}");
+            return;
+        }
+        let number = self.shared.connections.fetch_add(1, Relaxed);
+        if number >= self.config.max_connections {
+            self.shared.connections.fetch_sub(1, Relaxed);
+            self.shared.refused.fetch_add(1, Relaxed);
+            log::warn!(
+                "a connection is refused: there are {} already (--max-connections)",
+                self.config.max_connections
+            );
+            return;
+        }
+        let turn = self.shared.accepted.fetch_add(1, Relaxed);
+        if let Some(inbox) = self.inboxes.get(turn % self.inboxes.len().max(1)) {
+            inbox.connection(stream);
+        }
+    }
+
+    fn check(&self, stream: &StdStream) -> Result<(), String> {
+        let (uids, gids) = (&self.config.allow_uids, &self.config.allow_gids);
+        if uids.is_empty() && gids.is_empty() {
+            return Ok(());
+        }
+        let peer =
+            rustix::net::sockopt::socket_peercred(stream.as_fd()).map_err(|e| format!("its credentials: {e}"))?;
+        let (uid, gid) = (peer.uid.as_raw(), peer.gid.as_raw());
+        if uids.contains(&uid) || gids.contains(&gid) {
+            return Ok(());
+        }
+        Err(format!("uid {uid}, gid {gid} is on no allow-list (--allow-uid, --allow-gid)"))
+    }
+}

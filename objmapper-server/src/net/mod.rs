@@ -1,0 +1,38 @@
+//! The store on a Unix socket: protocol V1, V2 and our extensions.
+//!
+//! | file | concept |
+//! |---|---|
+//! | `listener` | the socket, who may connect, how many; the accepting thread |
+//! | `event_loop` | a thread that serves its share of the connections |
+//! | `connection` | one peer: its bytes in, its protocol, its replies out |
+//! | `output` | replies that wait to be sent, and the only `sendmsg` |
+//! | `v1` | what a v0.1 request means (V1, and V2's request frame) |
+//! | `ext` | what an extension request means |
+
+mod connection;
+mod event_loop;
+mod ext;
+mod listener;
+mod output;
+mod v1;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+
+pub use listener::{ListenConfig, NetError, Server};
+
+use crate::store::Store;
+
+/// What the network threads have in common.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) connections: AtomicUsize,
+    pub(crate) draining: AtomicBool,
+    pub(crate) loops: u8,
+    /// Connections admitted so far.
+    pub(crate) accepted: AtomicUsize,
+    /// Connections refused: by credentials, by number.
+    pub(crate) refused: AtomicU64,
+    /// Connections ended because of what they sent.
+    pub(crate) protocol_errors: AtomicU64,
+}
