@@ -255,9 +255,10 @@ impl Body {
     }
 
     /// The fetch is over and nobody follows it: frees what was replaced, and publishes a draft if `keep`, others will
-    /// look the object up. `false`: it could not be published, the object must leave the cache.
+    /// look the object up. `false`: it could not be published, the object must leave the cache. `owner` names the
+    /// object to [`Engine::sweep`], should objmapper lose the body.
     #[must_use]
-    pub fn settle(&self, engine: &Engine, keep: bool) -> bool {
+    pub fn settle(&self, engine: &Engine, keep: bool, owner: usize) -> bool {
         let retired = {
             let mut inner = self.inner.lock();
             inner.settled = true;
@@ -267,17 +268,17 @@ impl Body {
         for chunk in retired {
             engine.free_piece(chunk);
         }
-        crate::draft::settle(self, engine)
+        crate::draft::settle(self, engine, owner)
     }
 
     /// A reader is done: publishes a draft that could not be published because it was read. As [`Body::settle`].
     #[must_use]
-    pub fn reader_done(&self, engine: &Engine) -> bool {
+    pub fn reader_done(&self, engine: &Engine, owner: usize) -> bool {
         let waits = {
             let inner = self.inner.lock();
             inner.settled && inner.keep && inner.writing.is_some()
         };
-        !waits || crate::draft::settle(self, engine)
+        !waits || crate::draft::settle(self, engine, owner)
     }
 
     pub(crate) fn notify_published(&self) {
@@ -299,7 +300,7 @@ impl Body {
             writing.discard(engine);
         }
         if let Some(stored) = taken.stored {
-            engine.forget(stored, taken.len);
+            engine.forget(&stored, taken.len);
         }
     }
 

@@ -20,15 +20,15 @@ use crate::engine::Engine;
 const FIRST_WINDOW: u64 = 1 << 20;
 /// No window of such a body maps more.
 const LARGEST_WINDOW: u64 = 256 << 20;
-/// Pages are made and mapped in steps of this, ahead of the writer, instead of one fault each.
+/// Pages are allocated up to the next multiple of this, ahead of the writer: one call for a huge page's worth.
 const POPULATE_STEP: u64 = 2 << 20;
 
 /// Where the draft's bytes are kept.
 enum Storage {
     /// Private to us, writable.
     Draft(Draft),
-    /// It could not be published: the file lives as long as this descriptor.
-    Orphan(File),
+    /// It could not be published: the file lives as long as the window.
+    Orphan,
 }
 
 /// The writer's view of a draft.
@@ -175,7 +175,7 @@ impl Writing {
         }
         let end = end.min(self.reserved);
         if self.populated <= len {
-            self.populate(engine, len, end.min(len + POPULATE_STEP))?;
+            self.populate(engine, len, end.min((len + 1).next_multiple_of(POPULATE_STEP)))?;
         }
         let room = self.populated.min(end).checked_sub(len).filter(|room| *room > 0)?;
         Some((self.address(len)?, room as usize))
@@ -185,16 +185,25 @@ impl Writing {
         NonNull::new(self.window.as_mut_ptr().wrapping_add((offset - self.window_start) as usize))
     }
 
-    /// Makes and maps the pages of the bytes `from..to`. A full file system is an error here, not a SIGBUS later.
+    /// Allocates the pages of the bytes `from..to`. A full file system is an error here, not a SIGBUS later.
+    ///
+    /// In memory by `fallocate`, which takes as large folios as the length allows; the faults that follow find them. On
+    /// disk that would only make unwritten extents, and every fault would go to the journal: there the pages are made
+    /// writable in one go.
     fn populate(&mut self, engine: &Engine, from: u64, to: u64) -> Option<()> {
         let start = page_floor(from);
         let end = page_ceil(to).min(self.window_start + self.window.len() as u64).min(self.file_size);
-        let advised = self.window.advise_range(
-            Advice::PopulateWrite,
-            (start - self.window_start) as usize,
-            (end.saturating_sub(start)) as usize,
-        );
-        match advised {
+        let allocated = match &self.storage {
+            Storage::Draft(draft) if draft.is_in_memory() => {
+                fallocate(draft.file(), FallocateFlags::empty(), start as i64, (end - start) as i64).map_err(Into::into)
+            }
+            _ => self.window.advise_range(
+                Advice::PopulateWrite,
+                (start - self.window_start) as usize,
+                (end.saturating_sub(start)) as usize,
+            ),
+        };
+        match allocated {
             Ok(()) => {
                 self.populated = end;
                 Some(())
@@ -286,7 +295,7 @@ fn reopen_read_only(file: &File) -> std::io::Result<File> {
 }
 
 /// See [`Body::settle`].
-pub(crate) fn settle(body: &Body, engine: &Engine) -> bool {
+pub(crate) fn settle(body: &Body, engine: &Engine, owner: usize) -> bool {
     let (writing, len) = match begin_publishing(body) {
         Publishing::Nothing => return true,
         Publishing::Empty(writing) => {
@@ -295,7 +304,7 @@ pub(crate) fn settle(body: &Body, engine: &Engine) -> bool {
         }
         Publishing::Body(writing, len) => (writing, len),
     };
-    let outcome = publish(engine, writing, len);
+    let outcome = publish(engine, writing, len, owner);
     let mut inner = body.lock();
     inner.publishing = false;
     let published = match outcome {
@@ -340,7 +349,7 @@ fn begin_publishing(body: &Body) -> Publishing {
         Place::Window { map, .. } => Arc::strong_count(map) == 1 + usize::from(Arc::ptr_eq(map, &writing.window)),
         Place::Heap(_) | Place::Gone => false,
     });
-    if !ours_alone || writing.ends_at.is_some() || matches!(writing.storage, Storage::Orphan(_)) {
+    if !ours_alone || writing.ends_at.is_some() || matches!(writing.storage, Storage::Orphan) {
         return Publishing::Nothing;
     }
     let len = inner.len;
@@ -356,7 +365,7 @@ fn begin_publishing(body: &Body) -> Publishing {
 }
 
 /// `Err`: the body that could not be published, or nothing if it is lost.
-fn publish(engine: &Engine, mut writing: Box<Writing>, len: u64) -> Result<Stored, Option<Box<Writing>>> {
+fn publish(engine: &Engine, mut writing: Box<Writing>, len: u64, owner: usize) -> Result<Stored, Option<Box<Writing>>> {
     let outstanding = writing.reserved - writing.given_back;
     let Storage::Draft(draft) = writing.storage else { return Err(Some(writing)) };
     drop(writing.window);
@@ -372,7 +381,7 @@ fn publish(engine: &Engine, mut writing: Box<Writing>, len: u64) -> Result<Store
     if let Some(stored) = engine.publish(draft, len) {
         counters::sub(&engine.counters.g_writing, 1);
         counters::add(&engine.counters.c_published, 1);
-        engine.remember(&stored, read_only);
+        engine.remember(&stored, read_only, owner);
         return Ok(stored);
     }
     counters::add(&engine.counters.c_publish_failed, 1);
@@ -382,7 +391,7 @@ fn publish(engine: &Engine, mut writing: Box<Writing>, len: u64) -> Result<Store
     match mapped {
         Ok(map) => {
             writing.window = Arc::new(map);
-            writing.storage = Storage::Orphan(read_only);
+            writing.storage = Storage::Orphan;
             Err(Some(writing))
         }
         Err(error) => {

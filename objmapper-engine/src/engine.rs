@@ -3,22 +3,23 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
+use objmapper_client::Cache;
 
 use crate::account::Account;
 use crate::backing::{Backing, Draft, Failure, Stored};
 use crate::body::NoSpan;
-use crate::cache::Cache;
 use crate::counters::{self, Counters};
 use crate::heap::HeapChunk;
+use crate::house::{House, Verdict};
 use crate::log::StateLog;
 use crate::maps::BodyMap;
 use crate::options::Options;
+use crate::registry::Registry;
 
 /// One storage.
 pub struct Engine {
@@ -29,8 +30,11 @@ pub struct Engine {
     /// `OBJM.<ident>.*`.
     pub counters: &'static Counters,
     backing: Backing,
-    fds: Cache<File>,
-    maps: Cache<BodyMap>,
+    fds: Cache<u64, File>,
+    maps: Cache<u64, BodyMap>,
+    registry: Registry,
+    /// What the background thread has to do.
+    pub house: Arc<House>,
     uri_base: String,
     next_key: AtomicU64,
     state_log: StateLog,
@@ -44,13 +48,15 @@ impl Engine {
         account: Account,
         counters: &'static Counters,
         backing: Backing,
+        house: Arc<House>,
         uri_base: String,
     ) -> Engine {
-        let c = counters;
         counters.g_happy.store(u64::from(backing.answers()), Relaxed);
         Engine {
-            fds: Cache::new(options.fds, &c.g_fds, &c.c_opened, &c.c_fds_closed),
-            maps: Cache::new(options.maps, &c.g_maps, &c.c_mapped, &c.c_maps_dropped),
+            fds: Cache::new(options.fds),
+            maps: Cache::new(options.maps),
+            registry: Registry::default(),
+            house,
             options,
             account,
             counters,
@@ -138,9 +144,10 @@ impl Engine {
     /// Something went wrong with a body's file.
     pub(crate) fn file_error(&self, what: &str, error: &io::Error) {
         counters::add(&self.counters.c_err_io, 1);
-        if matches!(error.raw_os_error(), Some(libc_errno::EMFILE | libc_errno::ENFILE | libc_errno::ENOMEM)) {
-            self.fds.shed();
-            self.maps.shed();
+        if ran_out(error) {
+            // What is only kept open is given up for what is needed.
+            self.fds.clear();
+            self.maps.clear();
         }
         self.state_log.fails(&format!("{what}: {error}"));
     }
@@ -160,52 +167,87 @@ impl Engine {
         chunk.free(&self.account);
     }
 
-    /// A body was just published: who asks for it next finds it open.
-    pub(crate) fn remember(&self, stored: &Stored, file: File) {
-        self.fds.insert(stored.key, file);
+    /// A body of `owner`'s was just published: who asks for it next finds it open.
+    pub(crate) fn remember(&self, stored: &Stored, file: File, owner: usize) {
+        if let Some(whereabouts) = stored.whereabouts() {
+            self.registry.enter(stored.key, whereabouts, owner);
+        }
+        self.fds.insert(stored.key, Arc::new(file));
+        self.show_caches();
     }
 
-    /// A published body of `len` bytes is not wanted any more.
-    pub(crate) fn forget(&self, stored: Stored, len: u64) {
-        self.maps.remove(stored.key);
-        self.fds.remove(stored.key);
-        self.backing.release(&stored);
+    /// A published body of `len` bytes is not wanted any more. Afterwards, [`Engine::sweep`] does not name its owner.
+    pub(crate) fn forget(&self, stored: &Stored, len: u64) {
+        if stored.whereabouts().is_some() {
+            self.registry.remove(stored.key);
+        }
+        self.maps.invalidate(&stored.key);
+        self.fds.invalidate(&stored.key);
+        self.show_caches();
+        self.backing.release(stored);
         self.account.dealloc(len);
         counters::sub(&self.counters.g_body_bytes, len);
         counters::sub(&self.counters.g_bodies, 1);
     }
 
-    fn file(&self, stored: &Stored) -> io::Result<std::sync::Arc<File>> {
-        self.fds.get_or_make(stored.key, || {
-            let open = || openat(&*stored.tier, stored.path().as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
-            let fd = match open() {
-                Err(Errno::EMFILE | Errno::ENFILE) => {
-                    self.fds.shed();
-                    open()
+    /// Names the owners of all bodies that a verdict calls lost. While `kill` runs, the owner is not freed.
+    pub fn sweep(&self, verdict: Verdict, mut kill: impl FnMut(usize)) {
+        self.registry.sweep(verdict, |owner| {
+            counters::add(&self.counters.c_lost, 1);
+            kill(owner);
+        });
+    }
+
+    /// Brings the gauges up to date that others than the engine move.
+    pub fn refresh(&self) {
+        let c = self.counters;
+        let happy = self.is_happy();
+        c.g_happy.store(u64::from(happy), Relaxed);
+        let (lost, made) = self.backing.connection_counts();
+        c.c_disconnects.store(lost, Relaxed);
+        c.c_reconnects.store(made, Relaxed);
+    }
+
+    fn show_caches(&self) {
+        let c = self.counters;
+        c.g_fds.store(self.fds.len() as u64, Relaxed);
+        c.c_fds_closed.store(self.fds.evictions(), Relaxed);
+        c.g_maps.store(self.maps.len() as u64, Relaxed);
+        c.c_maps_dropped.store(self.maps.evictions(), Relaxed);
+    }
+
+    fn file(&self, stored: &Stored) -> io::Result<Arc<File>> {
+        self.fds.get_or_open(stored.key, || {
+            let opened = match stored.open() {
+                Err(error) if ran_out(&error) => {
+                    self.fds.clear();
+                    stored.open()
                 }
                 other => other,
             };
-            fd.map(File::from).map_err(io::Error::from)
+            counters::add(&self.counters.c_opened, 1);
+            opened
         })
     }
 
     /// A published body's bytes, mapped.
-    pub(crate) fn map(&self, stored: &Stored, len: u64) -> Result<std::sync::Arc<BodyMap>, NoSpan> {
-        self.maps.get_or_make(stored.key, || {
-            let file = self.file(stored).map_err(|error| self.not_opened(error))?;
+    pub(crate) fn map(&self, stored: &Stored, len: u64) -> Result<Arc<BodyMap>, NoSpan> {
+        if let Some(map) = self.maps.get(&stored.key) {
+            return Ok(map);
+        }
+        let map = self.maps.get_or_open(stored.key, || {
+            let file = self.file(stored).map_err(|error| {
+                self.file_error("opening a cached body", &error);
+                NoSpan::Lost(error)
+            })?;
+            counters::add(&self.counters.c_mapped, 1);
             BodyMap::new(&file, len).map_err(|error| {
-                if error.kind() == io::ErrorKind::UnexpectedEof {
-                    return NoSpan::Lost(error);
-                }
                 self.file_error("mapping a cached body", &error);
-                NoSpan::Unmapped
+                if error.kind() == io::ErrorKind::UnexpectedEof { NoSpan::Lost(error) } else { NoSpan::Unmapped }
             })
-        })
-    }
-
-    fn not_opened(&self, error: io::Error) -> NoSpan {
-        self.file_error("opening a cached body", &error);
-        NoSpan::Lost(error)
+        });
+        self.show_caches();
+        map
     }
 
     /// Reads a published body.
@@ -214,8 +256,8 @@ impl Engine {
     }
 }
 
-mod libc_errno {
-    pub(super) const ENOMEM: i32 = nix::errno::Errno::ENOMEM as i32;
-    pub(super) const ENFILE: i32 = nix::errno::Errno::ENFILE as i32;
-    pub(super) const EMFILE: i32 = nix::errno::Errno::EMFILE as i32;
+/// Has the process, or the system, run out of descriptors or mappings?
+fn ran_out(error: &io::Error) -> bool {
+    const OUT: [Errno; 3] = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM];
+    OUT.iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
 }

@@ -8,12 +8,13 @@
 pub mod account;
 pub mod backing;
 pub mod body;
-mod cache;
 pub mod counters;
 mod draft;
 pub mod engine;
 pub mod heap;
+pub mod house;
 pub mod log;
 mod maps;
 pub mod options;
+mod registry;
 mod space;

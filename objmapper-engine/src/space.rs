@@ -32,7 +32,10 @@ pub(crate) fn space(
     let wants_store = !heap_only && (in_draft || len.saturating_add(want as u64) > engine.options.threshold);
     if wants_store {
         match store_space(body, engine, want, estimated, limits, nuke) {
-            Ok(room) => return room,
+            Ok(room) => {
+                engine.house.keep_room(&engine.account);
+                return room;
+            }
             Err(Refused) => {
                 let mut inner = body.lock();
                 inner.heap_only = true;
@@ -44,6 +47,7 @@ pub(crate) fn space(
         }
     }
     let chunk = heap_alloc(engine, want, limits, nuke)?;
+    engine.house.keep_room(&engine.account);
     let mut inner = body.lock();
     let start = inner.len;
     inner.pieces.push(Piece { start, len: 0, place: Place::Heap(chunk) });

@@ -11,6 +11,9 @@ use varnish_stevedore_sys::{boc, objcore, worker};
 use crate::boundary::{fallible, infallible, objcore_ref, stevedore_ref, worker_ref};
 use crate::object::object_of;
 
+/// A fetch waits so many times for room that others take before it gives up.
+const MOST_WAITS: u32 = 16;
+
 fn chunk_limits() -> ChunkLimits {
     // SAFETY: `cache_param` points to varnishd's parameters for as long as the child runs; another thread may change
     // one at any time, hence volatile reads.
@@ -46,9 +49,15 @@ pub(crate) unsafe extern "C" fn objgetspace(
         if transit_buffer > 0 {
             want = want.min(usize::try_from(transit_buffer).unwrap_or(want)).max(1);
         }
+        let mut waits = 0;
         let mut nuke = || {
             // SAFETY: `wrk` is varnishd's, the list was allocated in `open`; no lock of ours is held here.
-            unsafe { LRU_NukeOne(wrk, stv.lru) != 0 }
+            if unsafe { LRU_NukeOne(wrk, stv.lru) } != 0 {
+                return true;
+            }
+            // Our worker's `nuke_limit` is reached, or what is left is in use: the background thread may find more.
+            waits += 1;
+            waits <= MOST_WAITS && engine.house.wait_for_room(&engine.account, limits.chunk as u64, engine.options.timeout)
         };
         match object.body.space(engine, want, estimated, limits, &mut nuke) {
             Some((room, size)) => {
@@ -86,7 +95,7 @@ pub(crate) unsafe extern "C" fn objbocdone(wrk: *mut worker, oc: *mut objcore, b
         let (state, flags, last_used) =
             unsafe { ((*boc).state, u32::from(objcore_ref(oc).flags), worker_ref(wrk).lastused) };
         let keep = state == BOS_FINISHED && flags & (OC_F_TRANSIENT | OC_F_FAILED) == 0;
-        let settled = object.body.settle(engine, keep);
+        let settled = object.body.settle(engine, keep, oc.expose_provenance());
         // SAFETY: the calling thread has a reference to the objcore, and its boc is gone, as LRU_Add wants it.
         unsafe {
             LRU_Add(oc, if last_used.is_nan() { VTIM_real() } else { last_used });

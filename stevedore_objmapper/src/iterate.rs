@@ -68,7 +68,7 @@ pub(crate) unsafe extern "C" fn objiterator(
             // SAFETY: the reference of HSH_RefBoc above.
             unsafe { HSH_DerefBoc(wrk, oc) };
         }
-        let kept = object.body.reader_done(engine);
+        let kept = object.body.reader_done(engine, oc.expose_provenance());
         if !kept || matches!(result, Err(Lost)) {
             if kept {
                 counters::add(&engine.counters.c_lost, 1);

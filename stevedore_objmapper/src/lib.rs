@@ -7,6 +7,7 @@
 mod boundary;
 mod buffer;
 mod fetch;
+mod house;
 mod iterate;
 mod object;
 mod panic;

@@ -3,12 +3,13 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ptr::null_mut;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use objmapper_engine::account::{Account, SmaCounters, UNLIMITED};
-use objmapper_engine::backing::{Backing, Embedded};
+use objmapper_engine::backing::{Backing, Embedded, Remote};
 use objmapper_engine::counters::Counters;
 use objmapper_engine::engine::Engine;
+use objmapper_engine::house::House;
 use objmapper_engine::options::Options;
 use objmapper_server::store::{
     DiskTier, MemoryMount, MemoryTier, MountAccess, Store, StoreConfig, StoreError, TierKind,
@@ -21,6 +22,7 @@ use varnish_stevedore_sys::stevedore::Stevedore;
 use varnish_stevedore_sys::vsc::{VSC_sma_New, VscSma};
 
 use crate::boundary::{fallible, infallible, stevedore_ref};
+use crate::house;
 
 /// For tests: options that every storage gets which does not set them itself.
 const OPTIONS: &str = "OBJMAPPER_OPTIONS";
@@ -34,6 +36,7 @@ struct Storage {
     /// Made while we may still mount.
     mount: Mutex<Option<Result<MemoryMount, StoreError>>>,
     engine: OnceLock<Engine>,
+    house: Mutex<Option<house::Thread>>,
 }
 
 // The engine counts in the memory of varnishd's own counters.
@@ -134,7 +137,7 @@ pub(crate) unsafe extern "C" fn init(stv: *mut Stevedore, ac: c_int, av: *const 
         };
         let in_memory = options.socket.is_none() && options.dir.is_none();
         let mount = in_memory.then(|| MemoryMount::new(store_limit(&options), MountAccess::AnyUser));
-        let storage = Storage { magic: STORAGE_MAGIC, options, mount: Mutex::new(mount), engine: OnceLock::new() };
+        let storage = Storage { magic: STORAGE_MAGIC, options, mount: Mutex::new(mount), engine: OnceLock::new(), house: Mutex::new(None) };
         // SAFETY: STV_Init's own stevedore; nobody else runs yet.
         unsafe { (*stv).priv_ = Box::into_raw(Box::new(storage)).cast::<c_void>() };
     });
@@ -163,24 +166,30 @@ pub(crate) unsafe extern "C" fn open(stv: *mut Stevedore) {
         let sma: &'static SmaCounters = unsafe { &*sma.cast::<SmaCounters>() };
         // An ident is letters, digits, '_' and '-' (MGT_NamedArg): no format directive can be in it.
         let counters: &'static Vsc<Counters> = Box::leak(Box::new(Vsc::new("OBJM", &ident_text)));
-        let backing = match backing(storage) {
+        let house = Arc::new(House::default());
+        let backing = match backing(storage, &ident_text, &house) {
             Ok(backing) => backing,
             Err(message) => refuse(&format!("(-sobjmapper) {ident_text}: {message}")),
         };
         let nonce = RandomState::new().build_hasher().finish();
         let uri_base = format!("{}/{ident_text}/{nonce:016x}", storage.options.prefix);
         let account = Account::new(storage.options.size, sma);
-        let engine = Engine::new(&ident_text, storage.options.clone(), account, counters, backing, uri_base);
-        if storage.engine.set(engine).is_err() {
-            refuse(&format!("(-sobjmapper) {ident_text}: opened twice"));
-        }
+        let engine = Engine::new(&ident_text, storage.options.clone(), account, counters, backing, house, uri_base);
+        let engine = storage.engine.get_or_init(|| engine);
         // SAFETY: as above; LRU_Alloc asserts its own success.
-        unsafe { (*stv).lru = LRU_Alloc() };
+        let lru = unsafe { LRU_Alloc() };
+        // SAFETY: as above.
+        unsafe { (*stv).lru = lru };
+        *storage.house.lock() = Some(house::start(engine, lru));
     });
 }
 
-fn backing(storage: &Storage) -> Result<Backing, String> {
+fn backing(storage: &Storage, ident: &str, house: &Arc<House>) -> Result<Backing, String> {
     let options = &storage.options;
+    if let Some(socket) = &options.socket {
+        let remote = Remote::new(ident, socket, options.timeout, house.clone());
+        return remote.map(Backing::Remote).map_err(|error| error.to_string());
+    }
     let mut config = StoreConfig::default();
     let kind = match &options.dir {
         Some(dir) => {
@@ -201,7 +210,20 @@ fn backing(storage: &Storage) -> Result<Backing, String> {
     Embedded::new(&store, kind).map(Backing::Embedded).map_err(|error| error.to_string())
 }
 
-pub(crate) unsafe extern "C" fn close(_stv: *const Stevedore, _pass: c_int) {}
+pub(crate) unsafe extern "C" fn close(stv: *const Stevedore, pass: c_int) {
+    infallible("close", || {
+        if pass != 0 {
+            return;
+        }
+        // SAFETY: STV_close hands us its own stevedore, in the CLI thread.
+        let storage = unsafe { storage_of(stv) };
+        let thread = storage.house.lock().take();
+        if let (Some(engine), Some(thread)) = (storage.engine.get(), thread) {
+            engine.house.stop();
+            thread.join();
+        }
+    });
+}
 
 pub(crate) unsafe extern "C" fn free_space(stv: *const Stevedore) -> i64 {
     fallible("free_space", 0, || {

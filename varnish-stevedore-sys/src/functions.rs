@@ -26,4 +26,7 @@ unsafe extern "C" {
     pub fn HSH_DerefBoc(wrk: *mut worker, oc: *mut objcore);
     /// Makes an object unavailable to look-ups and has the expiry thread drop it.
     pub fn HSH_Kill(oc: *mut objcore);
+
+    /// Adds a worker's counters to the global ones, and clears them (Varnish: `cache/cache_pool.c`).
+    pub fn Pool_Sumstat(wrk: *const worker);
 }

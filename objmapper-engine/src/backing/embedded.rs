@@ -1,9 +1,13 @@
 //! The store inside varnishd.
 
 use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use objmapper_server::store::{Commit, Session, Store, StoreError, TierChoice, TierKind};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use objmapper_server::store::{Commit, Session, Store, StoreError, TierChoice, TierKind, body_path};
 
 use super::{Draft, Failure, Stored};
 
@@ -11,7 +15,7 @@ use super::{Draft, Failure, Stored};
 pub struct Embedded {
     session: Arc<Session>,
     tier_kind: TierKind,
-    tier: Arc<std::os::fd::OwnedFd>,
+    tier: Arc<OwnedFd>,
 }
 
 /// A draft's number. Dropping it aborts the draft, unless it was published.
@@ -34,7 +38,8 @@ impl Embedded {
         let (number, file) =
             private.into_parts().ok_or_else(|| Failure::Io("a new draft has no file".to_owned()))?;
         let handle = Handle { session: self.session.clone(), number: Some(number) };
-        Ok(Draft { file: File::from(file), handle: super::Handle::Embedded(handle) })
+        let in_memory = self.tier_kind == TierKind::Memory;
+        Ok(Draft { file: File::from(file), in_memory, handle: super::Handle::Embedded(handle) })
     }
 
     pub(super) fn publish(&self, mut handle: Handle, uri: &str, length: u64, key: u64) -> Result<Stored, Failure> {
@@ -44,12 +49,19 @@ impl Embedded {
         commit.ephemeral = true;
         let entry = self.session.commit(number, commit).map_err(failure)?;
         handle.number = None;
-        Ok(Stored { key, object: entry.object, tier: self.tier.clone(), instance: 0 })
+        Ok(Stored { key, object: entry.object, home: super::Home::Embedded(self.tier.clone()) })
     }
 
     pub(super) fn release(&self, stored: &Stored) {
         self.session.release(&[stored.object]);
     }
+}
+
+/// Opens a body's file below its tier's directory.
+pub(super) fn open(tier: &OwnedFd, object: u64) -> io::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let fd = openat(tier, body_path(object).as_str(), flags, Mode::empty())?;
+    Ok(File::from(fd))
 }
 
 impl Handle {

@@ -1,12 +1,18 @@
 //! Where published bodies are: the store inside this process, or an objmapperd.
 
 mod embedded;
+mod remote;
 
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use objmapper_client::Session;
+use objmapper_proto::ext::Tier;
+
 pub use embedded::Embedded;
+pub use remote::Remote;
 
 /// Why objmapper did not do what was asked. Each is counted under its kind.
 #[derive(Debug, thiserror::Error)]
@@ -35,10 +41,16 @@ pub struct Stored {
     pub(crate) key: u64,
     /// objmapper's name for it.
     pub(crate) object: u64,
-    /// The tier's directory. Holding it keeps a memory tier alive even if objmapperd is not.
-    pub(crate) tier: Arc<OwnedFd>,
-    /// Which start of the store the body belongs to.
-    pub(crate) instance: u64,
+    home: Home,
+}
+
+/// The directory that a body's file is in. Holding it keeps a memory tier's file system alive, objmapperd or not.
+#[derive(Debug, Clone)]
+enum Home {
+    /// A tier of the store in this process.
+    Embedded(Arc<OwnedFd>),
+    /// A tier of an objmapperd, as our session was given it, in this epoch of its memory tier.
+    Remote(Arc<Session>, Tier, u64),
 }
 
 impl Stored {
@@ -47,26 +59,56 @@ impl Stored {
         self.object
     }
 
-    /// Its file's path below the tier's directory (the protocol extensions' "body's file").
-    pub(crate) fn path(&self) -> String {
-        format!("{:02x}/{:016x}", self.object & 0xff, self.object)
+    /// Opens its file, read-only. Asks nobody: it works while objmapperd does not.
+    pub(crate) fn open(&self) -> io::Result<File> {
+        match &self.home {
+            Home::Embedded(tier) => embedded::open(tier, self.object),
+            Home::Remote(session, tier, _) => remote::open(session, *tier, self.object),
+        }
     }
+
+    /// What of it can be lost while this process lives; `None` for the store in this process.
+    pub(crate) fn whereabouts(&self) -> Option<Whereabouts> {
+        match &self.home {
+            Home::Embedded(_) => None,
+            Home::Remote(session, tier, epoch) => Some(Whereabouts {
+                session: session.id(),
+                memory_epoch: (*tier == Tier::Memory).then_some(*epoch),
+            }),
+        }
+    }
+}
+
+/// Where a body of an objmapperd is, as far as its loss is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// The session that pins it.
+    pub session: u64,
+    /// In memory: how often that memory had begun anew.
+    pub memory_epoch: Option<u64>,
 }
 
 /// A body's file while it is private and writable.
 pub struct Draft {
     file: File,
+    in_memory: bool,
     handle: Handle,
 }
 
 enum Handle {
     Embedded(embedded::Handle),
+    Remote(remote::Handle),
 }
 
 impl Draft {
     /// The file, readable and writable.
     pub(crate) fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Is it in memory, and not on a disk?
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.in_memory
     }
 
     /// Gives it up.
@@ -79,6 +121,8 @@ impl Draft {
 pub enum Backing {
     /// The store is in this process.
     Embedded(Embedded),
+    /// The store is an objmapperd.
+    Remote(Remote),
 }
 
 impl Backing {
@@ -86,6 +130,7 @@ impl Backing {
     pub(crate) fn create(&self, length: u64) -> Result<Draft, Failure> {
         match self {
             Backing::Embedded(store) => store.create(length),
+            Backing::Remote(store) => store.create(length),
         }
     }
 
@@ -93,6 +138,7 @@ impl Backing {
     pub(crate) fn reserve(&self, draft: &mut Draft, length: u64) -> Result<(), Failure> {
         match &mut draft.handle {
             Handle::Embedded(handle) => handle.reserve(length),
+            Handle::Remote(handle) => handle.reserve(length),
         }
     }
 
@@ -103,6 +149,11 @@ impl Backing {
                 drop(draft.file);
                 store.publish(handle, uri, length, key)
             }
+            (Backing::Remote(store), Handle::Remote(handle)) => {
+                drop(draft.file);
+                store.publish(handle, uri, length, key)
+            }
+            _ => Err(Failure::Protocol("a draft of another store".to_owned())),
         }
     }
 
@@ -110,6 +161,7 @@ impl Backing {
     pub(crate) fn release(&self, stored: &Stored) {
         match self {
             Backing::Embedded(store) => store.release(stored),
+            Backing::Remote(store) => store.release(stored),
         }
     }
 
@@ -117,6 +169,15 @@ impl Backing {
     pub fn answers(&self) -> bool {
         match self {
             Backing::Embedded(_) => true,
+            Backing::Remote(store) => store.answers(),
+        }
+    }
+
+    /// Connections lost and made again.
+    pub(crate) fn connection_counts(&self) -> (u64, u64) {
+        match self {
+            Backing::Embedded(_) => (0, 0),
+            Backing::Remote(store) => store.connection_counts(),
         }
     }
 }

@@ -1,0 +1,148 @@
+//! The store in an objmapperd.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use objmapper_client::{Client, CommitOptions, ConnectionState, Error, Event, PrivateObject, Session};
+use objmapper_proto::ext::{Tier, Want};
+use objmapper_proto::{ObjUri, Status};
+
+use super::{Draft, Failure, Home, Stored};
+use crate::house::{House, Verdict};
+use crate::log::line;
+
+/// A draft that grows reserves this much ahead with objmapperd: one round trip instead of many.
+const RESERVE_STEP: u64 = 1 << 20;
+
+/// Our connections to an objmapperd.
+pub struct Remote {
+    client: Client,
+    /// How often its memory tier has begun anew.
+    memory_epoch: Arc<AtomicU64>,
+}
+
+/// A draft in objmapperd. Dropping it aborts the draft, unless it was published.
+pub(super) struct Handle {
+    private: PrivateObject,
+    reserved: u64,
+    memory_epoch: u64,
+}
+
+impl Remote {
+    /// Connects in the background, now and whenever it is needed again. `house` learns what is lost.
+    pub fn new(ident: &str, socket: &Path, timeout: Duration, house: Arc<House>) -> Result<Remote, Failure> {
+        let memory_epoch = Arc::new(AtomicU64::new(0));
+        let (epoch, ident, path) = (memory_epoch.clone(), ident.to_owned(), socket.display().to_string());
+        let client = Client::builder(socket)
+            .call_timeout(timeout)
+            .connect_timeout(timeout)
+            .on_event(move |event| {
+                let message = match event {
+                    Event::UpV01 { .. } => {
+                        "is connected, but has no protocol extensions: bodies stay in heap; use an objmapperd"
+                    }
+                    Event::SessionStarted { session, lost_previous: true, .. } => {
+                        epoch.fetch_add(1, Relaxed);
+                        house.pronounce(Verdict::SessionsBefore(*session));
+                        "is connected again, but has lost our bodies"
+                    }
+                    Event::SessionStarted { .. } => "is connected",
+                    Event::SessionResumed { instance_changed: true, .. } => {
+                        let now = epoch.fetch_add(1, Relaxed) + 1;
+                        house.pronounce(Verdict::MemoryBefore(now));
+                        "is connected again, with an empty memory tier"
+                    }
+                    Event::SessionResumed { .. } => "is connected again",
+                    Event::Down => "is gone: new bodies stay in heap",
+                    _ => "changed its state",
+                };
+                house.stir();
+                line(&ident, &format!("objmapperd at {path} {message}"));
+            })
+            .build()
+            .map_err(failure)?;
+        Ok(Remote { client, memory_epoch })
+    }
+
+    pub(super) fn answers(&self) -> bool {
+        matches!(self.client.state(), ConnectionState::Extended { .. })
+    }
+
+    pub(super) fn connection_counts(&self) -> (u64, u64) {
+        let counters = self.client.counters();
+        (counters.disconnects, counters.reconnects)
+    }
+
+    pub(super) fn create(&self, length: u64) -> Result<Draft, Failure> {
+        // Read before: a memory tier that begins anew meanwhile makes the draft's body one of the lost ones.
+        let memory_epoch = self.memory_epoch.load(Relaxed);
+        let mut private = self.client.create(length, None, None).map_err(failure)?;
+        let in_memory = private.tier() == Tier::Memory;
+        let fd = private.take_fd().ok_or_else(|| Failure::Protocol("a new draft has no file".to_owned()))?;
+        let handle = Handle { private, reserved: length, memory_epoch };
+        Ok(Draft { file: File::from(fd), in_memory, handle: super::Handle::Remote(handle) })
+    }
+
+    pub(super) fn publish(&self, mut handle: Handle, uri: &str, length: u64, key: u64) -> Result<Stored, Failure> {
+        let uri = ObjUri::parse(uri.as_bytes()).map_err(|error| Failure::Protocol(error.to_string()))?;
+        let options = CommitOptions { want: Want { pin: true, ..Want::ENTRY }, ephemeral: true, ..CommitOptions::default() };
+        let found = handle.private.commit(&uri, length, options).map_err(failure)?;
+        let session = handle.private.session().clone();
+        Ok(Stored {
+            key,
+            object: found.entry.object,
+            home: Home::Remote(session, found.entry.tier, handle.memory_epoch),
+        })
+    }
+
+    pub(super) fn release(&self, stored: &Stored) {
+        if let Home::Remote(session, _, _) = &stored.home {
+            self.client.release(session.id(), &[stored.object]);
+        }
+    }
+}
+
+impl Handle {
+    /// Growth is reserved in larger steps than it is asked for; a smaller total is what was written in the end.
+    pub(super) fn reserve(&mut self, length: u64) -> Result<(), Failure> {
+        let wanted = if length > self.reserved {
+            length.max(self.reserved.saturating_add(RESERVE_STEP))
+        } else if self.reserved - length >= RESERVE_STEP {
+            length
+        } else {
+            // The commit gives back so little.
+            return Ok(());
+        };
+        self.private.reserve(wanted).map_err(failure)?;
+        self.reserved = wanted;
+        Ok(())
+    }
+}
+
+/// Opens a body's file below its tier's directory.
+pub(super) fn open(session: &Session, tier: Tier, object: u64) -> io::Result<File> {
+    match session.open(tier, object) {
+        Ok(fd) => Ok(File::from(fd)),
+        Err(Error::Io { errno, .. }) => Err(io::Error::from_raw_os_error(errno)),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+fn failure(error: Error) -> Failure {
+    let text = error.to_string();
+    match &error {
+        Error::Down { .. } | Error::Closed | Error::SessionLost | Error::ShutDown | Error::Unsupported(_) => {
+            Failure::Down(text)
+        }
+        Error::Timeout { .. } => Failure::Timeout(text),
+        Error::Status { status: Status::Full, .. } => Failure::Full(text),
+        Error::Status { status: Status::Timeout, .. } => Failure::Timeout(text),
+        Error::Io { .. } => Failure::Io(text),
+        _ => Failure::Protocol(text),
+    }
+}

@@ -1,0 +1,75 @@
+//! Which cached objects have their body in an objmapperd, so that they can be taken out of the cache when it is lost.
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+
+use crate::backing::Whereabouts;
+use crate::house::Verdict;
+
+/// Fetches that end at once seldom meet in one of these.
+const SHARDS: usize = 16;
+
+struct Registered {
+    whereabouts: Whereabouts,
+    owner: usize,
+}
+
+/// By a body's key.
+#[derive(Default)]
+pub(crate) struct Registry {
+    shards: [Mutex<HashMap<u64, Registered>>; SHARDS],
+}
+
+impl Registry {
+    fn shard(&self, key: u64) -> &Mutex<HashMap<u64, Registered>> {
+        &self.shards[(key % SHARDS as u64) as usize]
+    }
+
+    pub(crate) fn enter(&self, key: u64, whereabouts: Whereabouts, owner: usize) {
+        self.shard(key).lock().insert(key, Registered { whereabouts, owner });
+    }
+
+    /// Afterwards no [`Registry::sweep`] names the body's owner.
+    pub(crate) fn remove(&self, key: u64) {
+        self.shard(key).lock().remove(&key);
+    }
+
+    /// Names the owner of every lost body, under the lock that keeps it from being freed meanwhile.
+    pub(crate) fn sweep(&self, verdict: Verdict, mut lost: impl FnMut(usize)) {
+        for shard in &self.shards {
+            for registered in shard.lock().values() {
+                if verdict.applies_to(registered.whereabouts) {
+                    lost(registered.owner);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_names_the_lost_and_only_them() {
+        let registry = Registry::default();
+        let at = |session, memory_epoch| Whereabouts { session, memory_epoch };
+        registry.enter(1, at(1, Some(0)), 11);
+        registry.enter(2, at(1, None), 12);
+        registry.enter(3, at(2, Some(1)), 13);
+        registry.enter(17, at(2, None), 14);
+        let named = |verdict| {
+            let mut owners = Vec::new();
+            registry.sweep(verdict, |owner| owners.push(owner));
+            owners.sort_unstable();
+            owners
+        };
+        assert_eq!(named(Verdict::SessionsBefore(2)), [11, 12]);
+        assert_eq!(named(Verdict::MemoryBefore(1)), [11]);
+        assert_eq!(named(Verdict::MemoryBefore(2)), [11, 13]);
+        registry.remove(1);
+        registry.remove(1);
+        assert_eq!(named(Verdict::SessionsBefore(3)), [12, 13, 14]);
+    }
+}

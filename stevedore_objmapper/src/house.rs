@@ -1,0 +1,100 @@
+//! The storage's background thread: a thread of varnishd's with a worker, like the ban lurker's.
+
+use std::ffi::{c_int, c_void};
+use std::mem::MaybeUninit;
+use std::ptr::null_mut;
+use std::time::Duration;
+
+use objmapper_engine::counters;
+use objmapper_engine::engine::Engine;
+use objmapper_engine::house::Work;
+use varnish_stevedore_sys::bindings::{VSL_Flush, VSL_Setup, WRK_BgThread, pthread_join, pthread_t, vsl_log};
+use varnish_stevedore_sys::functions::{HSH_Kill, LRU_NukeOne, Pool_Sumstat};
+use varnish_stevedore_sys::stevedore::Lru;
+use varnish_stevedore_sys::{objcore, worker};
+
+use crate::boundary::infallible;
+
+/// Without work, gauges are brought up to date this often.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// The running thread.
+pub(crate) struct Thread(pthread_t);
+
+/// What the thread is given: leaked, as the storage is.
+struct Charge {
+    engine: &'static Engine,
+    lru: *mut Lru,
+}
+
+/// Starts the thread. Called in the CLI thread, from `open`.
+pub(crate) fn start(engine: &'static Engine, lru: *mut Lru) -> Thread {
+    let charge = Box::into_raw(Box::new(Charge { engine, lru }));
+    let mut thread = MaybeUninit::<pthread_t>::uninit();
+    // SAFETY: WRK_BgThread (cache/cache_wrk.c) writes the thread's id, or asserts; the name is static; the charge lives
+    // as long as the process.
+    unsafe {
+        WRK_BgThread(thread.as_mut_ptr(), c"objm-house".as_ptr(), Some(keep), charge.cast());
+        Thread(thread.assume_init())
+    }
+}
+
+impl Thread {
+    /// Waits for the thread's end, after [`objmapper_engine::house::House::stop`].
+    pub(crate) fn join(self) {
+        // SAFETY: the thread was started joinable, and is joined once.
+        unsafe { pthread_join(self.0, null_mut()) };
+    }
+}
+
+unsafe extern "C" fn keep(wrk: *mut worker, priv_: *mut c_void) -> *mut c_void {
+    infallible("house", || {
+        // SAFETY: `start` leaked it.
+        let charge = unsafe { &*priv_.cast::<Charge>() };
+        let mut vsl = MaybeUninit::<vsl_log>::zeroed();
+        // SAFETY: a log buffer of varnishd's own making (no memory given: it allocates), set before the worker is used
+        // for anything that logs, as in cache_expire.c; it outlives its use below.
+        unsafe {
+            VSL_Setup(vsl.as_mut_ptr(), null_mut(), 0);
+            (*wrk).vsl = vsl.as_mut_ptr();
+        }
+        loop {
+            match charge.engine.house.next_work(IDLE) {
+                Work::Stop => break,
+                // SAFETY: the engine names objcores of ours whose objects are not freed while the closure runs.
+                Work::Sweep(verdict) => charge.engine.sweep(verdict, |owner| unsafe {
+                    HSH_Kill(std::ptr::with_exposed_provenance_mut::<objcore>(owner));
+                }),
+                // SAFETY: `wrk` is this thread's.
+                Work::MakeRoom(bytes) => unsafe { make_room(wrk, charge, bytes) },
+                Work::Idle => {}
+            }
+            charge.engine.refresh();
+            // SAFETY: `wrk` and its log are this thread's.
+            unsafe {
+                VSL_Flush((*wrk).vsl, 0);
+                Pool_Sumstat(wrk);
+            }
+        }
+        // SAFETY: as above; the log ends with this function.
+        unsafe { (*wrk).vsl = null_mut() };
+    });
+    null_mut()
+}
+
+/// Evicts until `bytes` are free, or nothing can be evicted.
+///
+/// # Safety
+/// `wrk` must be the calling thread's worker, with a log.
+unsafe fn make_room(wrk: *mut worker, charge: &Charge, bytes: u64) {
+    // SAFETY: by contract. Each eviction takes one off: `nuke_limit` is for fetches.
+    unsafe { (*wrk).strangelove = c_int::MAX };
+    while charge.engine.account.free() < bytes {
+        // SAFETY: by contract; the list was allocated in `open`.
+        if unsafe { LRU_NukeOne(wrk, charge.lru) } == 0 {
+            break;
+        }
+        counters::add(&charge.engine.counters.c_evicted_ahead, 1);
+    }
+    charge.engine.house.made_room();
+}
