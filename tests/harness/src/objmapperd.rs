@@ -49,7 +49,7 @@ impl Objmapperd {
         let mut command = Command::new(artefacts::objmapperd()?);
         // varnishd's child has another uid than we, so the socket is open to everybody: it lies in a
         // directory of this test alone.
-        command.arg("--socket").arg(&socket).args(["--mode", "0666"]);
+        command.arg("--socket").arg(&socket).args(["--socket-mode", "0666"]);
         command.args(["--memory", &self.memory]);
         let mut process = Process::start("objmapperd", &mut command, &self.dir.join("objmapperd.log"))?;
         process.wait_ready(|| Ok(UnixStream::connect(&socket).is_ok()))?;

@@ -1,0 +1,258 @@
+#!/usr/bin/env bash
+# Shows objmapper for Varnish with the real programs: H2O serves a small site, objmapperd keeps large bodies, a stock
+# varnishd caches with our storage engine; real requests go through it, and each one is explained and checked.
+# ONCE=1: ends by itself, with status 0 only if every step did what it says. Otherwise it stays up until Ctrl-C.
+#
+# Everything listens on loopback or a Unix socket, lives in one temporary directory, and is ended and removed again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+build=${OBJM_BUILD_DIR:-$PWD/target/release}
+once=${ONCE:-}
+storage_size=256m
+threshold=65536
+
+fail() { printf 'demo: error: %s\n' "$*" >&2; exit 1; }
+for f in "$build/libstevedore_objmapper.so" "$build/objmapperd"; do
+    [ -f "$f" ] || fail "$f is missing: run 'make build' first"
+done
+for p in varnishd varnishadm varnishstat h2o curl; do
+    command -v "$p" >/dev/null || fail "$p is missing: run 'make setup' first"
+done
+
+umask 022
+dir=$(mktemp -d "${TMPDIR:-/tmp}/objm-demo.XXXXXX")
+chmod 755 "$dir"
+pids=()
+stop() {
+    local pid
+    # the last one started first
+    for ((i = ${#pids[@]} - 1; i >= 0; i--)); do
+        pid=${pids[i]}
+        kill -TERM "$pid" 2>/dev/null || continue
+        for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
+        kill -KILL "$pid" 2>/dev/null || true
+        wait "$pid" 2>/dev/null || true
+    done
+    rm -rf "$dir"
+}
+trap stop EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# until 10 "what" command…: waits for the command to succeed
+until_true() {
+    local seconds=$1 what=$2; shift 2
+    local deadline=$((SECONDS + seconds))
+    until "$@" >/dev/null 2>&1; do
+        [ "$SECONDS" -lt "$deadline" ] || return 1
+        sleep 0.05
+    done
+}
+answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# --- a small site -----------------------------------------------------------------------------------------------------
+site=$dir/site
+mkdir -p "$site/media" "$site/part"
+cat >"$site/style.css" <<'CSS'
+body { font: 16px sans-serif; margin: 2em auto; max-width: 40em } h1 { color: #246 }
+CSS
+cat >"$site/logo.svg" <<'SVG'
+<svg xmlns="http://www.w3.org/2000/svg" width="120" height="40"><rect width="120" height="40" rx="8" fill="#246"/>
+<text x="14" y="26" fill="#fff" font-family="sans-serif" font-size="16">objmapper</text></svg>
+SVG
+# one pixel
+base64 -d >"$site/pixel.png" <<'PNG'
+iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==
+PNG
+printf '<header><img src="/logo.svg" alt="objmapper"></header>\n' >"$site/part/header.html"
+printf '<footer>served by Varnish, stored by objmapper</footer>\n' >"$site/part/footer.html"
+page() {
+    printf '<!doctype html>\n<html><head><title>Demo</title><link rel="stylesheet" href="/style.css"></head><body>\n'
+    cat "$1"
+    printf '<h1>A small site</h1><img src="/pixel.png" alt=""><ul>\n'
+    for m in 1k 16k 64k 256k 1m 8m 64m; do printf '<li><a href="/media/%s.mp4">%s</a></li>\n' $m $m; done
+    printf '</ul>\n'
+    cat "$2"
+    printf '</body></html>\n'
+}
+echo '<esi:include src="/part/header.html"/>' >"$dir/esi1"; echo '<esi:include src="/part/footer.html"/>' >"$dir/esi2"
+page "$dir/esi1" "$dir/esi2" >"$site/index.html"
+# What a client has to get: varnishd leaves the line ends around an include where they are.
+page <(cat "$site/part/header.html"; echo) <(cat "$site/part/footer.html"; echo) >"$dir/index.assembled"
+media() { head -c "$2" /dev/urandom >"$site/media/$1.mp4"; }
+media 1k 1024; media 16k 16384; media 64k 65536; media 256k 262144; media 1m 1048576; media 8m 8388608
+media 64m 67108864
+chmod -R a+rX "$site"
+
+# --- the programs -----------------------------------------------------------------------------------------------------
+start_h2o() {
+    local port
+    for _ in $(seq 20); do
+        port=$((20000 + RANDOM % 20000))
+        answers "$port" && continue
+        sed -e "s|@PORT@|$port|" -e "s|@ROOT@|$site|" tests/h2o/h2o.conf >"$dir/h2o.conf"
+        h2o -m worker -c "$dir/h2o.conf" >>"$dir/h2o.log" 2>&1 &
+        local pid=$!
+        if until_true 10 "H2O" answers "$port" && kill -0 "$pid" 2>/dev/null; then
+            pids+=("$pid"); h2o_port=$port
+            return
+        fi
+        kill "$pid" 2>/dev/null || true
+    done
+    cat "$dir/h2o.log" >&2; fail "H2O does not start (its output is above)"
+}
+socket=$dir/objm.sock
+start_objmapperd() {
+    # varnishd's child is another user than root, so the socket is open to all; the directory is the demo's own
+    "$build/objmapperd" --socket "$socket" --socket-mode 0666 --memory 512m >>"$dir/objmapperd.log" 2>&1 &
+    objmapperd_pid=$!
+    pids+=("$objmapperd_pid")
+    until_true 10 "objmapperd" test -S "$socket" || { cat "$dir/objmapperd.log" >&2; fail "objmapperd does not start"; }
+}
+start_varnishd() {
+    cat >"$dir/demo.vcl" <<VCL
+vcl 4.1;
+backend h2o { .host = "127.0.0.1"; .port = "$h2o_port"; }
+sub vcl_backend_response {
+	if (bereq.url ~ "^/(index.html)?$") { set beresp.do_esi = true; }
+}
+VCL
+    varnishd -F -n "$dir/v" -a 127.0.0.1:0 -f "$dir/demo.vcl" -E "$build/libstevedore_objmapper.so" \
+        -s "s0=objmapper,$storage_size,socket=$socket,threshold=$threshold" \
+        -p ban_lurker_age=0.1 -p ban_lurker_sleep=0.1 >>"$dir/varnishd.log" 2>&1 &
+    pids+=("$!")
+    until_true 20 "varnishd" varnishadm -n "$dir/v" -t 2 status \
+        && until_true 20 "its child" child_runs \
+        || { cat "$dir/varnishd.log" >&2; fail "varnishd does not start (its output is above)"; }
+    port=$(varnishadm -n "$dir/v" debug.listen_address | awk 'NR == 1 { print $3 }')
+    url=http://127.0.0.1:$port
+}
+child_runs() { varnishadm -n "$dir/v" -t 2 status | grep -q 'state running'; }
+child_pid() { varnishadm -n "$dir/v" pid | awk '/^Worker/ { print $2 }'; }
+
+echo "== starting H2O (origin), objmapperd (store) and varnishd (cache)"
+start_h2o
+start_objmapperd
+start_varnishd
+echo "   H2O          127.0.0.1:$h2o_port, serving $(find "$site" -type f | wc -l) files of a generated site"
+echo "   objmapperd   $socket"
+echo "   varnishd     $url, -s objmapper,$storage_size,socket=…,threshold=$threshold: $(varnishd -V 2>&1 | awk 'NR == 1 { print $2 }' | tr -d '(')"
+
+# --- requests, explained and checked ----------------------------------------------------------------------------------
+wrong=0
+complain() { printf '   WRONG: %s\n' "$*"; wrong=$((wrong + 1)); }
+
+readonly counters=(MAIN.cache_miss MAIN.cache_hit SMA.s0.g_bytes OBJM.s0.g_bodies OBJM.s0.g_body_bytes
+    OBJM.s0.g_heap_pieces OBJM.s0.g_heap_bytes OBJM.s0.c_published)
+counter() { varnishstat -n "$dir/v" -1 -f "$1" 2>/dev/null | awk -v n="$1" '$1 == n { print $2 }'; }
+declare -A before after
+snapshot() {
+    local -n into=$1
+    local name value
+    local args=()
+    for name in "${counters[@]}"; do into[$name]=0; args+=(-f "$name"); done
+    while read -r name value _; do into[$name]=$value; done < <(varnishstat -n "$dir/v" -1 "${args[@]}" 2>/dev/null)
+}
+moved() {
+    local name delta out=
+    for name in "${counters[@]}"; do
+        delta=$((${after[$name]} - ${before[$name]}))
+        [ "$delta" -eq 0 ] || out+="$(printf ' %s %+d' "$name" "$delta")"
+    done
+    printf '%s' "${out:- nothing}"
+}
+# A worker adds what it counted to the shared counters a moment after its response.
+counted() { snapshot after; [ $((${after[MAIN.cache_miss]} + ${after[MAIN.cache_hit]})) -ge "$1" ]; }
+
+declare -A lives
+# ask PATH miss|hit heap|objmapper WANTED-FILE [lookups [curl arguments…]]
+ask() {
+    local path=$1 expect=$2 place=$3 wanted=$4 lookups=${5:-1}
+    shift 4; [ $# -eq 0 ] || shift
+    snapshot before
+    local sum=$((${before[MAIN.cache_miss]} + ${before[MAIN.cache_hit]}))
+    local code time size
+    read -r code time size < <(curl -sS -o "$dir/got" -D "$dir/head" -w '%{http_code} %{time_total} %{size_download}\n' \
+        "$@" "$url$path")
+    # two numbers in X-Varnish: this request and the one that fetched the object
+    local was=miss
+    [ "$(tr -d '\r' <"$dir/head" | awk 'tolower($1) == "x-varnish:" { print NF }')" -le 2 ] || was=hit
+    local deadline=$((SECONDS + 5))
+    until counted $((sum + lookups)); do
+        [ "$SECONDS" -lt "$deadline" ] || break
+        sleep 0.05
+    done
+    if [ "$was" = miss ]; then
+        if [ "${after[OBJM.s0.g_bodies]}" -gt "${before[OBJM.s0.g_bodies]}" ]; then lives[$path]=objmapper
+        elif [ "${after[OBJM.s0.g_heap_pieces]}" -gt "${before[OBJM.s0.g_heap_pieces]}" ]; then lives[$path]=heap
+        else lives[$path]=nowhere; fi
+    fi
+    local words
+    case "${lives[$path]:-unknown}" in
+        objmapper) words="the body lives in objmapper" ;;
+        heap)      words="the body lives in varnishd's heap" ;;
+        *)         words="the body lives nowhere that was counted" ;;
+    esac
+    printf '   %-22s %s %-4s %10d bytes in %8.3f ms; %s\n' "$path" "$code" "$was" "$size" \
+        "$(awk -v t="$time" 'BEGIN { print t * 1000 }')" "$words"
+    printf '   %22s counters:%s\n' "" "$(moved)"
+    case "$code" in 200|206) ;; *) complain "$path: status $code" ;; esac
+    [ "$was" = "$expect" ] || complain "$path: a $was, expected a $expect"
+    [ "${lives[$path]:-}" = "$place" ] || complain "$path: the body should live in $place"
+    cmp -s "$wanted" "$dir/got" || complain "$path: the bytes differ from the origin's"
+}
+
+echo "== the first request of each file: a miss, fetched from H2O; bodies above $threshold bytes go to objmapper"
+ask /style.css miss heap "$site/style.css"
+ask /logo.svg miss heap "$site/logo.svg"
+ask /pixel.png miss heap "$site/pixel.png"
+for m in 1k 16k 64k; do ask /media/$m.mp4 miss heap "$site/media/$m.mp4"; done
+for m in 256k 1m 8m 64m; do ask /media/$m.mp4 miss objmapper "$site/media/$m.mp4"; done
+
+echo "== the second request: a hit, without H2O"
+for m in 1k 64k; do ask /media/$m.mp4 hit heap "$site/media/$m.mp4"; done
+for m in 256k 1m 8m 64m; do ask /media/$m.mp4 hit objmapper "$site/media/$m.mp4"; done
+
+echo "== a part of a large file (Range), straight from the stored body"
+tail -c +60000001 "$site/media/64m.mp4" >"$dir/part" || true
+head -c 1000000 "$dir/part" >"$dir/part.wanted"
+ask /media/64m.mp4 hit objmapper "$dir/part.wanted" 1 -r 60000000-60999999
+
+echo "== an ESI page, put together from three objects"
+ask /index.html miss heap "$dir/index.assembled" 3
+ask /index.html hit heap "$dir/index.assembled" 3
+
+echo "== objmapperd is killed (SIGKILL): what is cached stays served, new bodies go to heap"
+worker=$(child_pid)
+kill -KILL "$objmapperd_pid"; wait "$objmapperd_pid" 2>/dev/null || true
+gone() { [ "$(counter OBJM.s0.g_happy)" = 0 ]; }
+back() { [ "$(counter OBJM.s0.g_happy)" = 1 ]; }
+until_true 10 "the engine to notice" gone || complain "the engine has not noticed that objmapperd is gone"
+ask /media/8m.mp4 hit objmapper "$site/media/8m.mp4"
+ask "/media/1m.mp4?while-it-is-gone" miss heap "$site/media/1m.mp4"
+
+echo "== objmapperd is started again: the engine finds it by itself"
+start_objmapperd
+until_true 15 "the engine to reconnect" back || complain "the engine has not reconnected"
+ask "/media/1m.mp4?after-it-came-back" miss objmapper "$site/media/1m.mp4"
+[ "$(child_pid)" = "$worker" ] || complain "varnishd's child has died"
+
+echo "== a ban of everything frees every byte, in heap and in objmapper"
+varnishadm -n "$dir/v" ban 'obj.status != 0' >/dev/null
+empty() { [ "$(counter SMA.s0.g_bytes)" = 0 ] && [ "$(counter OBJM.s0.g_bodies)" = 0 ]; }
+until_true 10 "the storage to be empty" empty || complain "not everything was freed"
+echo "   SMA.s0.g_bytes $(counter SMA.s0.g_bytes), OBJM.s0.g_bodies $(counter OBJM.s0.g_bodies), MAIN.n_object $(counter MAIN.n_object)"
+
+if [ "$wrong" -gt 0 ]; then
+    echo "== $wrong steps did not do what they say"
+    [ -z "$once" ] || { tail -n 20 "$dir/varnishd.log" >&2; exit 1; }
+else
+    echo "== every step did what it says"
+fi
+[ -z "$once" ] || exit 0
+
+echo
+echo "   It stays up: $url/   (statistics: varnishstat -n $dir/v)"
+echo "   Ctrl-C ends it and removes everything."
+while kill -0 "${pids[-1]}" 2>/dev/null; do sleep 1; done
