@@ -1,0 +1,291 @@
+//! The client against the real server: what EXTENSIONS.md promises, seen from here.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use objmapper_client::{
+    Access, BatchOutcome, Client, CommitOptions, Config, ConnectionState, EntryFlags, Error, Found, IfVersion, Leased,
+    Mapping, ObjUri, Protocol, Status, Tier, UriSpace, V01Tier, Version, Want,
+};
+use objmapper_server::net::{ListenConfig, Server};
+use objmapper_server::store::{MemoryTier, Store, StoreConfig};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const LIMIT: u64 = 64 << 20;
+
+fn serve(dir: &Path) -> Server {
+    let memory = Some(MemoryTier { limit: LIMIT, mount: None });
+    let store = Store::open(StoreConfig { memory, ..StoreConfig::default() }).unwrap();
+    let config = ListenConfig {
+        socket: dir.join("socket"),
+        mode: 0o600,
+        owner: None,
+        group: None,
+        allow_uids: Vec::new(),
+        allow_gids: Vec::new(),
+        max_connections: 100,
+        threads: 1,
+    };
+    Server::start(config, store).unwrap()
+}
+
+fn config(dir: &Path) -> Config {
+    Client::builder(dir.join("socket")).call_timeout(PATIENCE).connect_timeout(PATIENCE)
+}
+
+fn setup() -> (tempfile::TempDir, Server, Client) {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path());
+    let client = config(dir.path()).connect().unwrap();
+    (dir, server, client)
+}
+
+fn end(server: Server, client: Client) {
+    drop(client);
+    assert_eq!(server.protocol_errors(), 0);
+    server.drain(PATIENCE);
+}
+
+fn uri(text: &str) -> ObjUri<'_> {
+    ObjUri::try_from(text).unwrap()
+}
+
+fn put(client: &Client, uri: &ObjUri<'_>, body: &[u8], options: CommitOptions) -> Found {
+    let mut object = client.create(body.len() as u64, Some(Tier::Memory), Some(uri)).unwrap();
+    File::from(object.take_fd().unwrap()).write_all(body).unwrap();
+    object.commit(uri, body.len() as u64, options).unwrap()
+}
+
+fn content(found: Found) -> Vec<u8> {
+    let mut buf = vec![0; found.entry.length as usize];
+    File::from(found.fd.unwrap()).read_exact_at(&mut buf, 0).unwrap();
+    buf
+}
+
+#[test]
+fn publish_look_up_replace_delete() {
+    let (_dir, server, client) = setup();
+    assert!(matches!(client.state(), ConnectionState::Extended { session: 1, .. }));
+    let a = uri("/a");
+    assert!(client.lookup(&a, Want::FD).unwrap().is_none());
+    let first = put(&client, &a, b"first", CommitOptions { want: Want::FD_AND_PIN, ..CommitOptions::default() });
+    assert!(first.is_immutable() && first.entry.flags.contains(EntryFlags::PINNED));
+    let (object, session) = (first.entry.object, client.session().unwrap());
+    assert_eq!(content(first), b"first");
+    // No round trip.
+    let mapping = Mapping::new(session.open(Tier::Memory, object).unwrap(), 0, 5, Access::ReadOnly).unwrap();
+    let mut buf = [0; 5];
+    assert_eq!((mapping.read_at(&mut buf, 0), &buf), (5, b"first"));
+
+    let second = put(&client, &a, b"second!", CommitOptions::default());
+    assert!(second.entry.version > 0 && second.entry.object != object);
+    assert_eq!(content(client.lookup(&a, Want::FD).unwrap().unwrap()), b"second!");
+    // The pin keeps the first body, and its release lets it go.
+    session.open(Tier::Memory, object).unwrap();
+    client.release(session.id(), &[object]);
+    assert!(client.flush_deferred(PATIENCE));
+    assert!(matches!(session.open(Tier::Memory, object), Err(Error::Io { .. })));
+
+    let wrong = IfVersion::from_raw(second.entry.version + 1);
+    assert_eq!(client.delete(&a, wrong).unwrap_err().status(), Some(Status::Conflict));
+    assert!(client.delete(&a, IfVersion::from_raw(second.entry.version)).unwrap());
+    assert!(!client.delete(&a, IfVersion::Any).unwrap());
+    drop(mapping);
+    end(server, client);
+}
+
+#[test]
+fn private_objects() {
+    let (_dir, server, client) = setup();
+    let a = uri("/a");
+    let used = || client.stat().unwrap().tiers[0].used;
+    let before = used();
+    let mut object = client.create(1 << 20, None, Some(&a)).unwrap();
+    assert_eq!(used(), before + (1 << 20));
+    object.reserve(1 << 12).unwrap();
+    assert_eq!(used(), before + (1 << 12));
+    assert_eq!(object.reserve(2 * LIMIT).unwrap_err().status(), Some(Status::Full));
+    // Somebody can still write to it.
+    let writer = File::from(object.take_fd().unwrap());
+    writer.write_all_at(b"12345", 0).unwrap();
+    let why = object.commit(&a, 5, CommitOptions::default()).unwrap_err();
+    assert_eq!((why.status(), why.is_retryable()), (Some(Status::Busy), true));
+    drop(writer);
+    object.commit(&a, 5, CommitOptions::default()).unwrap();
+    assert_eq!(client.lookup(&a, Want::ENTRY).unwrap().unwrap().entry.length, 5);
+
+    // Deleted meanwhile.
+    let mut object = client.create(0, None, Some(&a)).unwrap();
+    assert!(client.delete(&a, IfVersion::Any).unwrap());
+    let why = object.commit(&a, 0, CommitOptions::default()).unwrap_err();
+    assert_eq!(why.status(), Some(Status::Conflict));
+
+    // Thrown away, with and without waiting.
+    client.create(1 << 20, None, None).unwrap().abort().unwrap();
+    drop(object);
+    drop(client.create(1 << 20, None, None).unwrap());
+    assert!(client.flush_deferred(PATIENCE));
+    assert_eq!((used(), client.stat().unwrap().private), (before, 0));
+    end(server, client);
+}
+
+#[test]
+fn listing_in_pages_and_batches() {
+    const COUNT: usize = 2500;
+    let (_dir, server, client) = setup();
+    let space = UriSpace::new(&[b"list", b"it"]).unwrap();
+    let uris: Vec<_> = (0..COUNT).map(|i| space.uri(&[format!("{i:05}").as_bytes()])).collect();
+    for (i, uri) in uris.iter().enumerate() {
+        put(&client, uri, &i.to_be_bytes(), CommitOptions::default());
+    }
+    put(&client, &uri("/other"), b"x", CommitOptions::default());
+    let listed: Vec<_> = client.list(&space.prefix()).map(|item| item.unwrap().0).collect();
+    assert_eq!(listed, uris);
+    assert_eq!(client.list(b"").count(), COUNT + 1);
+    assert_eq!(client.list(b"/none").count(), 0);
+
+    let mut batch = client.batch();
+    for uri in &uris {
+        batch = batch.lookup(uri, Want::FD);
+    }
+    let absent = uri("/absent");
+    let outcomes = batch.lookup(&absent, Want::FD).delete(&uris[0], IfVersion::Any).run().unwrap();
+    assert_eq!(outcomes.len(), COUNT + 2);
+    for (i, outcome) in outcomes.into_iter().enumerate() {
+        match outcome.unwrap() {
+            BatchOutcome::Found(found) => assert_eq!(content(found), i.to_be_bytes()),
+            BatchOutcome::NotFound => assert_eq!(i, COUNT),
+            BatchOutcome::Done => assert_eq!(i, COUNT + 1),
+        }
+    }
+    assert!(client.lookup(&uris[0], Want::ENTRY).unwrap().is_none());
+    end(server, client);
+}
+
+/// Every answer brings its own body, for many threads on few connections and for a deep pipeline.
+#[test]
+fn each_gets_its_own_body() {
+    const OBJECTS: u64 = 300;
+    let (_dir, server, client) = setup();
+    let name = |i: u64| ObjUri::try_from(format!("/{i}")).unwrap();
+    for i in 0..OBJECTS {
+        put(&client, &name(i), &i.to_be_bytes(), CommitOptions::default());
+    }
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let client = client.clone();
+            scope.spawn(move || {
+                for i in 0..500 {
+                    let i = (i * 31 + thread * 17) % OBJECTS;
+                    let found = client.lookup(&name(i), Want::FD).unwrap().unwrap();
+                    assert_eq!(content(found), i.to_be_bytes());
+                }
+            });
+        }
+        let client = client.clone();
+        scope.spawn(move || {
+            let pipeline = client.pipeline().unwrap();
+            for _ in 0..5 {
+                let pending: Vec<_> = (0..OBJECTS).map(|i| pipeline.lookup(&name(i), Want::FD).unwrap()).collect();
+                for (i, pending) in pending.into_iter().enumerate() {
+                    assert_eq!(content(pending.wait().unwrap().unwrap()), (i as u64).to_be_bytes());
+                }
+            }
+        });
+    });
+    assert_eq!(client.counters().disconnects, 0);
+    end(server, client);
+}
+
+#[test]
+fn one_fetches_and_the_others_wait() {
+    let (dir, server, client) = setup();
+    let a = uri("/a");
+    let fetched = Arc::new(AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            let (fetched, dir) = (Arc::clone(&fetched), dir.path());
+            scope.spawn(move || {
+                // Each a client of its own, as several varnishd are.
+                let client = config(dir).connect().unwrap();
+                match client.lease(&uri("/a"), PATIENCE, PATIENCE, Want::FD).unwrap() {
+                    Leased::Granted(lease) => {
+                        fetched.fetch_add(1, Ordering::SeqCst);
+                        put(&client, &uri("/a"), b"once", CommitOptions::default());
+                        lease.fulfilled();
+                    }
+                    Leased::Present(found) => assert_eq!(content(found), b"once"),
+                    other => panic!("{other:?}"),
+                }
+            });
+        }
+    });
+    assert_eq!(fetched.load(Ordering::SeqCst), 1);
+    // Nothing to share: the next one is told so.
+    let b = uri("/b");
+    let Leased::Granted(lease) = client.lease(&b, Duration::ZERO, PATIENCE, Want::ENTRY).unwrap() else { panic!() };
+    assert!(matches!(client.lease(&b, Duration::from_millis(20), PATIENCE, Want::ENTRY).unwrap(), Leased::TimedOut));
+    lease.refuse(PATIENCE).unwrap();
+    let refused = client.lease(&b, PATIENCE, PATIENCE, Want::ENTRY).unwrap();
+    assert!(matches!(refused, Leased::Refused { retry } if retry <= PATIENCE), "{refused:?}");
+    assert!(matches!(client.lease(&a, PATIENCE, PATIENCE, Want::ENTRY).unwrap(), Leased::Present(_)));
+    end(server, client);
+}
+
+#[test]
+fn v01_clients_are_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path());
+    for (protocol, version) in [(Protocol::V1, Version::V1), (Protocol::V2, Version::V2)] {
+        let client = config(dir.path()).protocol(protocol).connections(1).connect().unwrap();
+        assert_eq!(client.state(), ConnectionState::V01 { version, connections: 1 });
+        let a = uri("/v01/a");
+        let object = client.get_or_create(&a, V01Tier::Default).unwrap();
+        assert!(object.is_empty());
+        File::from(object.into_fd()).write_all(b"old style").unwrap();
+        assert_eq!(client.get_or_create(&a, V01Tier::Default).unwrap().len(), 9);
+        // Clients with extensions see it, and see what it is.
+        let modern = config(dir.path()).connect().unwrap();
+        let found = modern.lookup(&a, Want::FD).unwrap().unwrap();
+        assert!(!found.is_immutable());
+        assert!(client.delete(&a, IfVersion::Any).unwrap());
+        assert!(!client.delete(&a, IfVersion::Any).unwrap());
+        assert!(modern.lookup(&a, Want::FD).unwrap().is_none());
+    }
+    assert_eq!(server.protocol_errors(), 0);
+    server.drain(PATIENCE);
+}
+
+/// The store dies and starts again: the client notices, begins a new session, and what it pinned is still
+/// readable.
+#[test]
+fn a_store_that_starts_again() {
+    let (dir, server, client) = setup();
+    let pinned = put(&client, &uri("/a"), b"kept", CommitOptions { want: Want::PIN, ..CommitOptions::default() });
+    let before = client.session().unwrap();
+    server.drain(Duration::ZERO);
+    let end_of_wait = Instant::now() + PATIENCE;
+    while client.is_up() {
+        assert!(Instant::now() < end_of_wait);
+        std::thread::yield_now();
+    }
+    assert!(matches!(client.lookup(&uri("/a"), Want::ENTRY), Err(Error::Down { .. })));
+    let mut buf = [0; 4];
+    let body = File::from(before.open_entry(&pinned.entry).unwrap());
+    body.read_exact_at(&mut buf, 0).unwrap();
+    assert_eq!(&buf, b"kept");
+
+    let server = serve(dir.path());
+    client.wait_connected(PATIENCE).unwrap();
+    let after = client.session().unwrap();
+    assert!(after.id() != before.id() && after.instance() != before.instance());
+    assert!(client.lookup(&uri("/a"), Want::ENTRY).unwrap().is_none());
+    assert_eq!(client.counters().reconnects, 1);
+    drop((before, after));
+    end(server, client);
+}
