@@ -181,7 +181,10 @@ fn what_was_cached_is_served_without_objmapperd_and_without_origin_requests() ->
     for size in SIZES {
         client.fetch(&stage.varnishd.url(&format!("/{size}")))?;
     }
-    let fetches = stage.varnishd.counter("MAIN.s_fetch")?;
+    let fetches = SIZES.len() as u64;
+    wait_for("the fetches to be counted", BOUND, || {
+        Ok((stage.varnishd.counter("MAIN.s_fetch")? == fetches).then_some(()))
+    })?;
     stage.daemon.kill()?;
     happy(&stage.varnishd, 0)?;
     for round in 0..2 {
