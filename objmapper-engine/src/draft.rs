@@ -77,7 +77,7 @@ impl Writing {
         let window = match begun {
             Ok(window) => Arc::new(window),
             Err(error) => {
-                engine.file_error("mapping a new body", &error);
+                engine.draft_error("mapping a new body", &error);
                 draft.abort();
                 return None;
             }
@@ -143,7 +143,7 @@ impl Writing {
         if reserved > self.file_size {
             let size = page_ceil(reserved);
             if let Err(error) = set_size(draft.file(), size) {
-                engine.file_error("growing a body", &error);
+                engine.draft_error("growing a body", &error);
                 return false;
             }
             self.file_size = size;
@@ -163,7 +163,7 @@ impl Writing {
             match map_window(draft.file(), start, size) {
                 Ok(window) => self.window = Arc::new(window),
                 Err(error) => {
-                    engine.file_error("mapping a body", &error);
+                    engine.draft_error("mapping a body", &error);
                     return None;
                 }
             }
@@ -209,7 +209,7 @@ impl Writing {
                 Some(())
             }
             Err(error) => {
-                engine.file_error("allocating a body's pages", &error);
+                engine.draft_error("allocating a body's pages", &error);
                 None
             }
         }

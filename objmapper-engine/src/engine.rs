@@ -152,6 +152,12 @@ impl Engine {
         self.state_log.fails(&format!("{what}: {error}"));
     }
 
+    /// Something went wrong with a draft's file: the body, or the rest of it, stays in heap.
+    pub(crate) fn draft_error(&self, what: &str, error: &io::Error) {
+        counters::add(&self.counters.c_fallback_error, 1);
+        self.file_error(what, error);
+    }
+
     /// A draft's accounting ends.
     pub(crate) fn lost_draft(&self, outstanding: u64) {
         self.account.dealloc(outstanding);

@@ -3,16 +3,27 @@
 use std::any::Any;
 use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use varnish_stevedore_sys::bindings::{OBJCORE_MAGIC, VAS_Fail, VAS_WRONG, WORKER_MAGIC};
 use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore};
 use varnish_stevedore_sys::{objcore, worker};
+
+/// Panics that were caught, in this process.
+static CAUGHT: AtomicU64 = AtomicU64::new(0);
+
+/// How many panics were caught, in this process.
+pub(crate) fn caught() -> u64 {
+    CAUGHT.load(Relaxed)
+}
 
 /// Runs a callback that can fail: a panic in it becomes `failure`, and a line in the log.
 pub(crate) fn fallible<T>(slot: &'static str, failure: T, call: impl FnOnce() -> T) -> T {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(value) => value,
         Err(payload) => {
+            CAUGHT.fetch_add(1, Relaxed);
             objmapper_engine::log::line(slot, &format!("internal error, please report it: {}", text(&*payload)));
             failure
         }

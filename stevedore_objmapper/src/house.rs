@@ -3,6 +3,7 @@
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 use std::ptr::null_mut;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use objmapper_engine::counters;
@@ -13,7 +14,7 @@ use varnish_stevedore_sys::functions::{HSH_Kill, LRU_NukeOne, Pool_Sumstat};
 use varnish_stevedore_sys::stevedore::Lru;
 use varnish_stevedore_sys::{objcore, worker};
 
-use crate::boundary::infallible;
+use crate::boundary::{caught, infallible};
 
 /// Without work, gauges are brought up to date this often.
 const IDLE: Duration = Duration::from_secs(1);
@@ -69,6 +70,7 @@ unsafe extern "C" fn keep(wrk: *mut worker, priv_: *mut c_void) -> *mut c_void {
                 Work::MakeRoom(bytes) => unsafe { make_room(wrk, charge, bytes) },
                 Work::Idle => {}
             }
+            charge.engine.counters.c_err_internal.store(caught(), Relaxed);
             charge.engine.refresh();
             // SAFETY: `wrk` and its log are this thread's.
             unsafe {

@@ -9,6 +9,7 @@ mod buffer;
 mod fetch;
 mod house;
 mod iterate;
+mod logger;
 mod object;
 mod panic;
 mod register;

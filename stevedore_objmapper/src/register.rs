@@ -12,7 +12,7 @@ use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore, TailqEntry};
 use varnish_stevedore_sys::version;
 
 use crate::boundary::infallible;
-use crate::{buffer, fetch, iterate, object, panic, storage};
+use crate::{buffer, fetch, iterate, logger, object, panic, storage};
 
 /// For tests: registers the engine a second time under this name (`default` makes it the storage of whoever names none).
 const REGISTER_AS: &str = "OBJMAPPER_REGISTER_AS";
@@ -69,6 +69,7 @@ extern "C" fn loaded() {
         if let Err(mismatch) = version::check() {
             storage::refuse(&mismatch.to_string());
         }
+        logger::install();
         register(null());
         if let Some(name) = std::env::var_os(REGISTER_AS) {
             match CString::new(name.into_encoded_bytes()) {

@@ -4,6 +4,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ptr::null_mut;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use objmapper_engine::account::{Account, SmaCounters, UNLIMITED};
 use objmapper_engine::backing::{Backing, Embedded, Remote};
@@ -12,7 +13,7 @@ use objmapper_engine::engine::Engine;
 use objmapper_engine::house::House;
 use objmapper_engine::options::Options;
 use objmapper_server::store::{
-    DiskTier, MemoryMount, MemoryTier, MountAccess, Store, StoreConfig, StoreError, TierKind,
+    DiskTier, MemoryMount, MemoryTier, MountAccess, MountKind, Store, StoreConfig, StoreError, TierKind,
 };
 use parking_lot::Mutex;
 use varnish::Vsc;
@@ -26,6 +27,9 @@ use crate::house;
 
 /// For tests: options that every storage gets which does not set them itself.
 const OPTIONS: &str = "OBJMAPPER_OPTIONS";
+
+/// Drafts at a time; what else limits them is RLIMIT_NOFILE.
+const MOST_DRAFTS: usize = 1 << 20;
 
 const STORAGE_MAGIC: u32 = 0x6f62_7374;
 
@@ -190,7 +194,8 @@ fn backing(storage: &Storage, ident: &str, house: &Arc<House>) -> Result<Backing
         let remote = Remote::new(ident, socket, options.timeout, house.clone());
         return remote.map(Backing::Remote).map_err(|error| error.to_string());
     }
-    let mut config = StoreConfig::default();
+    // Nobody but us uses this store: what an earlier process left in it goes at once.
+    let mut config = StoreConfig { session_grace: Duration::ZERO, max_private: MOST_DRAFTS, ..StoreConfig::default() };
     let kind = match &options.dir {
         Some(dir) => {
             config.disk = Some(DiskTier { dir: dir.clone(), limit: store_limit(options) });
@@ -202,6 +207,15 @@ fn backing(storage: &Storage, ident: &str, house: &Arc<House>) -> Result<Backing
                 Some(Err(error)) => return Err(format!("no memory for bodies: {error}")),
                 None => return Err("no memory for bodies".to_owned()),
             };
+            if mount.kind() == MountKind::SharedMemoryDirectory {
+                objmapper_engine::log::line(
+                    ident,
+                    &format!(
+                        "bodies are in /dev/shm, whose size limits them too, because: {}",
+                        mount.failures().join("; ")
+                    ),
+                );
+            }
             config.memory = Some(MemoryTier { limit: store_limit(options), mount: Some(mount) });
             TierKind::Memory
         }

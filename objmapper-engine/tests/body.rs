@@ -1,0 +1,296 @@
+//! Bodies over a real store in memory: where they live, what they cost, and that every byte and every limit holds.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use objmapper_engine::account::{Account, SmaCounters, UNLIMITED};
+use objmapper_engine::backing::{Backing, Embedded};
+use objmapper_engine::body::{Body, ChunkLimits, NoSpan};
+use objmapper_engine::counters::Counters;
+use objmapper_engine::engine::Engine;
+use objmapper_engine::house::House;
+use objmapper_engine::options::Options;
+use objmapper_server::store::{MemoryTier, Store, StoreConfig, TierKind};
+
+const CHUNK: usize = 16 << 10;
+const LIMITS: ChunkLimits = ChunkLimits { chunk: CHUNK, max: 256 << 20 };
+const THRESHOLD: u64 = 64 << 10;
+
+struct Fixture {
+    engine: Engine,
+    store: Store,
+}
+
+fn fixture(options: Options, store_limit: u64) -> Fixture {
+    let config = StoreConfig {
+        memory: Some(MemoryTier { limit: store_limit, mount: None }),
+        session_grace: Duration::ZERO,
+        ..StoreConfig::default()
+    };
+    let store = Store::open(config).unwrap();
+    let backing = Backing::Embedded(Embedded::new(&store, TierKind::Memory).unwrap());
+    let sma: &'static SmaCounters = Box::leak(Box::default());
+    let counters: &'static Counters = Box::leak(Box::default());
+    let account = Account::new(options.size, sma);
+    let house = Arc::new(House::default());
+    let engine = Engine::new("s0", options, account, counters, backing, house, "/varnish/s0/1".to_owned());
+    Fixture { engine, store }
+}
+
+fn unlimited() -> Fixture {
+    fixture(Options::default(), 256 << 20)
+}
+
+impl Fixture {
+    fn stored(&self) -> u64 {
+        self.store.stats().tiers[0].used
+    }
+
+    fn counter(&self, pick: impl Fn(&Counters) -> &AtomicU64) -> u64 {
+        pick(self.engine.counters).load(Relaxed)
+    }
+
+    /// Writes `len` bytes as a fetch does, in reads of at most `step`. `false`: no room.
+    fn write(&self, body: &Body, len: u64, known: bool, step: usize) -> bool {
+        let mut done = 0;
+        while done < len {
+            let want = if known { (len - done) as usize } else { CHUNK };
+            let Some((ptr, room)) = body.space(&self.engine, want, known, LIMITS, &mut || false) else {
+                return false;
+            };
+            let n = room.min(step).min((len - done) as usize);
+            for i in 0..n {
+                // SAFETY: `room >= n` bytes at `ptr` are ours to write until `extend`.
+                unsafe { ptr.as_ptr().add(i).write(pattern(done + i as u64)) };
+            }
+            body.extend(n as u64);
+            done += n as u64;
+        }
+        true
+    }
+
+    fn fetch(&self, len: u64, known: bool, keep: bool) -> Body {
+        let body = Body::default();
+        assert!(self.write(&body, len, known, 10_000));
+        body.trim(&self.engine);
+        assert!(body.settle(&self.engine, keep, 0));
+        body
+    }
+
+    /// Reads all, checks every byte, and returns the number of spans.
+    fn check(&self, body: &Body, len: u64) -> usize {
+        let (mut offset, mut spans) = (0, 0);
+        loop {
+            let span = match body.span(&self.engine, offset) {
+                Ok(span) => span,
+                Err(NoSpan::End) => break,
+                Err(other) => panic!("{other:?}"),
+            };
+            for i in 0..span.len {
+                // SAFETY: a span's bytes can be read while it lives, and the object does.
+                assert_eq!(unsafe { span.ptr.as_ptr().add(i).read() }, pattern(offset + i as u64));
+            }
+            offset += span.len as u64;
+            spans += 1;
+        }
+        assert_eq!((offset, body.len()), (len, len));
+        spans
+    }
+}
+
+fn pattern(offset: u64) -> u8 {
+    (offset.wrapping_mul(2_654_435_761) >> 13) as u8
+}
+
+#[test]
+fn bodies_of_every_size_read_back_and_leave_nothing() {
+    let f = unlimited();
+    for len in [1, 100, 4095, 4096, 16_384, THRESHOLD - 1, THRESHOLD, THRESHOLD + 1, 300_000, 2 << 20, (5 << 20) + 7] {
+        for known in [true, false] {
+            for keep in [true, false] {
+                let body = f.fetch(len, known, keep);
+                f.check(&body, len);
+                let in_objmapper = f.counter(|c| &c.g_bodies);
+                if known {
+                    assert_eq!(in_objmapper, u64::from(len > THRESHOLD), "{len} bytes");
+                }
+                assert_eq!(body.describe().object.is_some(), in_objmapper == 1 && keep);
+                // In heap a surplus below 512 bytes stays, as with malloc.
+                let surplus = f.engine.account.used() - len;
+                assert!(surplus < if in_objmapper == 1 { 1 } else { 512 }, "{len} known {known} keep {keep}: {surplus}");
+                body.slim(&f.engine);
+                assert_eq!((f.engine.account.used(), f.stored()), (0, 0), "{len} known {known} keep {keep}");
+                for gauge in [
+                    f.counter(|c| &c.g_bodies),
+                    f.counter(|c| &c.g_body_bytes),
+                    f.counter(|c| &c.g_heap_bytes),
+                    f.counter(|c| &c.g_heap_pieces),
+                    f.counter(|c| &c.g_writing),
+                    f.counter(|c| &c.g_fds),
+                    f.counter(|c| &c.g_maps),
+                ] {
+                    assert_eq!(gauge, 0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cached_large_body_is_one_span() {
+    let f = unlimited();
+    let body = f.fetch(9 << 20, false, true);
+    assert_eq!(f.check(&body, 9 << 20), 1);
+    body.slim(&f.engine);
+}
+
+#[test]
+fn with_threshold_0_every_byte_is_in_objmapper() {
+    let f = fixture(Options { threshold: 0, ..Options::default() }, 64 << 20);
+    let body = f.fetch(1, true, true);
+    assert_eq!((f.counter(|c| &c.g_bodies), f.counter(|c| &c.g_heap_pieces)), (1, 0));
+    f.check(&body, 1);
+    body.slim(&f.engine);
+    let empty = f.fetch(0, true, true);
+    assert_eq!(f.check(&empty, 0), 0);
+    empty.slim(&f.engine);
+    assert_eq!((f.engine.account.used(), f.stored()), (0, 0));
+}
+
+#[test]
+fn an_address_that_was_handed_out_stays_while_the_body_moves() {
+    let f = unlimited();
+    let body = Body::default();
+    assert!(f.write(&body, THRESHOLD, false, CHUNK));
+    let early = body.span(&f.engine, 0).unwrap();
+    assert!(early.is_stable());
+    assert!(f.write_more(&body, 4 << 20));
+    for i in 0..early.len {
+        // SAFETY: what moved to objmapper keeps its heap until `settle`.
+        assert_eq!(unsafe { early.ptr.as_ptr().add(i).read() }, pattern(i as u64));
+    }
+    body.trim(&f.engine);
+    drop(early);
+    assert!(body.settle(&f.engine, true, 0));
+    f.check(&body, 4 << 20);
+    assert_eq!(f.counter(|c| &c.g_heap_pieces), 0);
+    body.slim(&f.engine);
+}
+
+impl Fixture {
+    /// Continues a body of unknown length up to `len`.
+    fn write_more(&self, body: &Body, len: u64) -> bool {
+        let mut done = body.len();
+        while done < len {
+            let Some((ptr, room)) = body.space(&self.engine, CHUNK, false, LIMITS, &mut || false) else {
+                return false;
+            };
+            let n = room.min((len - done) as usize);
+            for i in 0..n {
+                // SAFETY: as in `write`.
+                unsafe { ptr.as_ptr().add(i).write(pattern(done + i as u64)) };
+            }
+            body.extend(n as u64);
+            done += n as u64;
+        }
+        true
+    }
+}
+
+#[test]
+fn a_reader_that_maps_a_draft_delays_publication_until_it_is_done() {
+    let f = unlimited();
+    let body = Body::default();
+    assert!(f.write(&body, 1 << 20, true, 1 << 20));
+    body.trim(&f.engine);
+    let reader = body.span(&f.engine, 0).unwrap();
+    assert!(body.settle(&f.engine, true, 0));
+    assert_eq!(f.counter(|c| &c.c_published), 0);
+    drop(reader);
+    assert!(body.reader_done(&f.engine, 0));
+    assert_eq!((f.counter(|c| &c.c_published), f.counter(|c| &c.g_writing)), (1, 0));
+    f.check(&body, 1 << 20);
+    body.slim(&f.engine);
+    assert_eq!((f.engine.account.used(), f.stored()), (0, 0));
+}
+
+#[test]
+fn a_full_store_means_heap_under_the_same_limit() {
+    let f = fixture(Options::default(), 1 << 20);
+    let first = f.fetch(900_000, true, true);
+    let second = f.fetch(900_000, true, true);
+    assert_eq!((f.counter(|c| &c.g_bodies), f.counter(|c| &c.c_fallback_full)), (1, 1));
+    assert_eq!(f.engine.account.used(), 1_800_000);
+    f.check(&first, 900_000);
+    f.check(&second, 900_000);
+    // Half-way: the store runs out while an unknown length comes in.
+    first.slim(&f.engine);
+    let third = f.fetch(3 << 20, false, true);
+    assert_eq!(f.counter(|c| &c.c_mixed), 1);
+    f.check(&third, 3 << 20);
+    assert_eq!(f.engine.account.used(), 900_000 + (3 << 20));
+    second.slim(&f.engine);
+    third.slim(&f.engine);
+    assert_eq!((f.engine.account.used(), f.stored(), f.counter(|c| &c.g_writing)), (0, 0, 0));
+}
+
+#[test]
+fn the_limit_is_exact_and_eviction_is_asked_for() {
+    let f = fixture(Options { size: 1 << 20, ..Options::default() }, 64 << 20);
+    let body = Body::default();
+    let mut nuked = 0;
+    assert!(!f.write(&body, 2 << 20, true, 1 << 20), "more than the limit");
+    assert!(f.engine.account.used() <= 1 << 20);
+    let other = Body::default();
+    let room = other.space(&f.engine, CHUNK, true, LIMITS, &mut || {
+        nuked += 1;
+        body.slim(&f.engine);
+        nuked == 1
+    });
+    assert!(room.is_some());
+    assert_eq!(nuked, 1);
+    other.slim(&f.engine);
+    assert_eq!((f.engine.account.used(), f.stored()), (0, 0));
+}
+
+#[test]
+fn descriptors_and_mappings_stay_within_their_bounds_and_bodies_stay_readable() {
+    let f = fixture(Options { threshold: 0, fds: 3, maps: 2, size: UNLIMITED, ..Options::default() }, 64 << 20);
+    let bodies: Vec<Body> = (0..50).map(|_| f.fetch(5000, true, true)).collect();
+    for _ in 0..2 {
+        for body in &bodies {
+            f.check(body, 5000);
+            assert!(f.counter(|c| &c.g_fds) <= 3 && f.counter(|c| &c.g_maps) <= 2);
+        }
+    }
+    assert!(f.counter(|c| &c.c_fds_closed) >= 47 && f.counter(|c| &c.c_maps_dropped) >= 48);
+    for body in &bodies {
+        body.slim(&f.engine);
+    }
+    assert_eq!((f.engine.account.used(), f.stored(), f.counter(|c| &c.g_fds)), (0, 0, 0));
+}
+
+#[test]
+fn a_final_iteration_gives_back_what_it_read() {
+    for len in [50_000, 3 << 20] {
+        let f = unlimited();
+        let body = Body::default();
+        assert!(f.write(&body, len, false, CHUNK));
+        body.trim(&f.engine);
+        assert!(body.settle(&f.engine, false, 0));
+        let mut offset = 0;
+        while let Ok(span) = body.span(&f.engine, offset) {
+            offset += span.len as u64;
+            drop(span);
+            let before = f.engine.account.used();
+            body.give_back(&f.engine, offset);
+            assert!(f.engine.account.used() < before || offset == len);
+        }
+        assert_eq!(offset, len);
+        assert!(f.engine.account.used() <= CHUNK as u64);
+        body.slim(&f.engine);
+        assert_eq!((f.engine.account.used(), f.stored()), (0, 0));
+    }
+}
