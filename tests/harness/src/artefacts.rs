@@ -23,6 +23,11 @@ pub fn engine() -> Result<PathBuf> {
     built("libstevedore_objmapper.so")
 }
 
+/// The VMOD, for `import objmapper from`.
+pub fn vmod() -> Result<PathBuf> {
+    built("libvmod_objmapper.so")
+}
+
 /// The daemon's program file.
 pub fn objmapperd() -> Result<PathBuf> {
     built("objmapperd")

@@ -53,7 +53,8 @@ impl Header {
 
 /// Runs `file` in `arrangement`, with an objmapperd and an H2O of its own where they are wanted.
 pub fn run(file: &Path, arrangement: Arrangement) -> Result<Outcome> {
-    let header = Header::parse(&std::fs::read_to_string(file)?)?;
+    let text = std::fs::read_to_string(file)?;
+    let header = Header::parse(&text)?;
     let dir = open_directory()?;
     let mut macros: Vec<(&str, String)> = vec![
         ("objm", arrangement.kind().to_owned()),
@@ -61,6 +62,13 @@ pub fn run(file: &Path, arrangement: Arrangement) -> Result<Outcome> {
         ("objm_dir", dir.path().display().to_string()),
         ("vcl_dir", artefacts::workspace().join("vcl").display().to_string()),
     ];
+
+    if text.contains("${vmod}") {
+        // varnishd compiles VCL as another user, who may not see where we are built.
+        let copy = dir.path().join("libvmod_objmapper.so");
+        std::fs::copy(artefacts::vmod()?, &copy)?;
+        macros.push(("vmod", copy.display().to_string()));
+    }
 
     let daemon = match arrangement.has_daemon() {
         true => Some(Objmapperd::start(dir.path(), "1g")?),
