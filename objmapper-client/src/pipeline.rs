@@ -2,7 +2,6 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Instant;
 
 use objmapper_proto::ObjUri;
 use objmapper_proto::ext::{IfVersion, Op, Request, Want};
@@ -33,7 +32,6 @@ pub struct Pending<T> {
     ticket: Ticket,
     op: Op,
     want: Want,
-    deadline: Instant,
     answer: PhantomData<fn() -> T>,
 }
 
@@ -60,7 +58,6 @@ impl Pipeline {
             ticket,
             op,
             want,
-            deadline,
             answer: PhantomData,
         })
     }
@@ -92,13 +89,14 @@ impl Pipeline {
 
 impl<T> Pending<T> {
     fn answer(&self) -> Result<crate::slot::Answer> {
-        let answer = self.connection.wait(&self.ticket, self.deadline)?;
+        // Counted from here: a caller that was busy elsewhere has not been kept waiting.
+        let answer = self.connection.wait(&self.ticket, self.client.deadline())?;
         checked(OpName::Ext(self.op), answer, &self.client.inner.pool.counters)
     }
 }
 
 impl Pending<Option<Found>> {
-    /// Waits for the answer, until the deadline that began when the request was made.
+    /// Waits for the answer, for as long as a call may take.
     ///
     /// # Errors
     /// See [`Client::lookup`].
@@ -111,7 +109,7 @@ impl Pending<Option<Found>> {
 }
 
 impl Pending<bool> {
-    /// Waits for the answer, until the deadline that began when the request was made.
+    /// Waits for the answer, for as long as a call may take.
     ///
     /// # Errors
     /// See [`Client::delete`].

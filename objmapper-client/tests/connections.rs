@@ -403,8 +403,8 @@ fn extra_and_missing_fds_are_refused() {
                 return;
             }
             let (id, _) = conn.request().unwrap();
-            let (reader, writer) = std::io::pipe().unwrap();
-            let writer = File::from(std::os::fd::OwnedFd::from(writer));
+            let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+            let (reader, writer) = (File::from(reader), File::from(writer));
             answer(&mut conn, id, &writer);
             drop(writer);
             // The pipe ends when nobody holds its other end, the client neither.

@@ -1,5 +1,17 @@
-//! The defects of the public v0.1 program, each shown by a fake peer and survived. The numbers are those of
-//! the list in DESIGN.md.
+//! The defects of the public v0.1 program, each shown by a fake peer and survived.
+//!
+//! | number | defect |
+//! |---|---|
+//! | 1 | the descriptor rides on a byte of its own, which comes in any message |
+//! | 2 | "OK" without a descriptor |
+//! | 3 | descriptors are writable, and close-on-exec only if asked for |
+//! | 4 | no overwrite: a second put sees the old content |
+//! | 5 | two clients that create one URI at once: an error, or a file that is deleted already |
+//! | 6 | it loses objects, which come back empty |
+//! | 7 | resets at any time |
+//! | 8, 9 | URIs that it misunderstands, and reserved names |
+//! | 10 | it blocks while its answers are unread |
+//! | 11 | it stops accepting without closing its socket |
 
 mod fake_peer;
 
