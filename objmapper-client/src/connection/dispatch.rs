@@ -1,0 +1,183 @@
+//! From received bytes to the callers that wait for them.
+
+use std::sync::Arc;
+
+use objmapper_proto::ext::Op;
+use objmapper_proto::v2::{Dialect, ServerFrame};
+use objmapper_proto::{DecodeError, Status, ext, v1};
+
+use super::Connection;
+use crate::counters::Counters;
+use crate::error::{Error, ProtocolError, Result};
+use crate::slot::{Answer, Body, Expect};
+use crate::socket::Inbox;
+use crate::state::Version;
+
+impl Connection {
+    /// Understands what is there; answers how many bytes the next frame still needs at least.
+    pub(super) fn hand_out(&self, inbox: &mut Inbox) -> Result<usize> {
+        loop {
+            let step = match self.version {
+                Version::V1 => self.hand_out_v1(inbox),
+                Version::V2 => self.hand_out_v2(inbox, Dialect::V2),
+                Version::Extended => self.hand_out_v2(inbox, Dialect::Extended),
+            };
+            match step {
+                Ok(()) => {}
+                Err(Step::Needs(n)) => return Ok(n),
+                Err(Step::Broken(why)) => return Err(why),
+            }
+        }
+    }
+
+    fn hand_out_v1(&self, inbox: &mut Inbox) -> Result<(), Step> {
+        let (response, used) = v1::Response::decode(inbox.bytes())?;
+        // V1 has no ids; its depth is 1.
+        let id = *self.table.lock().inflight.keys().next().ok_or(ProtocolError::UnknownId(0))?;
+        self.hand_out_v01(inbox, id, Reply01::of(&response), used)
+    }
+
+    fn hand_out_v2(&self, inbox: &mut Inbox, dialect: Dialect) -> Result<(), Step> {
+        if inbox.bytes().is_empty() {
+            return Err(Step::Needs(1));
+        }
+        let (frame, used) = ServerFrame::decode(inbox.bytes(), dialect)?;
+        match frame {
+            ServerFrame::Ext(frame) => {
+                let nfds = usize::from(frame.nfds);
+                let id = frame.id;
+                if nfds > 0 && inbox.bytes().len() == used {
+                    return Err(Step::Needs(1));
+                }
+                let expect = self.expectation(id)?;
+                if !matches!(expect, Expect::Ext(op) if op.code() == frame.op) {
+                    return Err(ProtocolError::WrongKind.into());
+                }
+                let status = frame.status;
+                let body = match (status, expect) {
+                    (Status::Ok, Expect::Ext(op @ (Op::Lookup | Op::Commit))) => {
+                        match ext::Reply::parse(op, frame.payload)? {
+                            ext::Reply::Entry(entry) => Body::Entry(entry),
+                            _ => return Err(ProtocolError::WrongKind.into()),
+                        }
+                    }
+                    (Status::Ok, _) => Body::Payload(frame.payload.into()),
+                    _ => Body::Failure(frame.message().into()),
+                };
+                let fds = inbox.take(used, if nfds > 0 { std::slice::from_ref(&nfds) } else { &[] })?;
+                self.deliver(id, Answer { status, body, fds });
+                Ok(())
+            }
+            ServerFrame::Response(response) => self.hand_out_v01(inbox, response.id, Reply01::of(&response.body), used),
+            ServerFrame::Segmented(segmented) => {
+                let id = segmented.id;
+                let count = segmented.fd_count();
+                let missing = (used + count).saturating_sub(inbox.bytes().len());
+                if missing > 0 {
+                    return Err(Step::Needs(missing));
+                }
+                if self.expectation(id)? != Expect::Segmented {
+                    return Err(ProtocolError::WrongKind.into());
+                }
+                let status = segmented.status;
+                let body = if status == Status::Ok {
+                    Body::Segmented { segments: segmented.segments, inline: segmented.inline.into() }
+                } else {
+                    Body::Failure(message(segmented.metadata.error_text()))
+                };
+                let fds = inbox.take(used, &vec![1; count])?;
+                self.deliver(id, Answer { status, body, fds });
+                Ok(())
+            }
+            // Only after a CLOSE, which is never sent while anything is outstanding.
+            ServerFrame::CloseAck { .. } => Err(Error::Closed.into()),
+        }
+    }
+
+    fn hand_out_v01(&self, inbox: &mut Inbox, id: u32, reply: Reply01, used: usize) -> Result<(), Step> {
+        let brings_fd = match self.expectation(id)? {
+            Expect::Fd => reply.status == Status::Ok,
+            Expect::NoFd => false,
+            // A failure of a segmented request comes as a plain response.
+            Expect::Segmented if reply.status != Status::Ok => false,
+            Expect::Segmented | Expect::Ext(_) => return Err(ProtocolError::WrongKind.into()),
+        };
+        if brings_fd && inbox.bytes().len() == used {
+            return Err(Step::Needs(1));
+        }
+        let fds = inbox.take(used, if brings_fd { &[1] } else { &[] })?;
+        let body = if reply.status == Status::Ok { Body::V01 } else { Body::Failure(reply.message) };
+        self.deliver(id, Answer { status: reply.status, body, fds });
+        Ok(())
+    }
+
+    fn expectation(&self, id: u32) -> Result<Expect, ProtocolError> {
+        self.table.lock().inflight.get(&id).map(|s| s.expect).ok_or(ProtocolError::UnknownId(id))
+    }
+
+    fn deliver(&self, id: u32, answer: Answer) {
+        Counters::add(&self.counters.answers, 1);
+        let slot = {
+            let mut table = self.table.lock();
+            let slot = table.inflight.remove(&id);
+            self.left(&mut table);
+            slot
+        };
+        if let Some(slot) = slot {
+            if Arc::strong_count(&slot) == 1 {
+                // Nobody holds the other end; the descriptors are closed with the answer.
+                Counters::add(&self.counters.late_answers, 1);
+            }
+            slot.complete(Ok(answer));
+        }
+    }
+}
+
+/// What a V1 or V2 response says, free of the buffer.
+struct Reply01 {
+    status: Status,
+    message: Box<str>,
+}
+
+impl Reply01 {
+    fn of(response: &v1::Response<'_>) -> Self {
+        Self { status: response.status, message: message(response.metadata.error_text()) }
+    }
+}
+
+fn message(text: Option<&[u8]>) -> Box<str> {
+    text.map(|t| String::from_utf8_lossy(t).into_owned().into()).unwrap_or_default()
+}
+
+/// Why there is no further answer to hand out.
+enum Step {
+    Needs(usize),
+    Broken(Error),
+}
+
+impl From<DecodeError> for Step {
+    fn from(e: DecodeError) -> Self {
+        match e {
+            DecodeError::Incomplete { needed } => Self::Needs(needed),
+            DecodeError::Malformed(m) => Self::Broken(m.into()),
+        }
+    }
+}
+
+impl From<Error> for Step {
+    fn from(e: Error) -> Self {
+        Self::Broken(e)
+    }
+}
+
+impl From<ProtocolError> for Step {
+    fn from(e: ProtocolError) -> Self {
+        Self::Broken(e.into())
+    }
+}
+
+impl From<objmapper_proto::Malformed> for Step {
+    fn from(e: objmapper_proto::Malformed) -> Self {
+        Self::Broken(e.into())
+    }
+}
