@@ -36,11 +36,23 @@ struct Greeted {
 /// v0.1 server resets connections now and then, which says nothing about what it knows.
 const HANGUPS: usize = 3;
 
-/// Connects and negotiates. `extended_only`: this peer has had the extensions before, so that anything less
-/// now is an accident.
-fn greet(config: &Config, extended_only: bool, counters: &Counters, deadline: Instant) -> Result<Greeted> {
+/// The least that a peer must speak to be taken for what it seems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Least {
+    /// Other connections to it have the extensions: anything less is an accident.
+    Extended,
+    /// It had the extensions before. It may be another program now, if it says so in a HELLO_ACK; V1 has
+    /// nothing of the sort, and a peer in trouble that hangs up on everybody looks just like it.
+    V2,
+    /// Nothing is known of it.
+    V1,
+}
+
+/// Connects and negotiates.
+fn greet(config: &Config, least: Least, counters: &Counters, deadline: Instant) -> Result<Greeted> {
     let plain = Caps::OUT_OF_ORDER.union(Caps::PIPELINING).union(Caps::SEGMENTED);
     let extended = plain.union(Caps::EXTENSIONS);
+    let extended_only = least == Least::Extended;
     let hellos: &[Caps] = match config.protocol {
         Protocol::Auto if extended_only => &[extended],
         Protocol::Auto => &[extended, plain],
@@ -67,7 +79,7 @@ fn greet(config: &Config, extended_only: bool, counters: &Counters, deadline: In
             }
         }
     }
-    if extended_only || config.protocol == Protocol::V2 {
+    if least != Least::V1 || config.protocol == Protocol::V2 {
         return Err(Error::Closed);
     }
     Counters::add(&counters.fallbacks, 1);
@@ -201,10 +213,10 @@ pub(crate) fn establish(
     next_session_id: u64,
     counters: &Arc<Counters>,
     owner: Weak<dyn Owner>,
-    extended_only: bool,
+    least: Least,
 ) -> Result<(Connection, Option<Attachment>)> {
     let deadline = Instant::now() + config.connect_timeout;
-    let mut greeted = greet(config, extended_only, counters, deadline)?;
+    let mut greeted = greet(config, least, counters, deadline)?;
     let attachment = match greeted.version {
         Version::Extended => Some(attach(&mut greeted, previous, next_session_id, deadline)?),
         Version::V2 | Version::V1 => None,

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::connection::{Connection, Owner};
 use crate::counters::Counters;
 use crate::error::{Error, OpName, Result};
-use crate::handshake::{Attachment, establish};
+use crate::handshake::{Attachment, Least, establish};
 use crate::session::Session;
 use crate::socket::wait_closed;
 use crate::state::{ConnectionState, Event, Version};
@@ -211,11 +211,14 @@ impl Pool {
             let others = self.connections.read().iter().any(|c| c.is_alive());
             (peer.session.clone(), peer.next_session, others)
         };
-        // While connections with extensions live, one without is an accident, not a downgrade.
-        let extended_only = others && previous.is_some();
+        let least = match (&previous, others) {
+            (None, _) => Least::V1,
+            (Some(_), false) => Least::V2,
+            (Some(_), true) => Least::Extended,
+        };
         let owner: Weak<Self> = Arc::downgrade(self);
         let (connection, attachment) =
-            establish(&self.config, previous.as_ref(), next_session, &self.counters, owner, extended_only)?;
+            establish(&self.config, previous.as_ref(), next_session, &self.counters, owner, least)?;
         Counters::add(&self.counters.connects, 1);
         self.adopt(Arc::new(connection), attachment, previous.as_ref());
         Ok(())

@@ -564,3 +564,54 @@ fn the_others_go_on_when_one_connection_is_lost() {
     drop(client);
     peer.finish();
 }
+
+/// A store in trouble that hangs up on everybody is not taken for a V1 peer once it has had the extensions:
+/// the session goes on when it is well again.
+#[test]
+fn a_store_that_hangs_up_for_a_while_keeps_its_session() {
+    const HANGUPS: usize = 20;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let peer = Peer::start(move |mut conn| match conn.number {
+        0 => {
+            conn.hello_extended(1, &path).unwrap();
+            conn.request();
+        }
+        1..=HANGUPS => {}
+        _ => {
+            assert_eq!(conn.hello_extended(1, &path), Some(Token([1; 16])));
+            assert!(conn.closed());
+        }
+    });
+    let events = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = Arc::clone(&events);
+    let client = peer.config().on_event(move |event| log.lock().unwrap().push(*event)).connect().unwrap();
+    assert_eq!(client.lookup(&uri("/a"), Want::ENTRY).unwrap_err(), Error::Closed);
+    client.wait_connected(PATIENCE).unwrap();
+    assert_eq!(client.session().unwrap().id(), 1);
+    eventually("the event", || events.lock().unwrap().len() == 3);
+    assert!(matches!(events.lock().unwrap()[1..], [Event::Down, Event::SessionResumed { session: 1, .. }]));
+    drop(client);
+    peer.finish();
+}
+
+/// A caller that comes late for its answer still gets it, and the connection stays.
+#[test]
+fn a_pending_answer_is_kept_for_a_slow_caller() {
+    let (peer, _dir) = extended(|mut conn| {
+        while let Some((id, _)) = conn.request() {
+            conn.reply(id, Op::Lookup, &Reply::Entry(entry(1)));
+        }
+    });
+    let timeout = Duration::from_millis(300);
+    let client = peer.config().call_timeout(timeout).connect().unwrap();
+    let pipeline = client.pipeline().unwrap();
+    let begun = Instant::now();
+    let pending = pipeline.lookup(&uri("/a"), Want::ENTRY).unwrap();
+    pipeline.flush().unwrap();
+    eventually("time passes", || begun.elapsed() > 2 * timeout);
+    assert!(pending.wait().unwrap().is_some());
+    assert_eq!(client.counters().disconnects, 0);
+    drop((pipeline, client));
+    peer.finish();
+}
