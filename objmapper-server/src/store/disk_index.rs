@@ -8,6 +8,7 @@
 //! Writers combine: whoever finds the connection free carries out everything that waits, in one
 //! transaction, so many threads pay for one commit.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -321,12 +322,11 @@ fn load(writer: &mut Connection) -> rusqlite::Result<Loaded> {
     }
     set_meta(&t, "boot", &boot)?;
     set_meta(&t, "clean", &[0])?;
-    // Unlisted and pinned by nobody: its removal was under way.
-    t.execute("DELETE FROM objects WHERE uri IS NULL AND id NOT IN (SELECT object FROM pins)", [])?;
     t.execute("DELETE FROM pins WHERE object NOT IN (SELECT id FROM objects)", [])?;
     loaded.instance = instance(&t)?;
     loaded.next_id = meta_id(&t, "next_id")?.max(1);
     read_rows(&t, &mut loaded)?;
+    drop_unpinned(&t, &mut loaded)?;
     if let Some(last) = loaded.rows.last() {
         loaded.next_id = loaded.next_id.max(last.id.saturating_add(1));
     }
@@ -361,8 +361,6 @@ fn instance(t: &Transaction<'_>) -> rusqlite::Result<Token> {
 }
 
 fn read_rows(t: &Transaction<'_>, loaded: &mut Loaded) -> rusqlite::Result<()> {
-    let count: i64 = t.query_row("SELECT count(*) FROM objects", [], |r| r.get(0))?;
-    loaded.rows.reserve(usize::try_from(count).unwrap_or(0));
     let mut statement = t.prepare("SELECT * FROM objects ORDER BY id")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
@@ -376,6 +374,23 @@ fn read_rows(t: &Transaction<'_>, loaded: &mut Loaded) -> rusqlite::Result<()> {
             foreign: row.get(6)?,
             session: row.get_ref(7)?.as_blob_or_null().ok().flatten().and_then(token),
         });
+    }
+    Ok(())
+}
+
+/// Drops the rows of what is unlisted and pinned by nobody: its removal was under way.
+fn drop_unpinned(t: &Transaction<'_>, loaded: &mut Loaded) -> rusqlite::Result<()> {
+    let unlisted: Vec<_> = loaded.rows.iter().filter(|row| row.uri.is_none()).map(|row| row.id).collect();
+    let mut gone = HashSet::new();
+    for id in unlisted {
+        let pinned = t.prepare_cached("SELECT 1 FROM pins WHERE object=?")?.exists([id as i64])?;
+        if !pinned {
+            execute(t, &Op::Forget(id))?;
+            gone.insert(id);
+        }
+    }
+    if !gone.is_empty() {
+        loaded.rows.retain(|row| !gone.contains(&row.id));
     }
     Ok(())
 }

@@ -32,6 +32,16 @@ impl Policy {
         self.0.lock().push(object.id, object);
     }
 
+    /// Makes an object evictable as the least recently used, unless it is in the order already.
+    pub(crate) fn insert_oldest(&self, object: Arc<Object>) {
+        let mut order = self.0.lock();
+        let id = object.id;
+        if !order.contains(&id) {
+            order.push(id, object);
+            order.demote(&id);
+        }
+    }
+
     /// Notes a use. Skipped while another thread holds the order: a look-up never waits for it.
     pub(crate) fn touch(&self, object: ObjectId) {
         if let Some(mut order) = self.0.try_lock() {

@@ -67,7 +67,7 @@ impl Inner {
         let made = (|| {
             let _publishing = shard.publish.lock();
             let now = now_ms();
-            let current = shard.map.read().objects.get(uri).cloned();
+            let current = shard.map.read().get(uri).cloned();
             if current.as_ref().is_some_and(|c| !c.expired(now)) {
                 return Ok(None);
             }

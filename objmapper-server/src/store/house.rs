@@ -166,6 +166,11 @@ impl Inner {
     pub(crate) fn sweep_orphans(&self) {
         let Some(disk) = &self.disk else { return };
         let started = Instant::now();
+        {
+            let _evicting = self.evicting.lock();
+            self.fill_policy();
+        }
+        self.index.complete_order();
         // In the order of their ids, as the index was read.
         let known = std::mem::take(&mut *self.found_at_start.lock());
         let mut seen = vec![false; known.len()];

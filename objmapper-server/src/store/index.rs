@@ -5,9 +5,10 @@
 //! it), `map` guards the table itself and is never held across a system call, so a look-up waits
 //! for memory operations only.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -21,6 +22,9 @@ const SHARDS: usize = 32;
 pub(crate) struct Index {
     shards: Vec<Shard>,
     hasher: RandomState,
+    /// Whether every shard's `order` is complete; a restart completes it in the background.
+    ordered: AtomicBool,
+    ordering: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -31,14 +35,21 @@ pub(crate) struct Shard {
 
 #[derive(Debug, Default)]
 pub(crate) struct ShardMap {
-    pub(crate) objects: BTreeMap<Arc<[u8]>, Arc<Object>>,
+    objects: HashMap<Arc<[u8]>, Arc<Object>>,
+    /// The same URIs in byte order, for listings.
+    order: BTreeSet<Arc<[u8]>>,
     /// Private objects created for a URI: a delete of the URI dooms them.
     pub(crate) privates: HashMap<Arc<[u8]>, Vec<Weak<Private>>>,
 }
 
 impl Index {
     pub(crate) fn new() -> Self {
-        Index { shards: (0..SHARDS).map(|_| Shard::default()).collect(), hasher: RandomState::new() }
+        Index {
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            hasher: RandomState::new(),
+            ordered: AtomicBool::new(true),
+            ordering: Mutex::new(()),
+        }
     }
 
     pub(crate) fn shard(&self, uri: &[u8]) -> &Shard {
@@ -46,32 +57,40 @@ impl Index {
     }
 
     pub(crate) fn get(&self, uri: &[u8]) -> Option<Arc<Object>> {
-        self.shard(uri).map.read().objects.get(uri).cloned()
+        self.shard(uri).map.read().get(uri).cloned()
     }
 
-    /// Puts what a restart found into the index; of two rows for one URI the later wins and the
-    /// other is returned.
+    /// Puts what a restart found into the index, in the order of their ids; of two rows for one URI
+    /// the later wins and the other is returned. The order for listings is made by
+    /// [`Index::complete_order`]: sorting a million URIs takes longer than a restart may.
     pub(crate) fn fill(&self, objects: Vec<Arc<Object>>) -> Vec<Arc<Object>> {
-        let mut parts: Vec<Vec<Arc<Object>>> = (0..SHARDS).map(|_| Vec::new()).collect();
-        for object in objects {
-            parts[self.hasher.hash_one(&*object.uri) as usize % SHARDS].push(object);
+        self.ordered.store(false, Release);
+        let each = objects.len() / SHARDS * 9 / 8;
+        for shard in &self.shards {
+            shard.map.write().objects.reserve(each);
         }
-        let mut superseded = Vec::new();
-        for (shard, mut part) in self.shards.iter().zip(parts) {
-            part.sort_unstable_by(|a, b| (&a.uri, a.id).cmp(&(&b.uri, b.id)));
-            let mut unique: Vec<Arc<Object>> = Vec::with_capacity(part.len());
-            for object in part {
-                match unique.last_mut() {
-                    Some(last) if last.uri == object.uri => {
-                        superseded.push(std::mem::replace(last, object));
-                    }
-                    _ => unique.push(object),
-                }
-            }
-            // Sorted input builds the tree in linear time.
-            shard.map.write().objects = unique.into_iter().map(|object| (object.uri.clone(), object)).collect();
+        objects
+            .into_iter()
+            .filter_map(|object| self.shard(&object.uri).map.write().objects.insert(object.uri.clone(), object))
+            .collect()
+    }
+
+    /// Completes the order for listings, if it is not complete.
+    pub(crate) fn complete_order(&self) {
+        let _ordering = self.ordering.lock();
+        if self.ordered.load(Acquire) {
+            return;
         }
-        superseded
+        for shard in &self.shards {
+            // Sorted without the lock; what changes meanwhile is told apart below.
+            let mut uris: Vec<_> = shard.map.read().objects.keys().cloned().collect();
+            uris.sort_unstable();
+            let mut map = shard.map.write();
+            let mut order: BTreeSet<_> = uris.into_iter().filter(|uri| map.objects.contains_key(uri)).collect();
+            order.append(&mut map.order);
+            map.order = order;
+        }
+        self.ordered.store(true, Release);
     }
 
     /// Up to `max` objects whose URI begins with `prefix` and comes after `cursor`, in byte order,
@@ -79,15 +98,18 @@ impl Index {
     pub(crate) fn page(&self, prefix: &[u8], cursor: &[u8], max: usize) -> (Vec<Arc<Object>>, bool) {
         let start =
             if cursor >= prefix && !cursor.is_empty() { Bound::Excluded(cursor) } else { Bound::Included(prefix) };
-        let mut found = Vec::new();
+        if !self.ordered.load(Acquire) {
+            self.complete_order();
+        }
+        let mut found: Vec<Arc<Object>> = Vec::new();
         for shard in &self.shards {
             let map = shard.map.read();
             found.extend(
-                map.objects
+                map.order
                     .range::<[u8], _>((start, Bound::Unbounded))
-                    .take_while(|(uri, _)| uri.starts_with(prefix))
+                    .take_while(|uri| uri.starts_with(prefix))
                     .take(max.saturating_add(1))
-                    .map(|(_, object)| object.clone()),
+                    .filter_map(|uri| map.objects.get(uri).cloned()),
             );
         }
         found.sort_unstable_by(|a, b| a.uri.cmp(&b.uri));
@@ -98,6 +120,21 @@ impl Index {
 }
 
 impl ShardMap {
+    pub(crate) fn get(&self, uri: &[u8]) -> Option<&Arc<Object>> {
+        self.objects.get(uri)
+    }
+
+    /// Enters an object and returns the one that it replaces.
+    pub(crate) fn insert(&mut self, object: Arc<Object>) -> Option<Arc<Object>> {
+        self.order.insert(object.uri.clone());
+        self.objects.insert(object.uri.clone(), object)
+    }
+
+    pub(crate) fn remove(&mut self, uri: &[u8]) {
+        self.order.remove(uri);
+        self.objects.remove(uri);
+    }
+
     /// The live private objects of a URI; forgets the dead ones.
     pub(crate) fn privates_of(&mut self, uri: &[u8]) -> Vec<Arc<Private>> {
         let Some(list) = self.privates.get_mut(uri) else { return Vec::new() };

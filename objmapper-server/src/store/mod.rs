@@ -200,7 +200,10 @@ pub(crate) struct Inner {
     ids: Mutex<Ids>,
     /// Ids below it are of former runs.
     first_id: ObjectId,
+    /// What the disk index held, in the order of the ids, until the sweep for orphans is done.
     found_at_start: Mutex<Vec<Arc<Object>>>,
+    /// Whether that is in the eviction order.
+    policy_filled: AtomicBool,
     next_handle: AtomicU64,
     sessions: Mutex<HashMap<Token, Arc<SessionCore>>>,
     leases: lease::Leases,

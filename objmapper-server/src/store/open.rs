@@ -65,6 +65,7 @@ pub(super) fn open(config: StoreConfig) -> Result<Inner, StoreError> {
         ids: Mutex::new(Ids { next: loaded.next_id, until: 0 }),
         first_id: loaded.next_id,
         found_at_start: Mutex::default(),
+        policy_filled: AtomicBool::new(true),
         next_handle: AtomicU64::new(1),
         sessions: Mutex::new(HashMap::new()),
         leases: Leases::default(),
@@ -193,10 +194,6 @@ impl Inner {
             if object.growing.load(Relaxed) {
                 self.foreign.lock().insert(object.id, object.clone());
             }
-            let state = object.state.lock();
-            if state.listed && state.pins == 0 {
-                disk.policy.insert(object.clone());
-            }
         }
         for old in &superseded {
             self.replaced(old);
@@ -206,11 +203,30 @@ impl Inner {
         }
         log::info!("disk tier: {} objects, {bytes} bytes", objects.len());
         *self.found_at_start.lock() = objects;
+        self.policy_filled.store(false, Relaxed);
         // The limit may be lower than it was.
         if let Err(e) = self.make_room(disk, 0) {
             log::warn!("at the start {e}");
         }
         Ok(())
+    }
+
+    /// Makes what a restart found evictable, once: before the first eviction, or in the background.
+    /// The caller holds `evicting`.
+    pub(super) fn fill_policy(&self) {
+        if self.policy_filled.load(Relaxed) {
+            return;
+        }
+        if let Some(disk) = &self.disk {
+            // The newest first, each behind the last: what was used since the start stays in front.
+            for object in self.found_at_start.lock().iter().rev() {
+                let state = object.state.lock();
+                if state.listed && state.pins == 0 {
+                    disk.policy.insert_oldest(object.clone());
+                }
+            }
+        }
+        self.policy_filled.store(true, Relaxed);
     }
 }
 

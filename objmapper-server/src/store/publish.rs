@@ -41,6 +41,7 @@ impl Inner {
         // One at a time: what another thread has taken out of the order is not free yet, and must
         // not look to us as if nothing evictable were left.
         let _evicting = self.evicting.lock();
+        self.fill_policy();
         loop {
             if account.try_add(bytes) {
                 return Ok(());
@@ -85,8 +86,8 @@ impl Inner {
             return None;
         }
         state.listed = false;
-        if map.objects.get(&object.uri).is_some_and(|current| current.id == object.id) {
-            map.objects.remove(&object.uri);
+        if map.get(&object.uri).is_some_and(|current| current.id == object.id) {
+            map.remove(&object.uri);
         }
         if let Ok(tier) = self.tier(object.tier) {
             tier.account.objects.fetch_sub(1, Relaxed);
@@ -237,7 +238,7 @@ impl Inner {
             if private.doomed.load(SeqCst) {
                 return Err(StoreError::Conflict("the URI was deleted after the object was created"));
             }
-            let current = shard.map.read().objects.get(commit.uri).cloned();
+            let current = shard.map.read().get(commit.uri).cloned();
             let version = current.as_ref().filter(|c| !c.expired(now)).map_or(0, |c| c.id);
             if commit.if_version != ANY_VERSION && commit.if_version != version {
                 return Err(StoreError::Conflict("the object's version is another"));
@@ -307,7 +308,7 @@ impl Inner {
         if object.expires != 0 {
             self.expiry.lock().insert((object.expires, object.id), object.clone());
         }
-        let old = shard.map.write().objects.insert(object.uri.clone(), object.clone());
+        let old = shard.map.write().insert(object.clone());
         if !pinned {
             // Behind the insertion: a victim must be found in the index.
             let state = object.state.lock();
@@ -343,7 +344,7 @@ impl Inner {
         let shard = self.index.shard(uri);
         let (object, freed) = {
             let _publishing = shard.publish.lock();
-            let current = shard.map.read().objects.get(uri).cloned();
+            let current = shard.map.read().get(uri).cloned();
             let live = current.as_ref().filter(|c| !c.expired(now_ms()));
             if if_version != ANY_VERSION && live.is_some_and(|c| c.id != if_version) {
                 return Err(StoreError::Conflict("the object's version is another"));
