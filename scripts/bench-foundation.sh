@@ -25,7 +25,7 @@ dir=$(mktemp -d "${TMPDIR:-/tmp}/objm-bench.XXXXXX")
 chmod 755 "$dir"
 pids=()
 stop() {
-    local pid
+    local i
     for ((i = ${#pids[@]} - 1; i >= 0; i--)); do
         kill -TERM "${pids[i]}" 2>/dev/null || continue
         wait "${pids[i]}" 2>/dev/null || true

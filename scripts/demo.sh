@@ -25,7 +25,7 @@ dir=$(mktemp -d "${TMPDIR:-/tmp}/objm-demo.XXXXXX")
 chmod 755 "$dir"
 pids=()
 stop() {
-    local pid
+    local pid i
     # the last one started first
     for ((i = ${#pids[@]} - 1; i >= 0; i--)); do
         pid=${pids[i]}
@@ -40,10 +40,9 @@ trap stop EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# until 10 "what" command…: waits for the command to succeed
+# until_true 10 command…: waits at most so many seconds for the command to succeed
 until_true() {
-    local seconds=$1 what=$2; shift 2
-    local deadline=$((SECONDS + seconds))
+    local deadline=$((SECONDS + $1)); shift
     until "$@" >/dev/null 2>&1; do
         [ "$SECONDS" -lt "$deadline" ] || return 1
         sleep 0.05
@@ -94,7 +93,7 @@ start_h2o() {
         sed -e "s|@PORT@|$port|" -e "s|@ROOT@|$site|" tests/h2o/h2o.conf >"$dir/h2o.conf"
         h2o -m worker -c "$dir/h2o.conf" >>"$dir/h2o.log" 2>&1 &
         local pid=$!
-        if until_true 10 "H2O" answers "$port" && kill -0 "$pid" 2>/dev/null; then
+        if until_true 10 answers "$port" && kill -0 "$pid" 2>/dev/null; then
             pids+=("$pid"); h2o_port=$port
             return
         fi
@@ -108,7 +107,7 @@ start_objmapperd() {
     "$build/objmapperd" --socket "$socket" --socket-mode 0666 --memory 512m >>"$dir/objmapperd.log" 2>&1 &
     objmapperd_pid=$!
     pids+=("$objmapperd_pid")
-    until_true 10 "objmapperd" test -S "$socket" || { cat "$dir/objmapperd.log" >&2; fail "objmapperd does not start"; }
+    until_true 10 test -S "$socket" || { cat "$dir/objmapperd.log" >&2; fail "objmapperd does not start"; }
 }
 start_varnishd() {
     cat >"$dir/demo.vcl" <<VCL
@@ -122,9 +121,7 @@ VCL
         -s "s0=objmapper,$storage_size,socket=$socket,threshold=$threshold" \
         -p ban_lurker_age=0.1 -p ban_lurker_sleep=0.1 >>"$dir/varnishd.log" 2>&1 &
     pids+=("$!")
-    until_true 20 "varnishd" varnishadm -n "$dir/v" -t 2 status \
-        && until_true 20 "its child" child_runs \
-        || { cat "$dir/varnishd.log" >&2; fail "varnishd does not start (its output is above)"; }
+    until_true 20 child_runs || { cat "$dir/varnishd.log" >&2; fail "varnishd does not start (its output is above)"; }
     port=$(varnishadm -n "$dir/v" debug.listen_address | awk 'NR == 1 { print $3 }')
     url=http://127.0.0.1:$port
 }
@@ -148,10 +145,12 @@ readonly counters=(MAIN.cache_miss MAIN.cache_hit SMA.s0.g_bytes OBJM.s0.g_bodie
 counter() { varnishstat -n "$dir/v" -1 -f "$1" 2>/dev/null | awk -v n="$1" '$1 == n { print $2 }'; }
 declare -A before after
 snapshot() {
+    # shellcheck disable=SC2034,SC2178 # a name for the caller's associative array
     local -n into=$1
     local name value
     local args=()
     for name in "${counters[@]}"; do into[$name]=0; args+=(-f "$name"); done
+    # shellcheck disable=SC2034 # as above
     while read -r name value _; do into[$name]=$value; done < <(varnishstat -n "$dir/v" -1 "${args[@]}" 2>/dev/null)
 }
 moved() {
@@ -228,20 +227,20 @@ worker=$(child_pid)
 kill -KILL "$objmapperd_pid"; wait "$objmapperd_pid" 2>/dev/null || true
 gone() { [ "$(counter OBJM.s0.g_happy)" = 0 ]; }
 back() { [ "$(counter OBJM.s0.g_happy)" = 1 ]; }
-until_true 10 "the engine to notice" gone || complain "the engine has not noticed that objmapperd is gone"
+until_true 10 gone || complain "the engine has not noticed that objmapperd is gone"
 ask /media/8m.mp4 hit objmapper "$site/media/8m.mp4"
 ask "/media/1m.mp4?while-it-is-gone" miss heap "$site/media/1m.mp4"
 
 echo "== objmapperd is started again: the engine finds it by itself"
 start_objmapperd
-until_true 15 "the engine to reconnect" back || complain "the engine has not reconnected"
+until_true 15 back || complain "the engine has not reconnected"
 ask "/media/1m.mp4?after-it-came-back" miss objmapper "$site/media/1m.mp4"
 [ "$(child_pid)" = "$worker" ] || complain "varnishd's child has died"
 
 echo "== a ban of everything frees every byte, in heap and in objmapper"
 varnishadm -n "$dir/v" ban 'obj.status != 0' >/dev/null
 empty() { [ "$(counter SMA.s0.g_bytes)" = 0 ] && [ "$(counter OBJM.s0.g_bodies)" = 0 ]; }
-until_true 10 "the storage to be empty" empty || complain "not everything was freed"
+until_true 10 empty || complain "not everything was freed"
 echo "   SMA.s0.g_bytes $(counter SMA.s0.g_bytes), OBJM.s0.g_bodies $(counter OBJM.s0.g_bodies), MAIN.n_object $(counter MAIN.n_object)"
 
 if [ "$wrong" -gt 0 ]; then

@@ -8,7 +8,7 @@ for s in "${scripts[@]}"; do
     [ -x "$s" ] || { echo "lint: $s is not executable" >&2; exit 1; }
 done
 if command -v shellcheck >/dev/null; then
-    shellcheck -x "${scripts[@]}"
+    shellcheck -x -S warning "${scripts[@]}"
 else
     echo "lint: shellcheck is not installed; the scripts were only parsed"
 fi
