@@ -34,8 +34,7 @@ pub struct Header {
 impl Header {
     /// Reads the directives of `text`.
     pub fn parse(text: &str) -> Result<Self> {
-        use Arrangement::{Daemon, Embedded, EmbeddedT0, Malloc};
-        let mut header = Self { arrangements: vec![Malloc, Embedded, EmbeddedT0, Daemon], needs_h2o: false };
+        let mut header = Self { arrangements: Arrangement::ALL.to_vec(), needs_h2o: false };
         for line in text.lines() {
             if let Some(names) = line.strip_prefix("# arrangements:") {
                 header.arrangements = names
@@ -143,9 +142,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn header_defaults_to_the_control_and_three_arrangements() {
+    fn header_defaults_to_every_arrangement() {
         let header = Header::parse("varnishtest \"x\"\nserver s1 {} -start\n").expect("no directive");
-        assert_eq!(header.arrangements.len(), 4);
+        assert_eq!(header.arrangements, Arrangement::ALL);
         assert!(!header.needs_h2o);
     }
 
