@@ -1,6 +1,6 @@
 //! Where bodies of the memory tier should live, and how they should be written: measured.
 //!
-//! `cargo run --release -p objmapper-server --example bodies` (as root, for the mounts). Prints, for
+//! `cargo run --release -p objmapper-server --example bodies [KIB…]` (as root, for the mounts). Prints, for
 //! each way and size: objects written and published per second, opened and read per second, and the
 //! CPU time of sending a MiB with sendfile over loopback TCP.
 
@@ -212,7 +212,11 @@ fn measure(name: &str, place: &mut dyn Place, size: usize, how: How) -> Result<(
 
 fn main() -> Result<(), Error> {
     println!("{:26} {:>10} {:>11} {:>11} {:>14}", "way", "size", "publish", "open+read", "sendfile CPU");
-    for size in [4 << 10, 64 << 10, 1 << 20, 16 << 20] {
+    let mut sizes: Vec<usize> = std::env::args().skip(1).map(|kib| kib.parse()).collect::<Result<_, _>>()?;
+    if sizes.is_empty() {
+        sizes = vec![4, 64, 1024, 16384];
+    }
+    for size in sizes.into_iter().map(|kib| kib << 10) {
         let memfd = File::from(rustix::fs::memfd_create("extents", MemfdFlags::CLOEXEC)?);
         let mut extents = Extents { memfd, bodies: Vec::new(), end: 0 };
         measure("memfd extents", &mut extents, size, How::Write)?;

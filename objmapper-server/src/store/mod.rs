@@ -12,9 +12,9 @@
 //! | `disk_index` | the disk tier's database |
 //! | `house` | the store's threads |
 //!
-//! Locks, in the order in which one may be taken while another is held: `measuring`, `evicting`, a
-//! shard's `publish`, the lease table, a shard's `map` or a session's state, an object's state, a
-//! tier's order. System calls and database transactions happen under the first three only, and a
+//! Locks, in the order in which one may be taken while another is held: a private object's state,
+//! `measuring`, `evicting`, a shard's `publish`, the lease table, a shard's `map` or a session's
+//! state, an object's state, a tier's order. System calls and database transactions happen under the first four only, and a
 //! look-up takes none of those (but for objects that a v0.1 client still writes).
 //!
 //! ```
