@@ -82,11 +82,9 @@ pub fn find_varnish() -> Result<Varnish, Error> {
         .map_err(|e| Error::NotFound(e.to_string().lines().next().unwrap_or_default().to_owned()))?;
     let mut parts = found.version.split('.').map_while(|p| p.parse::<u32>().ok());
     match (parts.next(), parts.next()) {
-        (Some(major), Some(minor)) if SUPPORTED_BRANCHES.contains(&(major, minor)) => Ok(Varnish {
-            version: found.version,
-            include_paths: found.include_paths,
-            branch: (major, minor),
-        }),
+        (Some(major), Some(minor)) if SUPPORTED_BRANCHES.contains(&(major, minor)) => {
+            Ok(Varnish { version: found.version, include_paths: found.include_paths, branch: (major, minor) })
+        }
         _ => Err(Error::Unsupported(found.version)),
     }
 }

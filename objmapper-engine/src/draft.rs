@@ -20,8 +20,8 @@ use crate::engine::Engine;
 const FIRST_WINDOW: u64 = 1 << 20;
 /// No window of such a body maps more.
 const LARGEST_WINDOW: u64 = 256 << 20;
-/// Pages are allocated up to the next multiple of this, ahead of the writer: one call for a huge page's worth.
-const POPULATE_STEP: u64 = 2 << 20;
+/// Pages are allocated up to the next multiple of this, ahead of the writer, so that folios of that size can be taken.
+const POPULATE_STEP: u64 = 1 << 20;
 
 /// Where the draft's bytes are kept.
 enum Storage {
@@ -37,7 +37,8 @@ pub(crate) struct Writing {
     /// Bytes reserved with the account, from the body's start; less what was given back.
     reserved: u64,
     given_back: u64,
-    /// The file's size: whole pages, so that every byte of a page that is reserved can be written.
+    /// The file's size: whole pages, so that every byte of a page that is reserved can be written. It grows with the
+    /// pages that are allocated.
     file_size: u64,
     /// The expected length.
     hint: u64,
@@ -71,10 +72,8 @@ impl Writing {
     /// `None`: objmapper can't; this is counted.
     pub(crate) fn begin(engine: &Engine, body: &Body, hint: u64, reserved: u64, len: u64) -> Option<Box<Writing>> {
         let draft = engine.create_draft(hint.max(reserved))?;
-        let file_size = page_ceil(hint.max(reserved));
         let window_len = hint.max(reserved).max(if hint > reserved { 0 } else { FIRST_WINDOW });
-        let begun = set_size(draft.file(), file_size).and_then(|()| map_window(draft.file(), 0, window_len));
-        let window = match begun {
+        let window = match map_window(draft.file(), 0, window_len) {
             Ok(window) => Arc::new(window),
             Err(error) => {
                 engine.draft_error("mapping a new body", &error);
@@ -86,7 +85,7 @@ impl Writing {
             storage: Storage::Draft(draft),
             reserved,
             given_back: 0,
-            file_size,
+            file_size: 0,
             hint,
             window,
             window_start: 0,
@@ -140,14 +139,6 @@ impl Writing {
         if !engine.reserve(draft, reserved.max(self.hint)) {
             return false;
         }
-        if reserved > self.file_size {
-            let size = page_ceil(reserved);
-            if let Err(error) = set_size(draft.file(), size) {
-                engine.draft_error("growing a body", &error);
-                return false;
-            }
-            self.file_size = size;
-        }
         self.reserved = reserved;
         counters::add(&engine.counters.g_body_bytes, bytes);
         true
@@ -187,25 +178,31 @@ impl Writing {
 
     /// Allocates the pages of the bytes `from..to`. A full file system is an error here, not a SIGBUS later.
     ///
-    /// In memory by `fallocate`, which takes as large folios as the length allows; the faults that follow find them. On
-    /// disk that would only make unwritten extents, and every fault would go to the journal: there the pages are made
-    /// writable in one go.
+    /// In memory by `fallocate`, which takes folios as large as the length allows; the faults that follow find them.
+    /// The file grows with it: if it had its full size at once, tmpfs would take whole huge pages (DESIGN.md, "How a
+    /// body is written", has the measurement). On disk that would only make unwritten extents, and every fault would
+    /// go to the journal: there the pages are made writable in one go.
     fn populate(&mut self, engine: &Engine, from: u64, to: u64) -> Option<()> {
         let start = page_floor(from);
-        let end = page_ceil(to).min(self.window_start + self.window.len() as u64).min(self.file_size);
-        let allocated = match &self.storage {
-            Storage::Draft(draft) if draft.is_in_memory() => {
-                fallocate(draft.file(), FallocateFlags::empty(), start as i64, (end - start) as i64).map_err(Into::into)
-            }
-            _ => self.window.advise_range(
-                Advice::PopulateWrite,
-                (start - self.window_start) as usize,
-                (end.saturating_sub(start)) as usize,
-            ),
+        let end = page_ceil(to).min(self.window_start + self.window.len() as u64);
+        let Storage::Draft(draft) = &self.storage else { return None };
+        let allocated = if draft.is_in_memory() {
+            fallocate(draft.file(), FallocateFlags::empty(), start as i64, end.saturating_sub(start) as i64)
+                .map_err(std::io::Error::from)
+        } else {
+            let size = self.file_size.max(end);
+            set_size(draft.file(), size).and_then(|()| {
+                self.window.advise_range(
+                    Advice::PopulateWrite,
+                    (start - self.window_start) as usize,
+                    end.saturating_sub(start) as usize,
+                )
+            })
         };
         match allocated {
             Ok(()) => {
                 self.populated = end;
+                self.file_size = self.file_size.max(end);
                 Some(())
             }
             Err(error) => {

@@ -95,8 +95,9 @@ impl Options {
             ));
         }
         if options.dir.is_some() && options.size == UNLIMITED {
-            return Err(bad("dir needs a size: give the bytes that the directory may hold, as in objmapper,10G,dir=…"
-                .to_owned()));
+            return Err(bad(
+                "dir needs a size: give the bytes that the directory may hold, as in objmapper,10G,dir=…".to_owned()
+            ));
         }
         Ok(options)
     }
@@ -166,11 +167,7 @@ impl Options {
 const KEYS: &str = "size, socket, dir, threshold, fds, maps, prefix, timeout";
 
 fn absolute(key: &str, value: &str) -> Result<(), BadOption> {
-    if value.starts_with('/') {
-        Ok(())
-    } else {
-        Err(bad(format!("{key} \"{value}\": must be an absolute path")))
-    }
+    if value.starts_with('/') { Ok(()) } else { Err(bad(format!("{key} \"{value}\": must be an absolute path"))) }
 }
 
 fn count(key: &str, value: &str) -> Result<usize, BadOption> {

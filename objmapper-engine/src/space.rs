@@ -87,12 +87,7 @@ pub(crate) fn take(
     }
 }
 
-fn heap_alloc(
-    engine: &Engine,
-    want: usize,
-    limits: ChunkLimits,
-    nuke: &mut dyn FnMut() -> bool,
-) -> Option<HeapChunk> {
+fn heap_alloc(engine: &Engine, want: usize, limits: ChunkLimits, nuke: &mut dyn FnMut() -> bool) -> Option<HeapChunk> {
     let mut chunk = None;
     take(
         want,
@@ -130,12 +125,7 @@ fn store_space(
             Some(writing) => writing,
             None => {
                 // What is in heap already moves, so that the body is contiguous.
-                let Some(granted) = take(
-                    want,
-                    limits,
-                    |size| engine.account.alloc(len + size as u64),
-                    nuke,
-                ) else {
+                let Some(granted) = take(want, limits, |size| engine.account.alloc(len + size as u64), nuke) else {
                     break 'grow Ok(None);
                 };
                 let reserved = len + granted as u64;

@@ -119,7 +119,10 @@ fn bodies_of_every_size_read_back_and_leave_nothing() {
                 assert_eq!(body.describe().object.is_some(), in_objmapper == 1 && keep);
                 // In heap a surplus below 512 bytes stays, as with malloc.
                 let surplus = f.engine.account.used() - len;
-                assert!(surplus < if in_objmapper == 1 { 1 } else { 512 }, "{len} known {known} keep {keep}: {surplus}");
+                assert!(
+                    surplus < if in_objmapper == 1 { 1 } else { 512 },
+                    "{len} known {known} keep {keep}: {surplus}"
+                );
                 body.slim(&f.engine);
                 assert_eq!((f.engine.account.used(), f.stored()), (0, 0), "{len} known {known} keep {keep}");
                 for gauge in [

@@ -57,7 +57,8 @@ pub(crate) unsafe extern "C" fn objgetspace(
             }
             // Our worker's `nuke_limit` is reached, or what is left is in use: the background thread may find more.
             waits += 1;
-            waits <= MOST_WAITS && engine.house.wait_for_room(&engine.account, limits.chunk as u64, engine.options.timeout)
+            waits <= MOST_WAITS
+                && engine.house.wait_for_room(&engine.account, limits.chunk as u64, engine.options.timeout)
         };
         match object.body.space(engine, want, estimated, limits, &mut nuke) {
             Some((room, size)) => {

@@ -112,13 +112,7 @@ fn end_flag(offset: u64, total: u64) -> c_uint {
 }
 
 /// Sends bytes that cannot be mapped, by reading them.
-fn read(
-    engine: &Engine,
-    object: &Object,
-    sink: &mut Sink,
-    offset: u64,
-    total: u64,
-) -> Result<(usize, c_int), Lost> {
+fn read(engine: &Engine, object: &Object, sink: &mut Sink, offset: u64, total: u64) -> Result<(usize, c_int), Lost> {
     let mut buffer = vec![0; READ_STEP];
     match object.body.read_at(engine, &mut buffer, offset) {
         Ok(len) if len > 0 => {

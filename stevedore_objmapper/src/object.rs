@@ -192,7 +192,12 @@ pub(crate) unsafe fn object_for_panic<'a>(oc: *const objcore) -> Option<&'a Obje
 ///
 /// # Safety
 /// `wrk` and `stv` must be what varnishd handed to the calling callback.
-pub(crate) unsafe fn alloc_exactly(wrk: *mut worker, stv: &Stevedore, engine: &Engine, size: usize) -> Option<HeapChunk> {
+pub(crate) unsafe fn alloc_exactly(
+    wrk: *mut worker,
+    stv: &Stevedore,
+    engine: &Engine,
+    size: usize,
+) -> Option<HeapChunk> {
     loop {
         if let Some(chunk) = HeapChunk::alloc(&engine.account, size) {
             return Some(chunk);

@@ -128,10 +128,8 @@ pub(crate) unsafe extern "C" fn init(stv: *mut Stevedore, ac: c_int, av: *const 
         }
         let extra = std::env::var(OPTIONS).unwrap_or_default();
         let sets = |key: &str| texts.iter().any(|text| text.split_once('=').is_some_and(|(k, _)| k == key));
-        let extra: Vec<&str> = extra
-            .split(',')
-            .filter(|text| text.split_once('=').is_some_and(|(key, _)| !sets(key)))
-            .collect();
+        let extra: Vec<&str> =
+            extra.split(',').filter(|text| text.split_once('=').is_some_and(|(key, _)| !sets(key))).collect();
         if texts.is_empty() && !extra.is_empty() {
             texts.push("");
         }
@@ -141,7 +139,13 @@ pub(crate) unsafe extern "C" fn init(stv: *mut Stevedore, ac: c_int, av: *const 
         };
         let in_memory = options.socket.is_none() && options.dir.is_none();
         let mount = in_memory.then(|| MemoryMount::new(store_limit(&options), MountAccess::AnyUser));
-        let storage = Storage { magic: STORAGE_MAGIC, options, mount: Mutex::new(mount), engine: OnceLock::new(), house: Mutex::new(None) };
+        let storage = Storage {
+            magic: STORAGE_MAGIC,
+            options,
+            mount: Mutex::new(mount),
+            engine: OnceLock::new(),
+            house: Mutex::new(None),
+        };
         // SAFETY: STV_Init's own stevedore; nobody else runs yet.
         unsafe { (*stv).priv_ = Box::into_raw(Box::new(storage)).cast::<c_void>() };
     });

@@ -20,8 +20,7 @@ pub type ObjExtend = unsafe extern "C" fn(*mut worker, *mut objcore, isize);
 /// `objgetattr_f`: an attribute, or NULL.
 pub type ObjGetAttr = unsafe extern "C" fn(*mut worker, *mut objcore, obj_attr, *mut isize) -> *const c_void;
 /// `objsetattr_f`: room for an attribute, or NULL.
-pub type ObjSetAttr =
-    unsafe extern "C" fn(*mut worker, *mut objcore, obj_attr, isize, *const c_void) -> *mut c_void;
+pub type ObjSetAttr = unsafe extern "C" fn(*mut worker, *mut objcore, obj_attr, isize, *const c_void) -> *mut c_void;
 /// `objtrimstore_f`: nothing more will be written.
 pub type ObjTrimStore = unsafe extern "C" fn(*mut worker, *mut objcore);
 /// `objbocdone_f`: the last reference to the boc is gone; from here on the object is cached.

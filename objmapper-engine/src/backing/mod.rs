@@ -71,10 +71,9 @@ impl Stored {
     pub(crate) fn whereabouts(&self) -> Option<Whereabouts> {
         match &self.home {
             Home::Embedded(_) => None,
-            Home::Remote(session, tier, epoch) => Some(Whereabouts {
-                session: session.id(),
-                memory_epoch: (*tier == Tier::Memory).then_some(*epoch),
-            }),
+            Home::Remote(session, tier, epoch) => {
+                Some(Whereabouts { session: session.id(), memory_epoch: (*tier == Tier::Memory).then_some(*epoch) })
+            }
         }
     }
 }

@@ -90,7 +90,8 @@ impl Remote {
 
     pub(super) fn publish(&self, mut handle: Handle, uri: &str, length: u64, key: u64) -> Result<Stored, Failure> {
         let uri = ObjUri::parse(uri.as_bytes()).map_err(|error| Failure::Protocol(error.to_string()))?;
-        let options = CommitOptions { want: Want { pin: true, ..Want::ENTRY }, ephemeral: true, ..CommitOptions::default() };
+        let options =
+            CommitOptions { want: Want { pin: true, ..Want::ENTRY }, ephemeral: true, ..CommitOptions::default() };
         let found = handle.private.commit(&uri, length, options).map_err(failure)?;
         let session = handle.private.session().clone();
         Ok(Stored {
