@@ -24,8 +24,13 @@ umask 022
 dir=$(mktemp -d "${TMPDIR:-/tmp}/objm-bench.XXXXXX")
 chmod 755 "$dir"
 pids=()
+# A hypervisor that takes free memory back ("free page reporting") makes the first touch of every page cost up to 100
+# times its price, for whoever happens to get that page. Off while we measure, if we may.
+reporting=/sys/module/page_reporting/parameters/page_reporting_order
+reporting_was=
 stop() {
     local i
+    [ -z "$reporting_was" ] || echo "$reporting_was" >"$reporting" || true
     for ((i = ${#pids[@]} - 1; i >= 0; i--)); do
         kill -TERM "${pids[i]}" 2>/dev/null || continue
         wait "${pids[i]}" 2>/dev/null || true
@@ -50,6 +55,15 @@ if [ "$cpus" -ge 2 ]; then
     server=(taskset -c "0-$((cpus - 2))"); client=(taskset -c "$((cpus - 1))")
 else
     server=(); client=()
+fi
+
+if [ -w "$reporting" ]; then
+    reporting_was=$(<"$reporting")
+    # above the largest order there is
+    echo 11 >"$reporting"
+    # what was taken back before is fetched again, once
+    head -c 8G /dev/zero >"/dev/shm/objm-bench.$$" || true
+    rm -f "/dev/shm/objm-bench.$$"
 fi
 
 # --- origin and the two caches ----------------------------------------------------------------------------------------
@@ -98,6 +112,7 @@ row() { # name, unit, target, file of malloc's figures, file of ours
 
 echo "machine: $(nproc) x $(awk -F': ' '/model name/ { print $2; exit }' /proc/cpuinfo), $(awk '/MemTotal/ { printf "%.0f GB", $2 / 1e6 }' /proc/meminfo), Linux $(uname -r)"
 echo "programs: $(varnishd -V 2>&1 | awk 'NR == 1 { print $2 }' | tr -d '('), $(h2o --version | head -n1), $({ wrk -v 2>&1 || true; } | awk 'NR == 1 { print $1, $2 }')"
+echo "memory: $(if [ -n "$reporting_was" ]; then echo "free page reporting to the hypervisor off while measuring"; elif [ -e "$reporting" ]; then echo "FREE PAGE REPORTING IS ON: run as root, or take the fetch figures as noise"; else echo "no free page reporting"; fi)"
 echo "store: $store; $rounds rounds in turn, medians; load generator and origin on their own CPU: $([ "$cpus" -ge 2 ] && echo yes || echo no)"
 echo
 
