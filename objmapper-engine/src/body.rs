@@ -99,6 +99,8 @@ pub struct Span {
     pub ptr: NonNull<u8>,
     /// How many there are; not 0.
     pub len: usize,
+    /// The body's length now.
+    pub total: u64,
     hold: Hold,
 }
 
@@ -116,6 +118,11 @@ impl Span {
     /// Do the bytes stay where they are until the object is dereferenced? Only those of a settled body in heap do.
     pub fn is_stable(&self) -> bool {
         matches!(self.hold, Hold::Object)
+    }
+
+    /// Do the bytes belong to a draft, whose publication waits for its readers ([`Body::reader_done`])?
+    pub fn is_draft(&self) -> bool {
+        matches!(self.hold, Hold::Window(_))
     }
 }
 
@@ -187,7 +194,7 @@ impl Body {
             drop(inner);
             let map = engine.map(&stored, len)?;
             let ptr = NonNull::new(map.at(offset)).ok_or(NoSpan::Unmapped)?;
-            return Ok(Span { ptr, len: (len - offset) as usize, hold: Hold::Stored(map) });
+            return Ok(Span { ptr, len: (len - offset) as usize, total: len, hold: Hold::Stored(map) });
         }
         let index = inner.pieces.partition_point(|piece| piece.start <= offset).saturating_sub(1);
         let piece = inner.pieces.get(index).ok_or(NoSpan::End)?;
@@ -199,7 +206,7 @@ impl Body {
             Place::Window { map, .. } => Hold::Window(map.clone()),
             _ => Hold::Object,
         };
-        Ok(Span { ptr, len, hold: hold })
+        Ok(Span { ptr, len, total: inner.len, hold })
     }
 
     /// Reads a published body without mapping it. 0 is its end.

@@ -28,6 +28,8 @@ struct Sink {
     func: ObjIterateFn,
     priv_: *mut c_void,
     finished: bool,
+    /// Has it been given bytes of a draft?
+    saw_draft: bool,
 }
 
 impl Sink {
@@ -39,6 +41,7 @@ impl Sink {
     }
 
     fn send_span(&mut self, flags: c_uint, span: &Span, len: usize) -> c_int {
+        self.saw_draft |= span.is_draft();
         self.send(flags, span.ptr.as_ptr().cast_const().cast(), len)
     }
 }
@@ -54,7 +57,7 @@ pub(crate) unsafe extern "C" fn objiterator(
         let Some(func) = func else { return -1 };
         // SAFETY: varnishd's objcore of ours, referenced by the caller.
         let (engine, object) = unsafe { object_of(oc) };
-        let mut sink = Sink { func, priv_, finished: false };
+        let mut sink = Sink { func, priv_, finished: false, saw_draft: false };
         let is_final = is_final != 0;
         // SAFETY: as above.
         let boc = unsafe { HSH_RefBoc(oc) };
@@ -68,7 +71,7 @@ pub(crate) unsafe extern "C" fn objiterator(
             // SAFETY: the reference of HSH_RefBoc above.
             unsafe { HSH_DerefBoc(wrk, oc) };
         }
-        let kept = object.body.reader_done(engine, oc.expose_provenance());
+        let kept = !sink.saw_draft || object.body.reader_done(engine, oc.expose_provenance());
         if !kept || matches!(result, Err(Lost)) {
             if kept {
                 counters::add(&engine.counters.c_lost, 1);
@@ -85,39 +88,41 @@ struct Lost;
 
 /// The body is complete.
 fn cached(engine: &Engine, object: &Object, sink: &mut Sink, is_final: bool) -> Result<c_int, Lost> {
-    let total = object.body.len();
     let mut offset = 0;
-    let mut result = 0;
-    while offset < total && result == 0 {
-        let (len, sent) = match object.body.span(engine, offset) {
+    loop {
+        let (len, total, result) = match object.body.span(engine, offset) {
             Ok(span) => {
                 let len = if is_final { span.len.min(FINAL_STEP) } else { span.len };
                 let flush = if is_final || !span.is_stable() { OBJ_ITER_FLUSH } else { 0 };
-                (len, sink.send_span(flush | end_flag(offset + len as u64, total), &span, len))
+                let end = end_flag(offset + len as u64, span.total);
+                (len, span.total, sink.send_span(flush | end, &span, len))
             }
-            Err(NoSpan::Unmapped) => read(engine, object, sink, offset, total)?,
-            Err(NoSpan::Lost(_) | NoSpan::End) => return Err(Lost),
+            Err(NoSpan::Unmapped) => read(engine, object, sink, offset)?,
+            Err(NoSpan::End) => return Ok(0),
+            Err(NoSpan::Lost(_)) => return Err(Lost),
         };
         offset += len as u64;
-        result = sent;
         if is_final {
             object.body.give_back(engine, if result == 0 { offset } else { total });
         }
+        if result != 0 || offset >= total {
+            return Ok(result);
+        }
     }
-    Ok(result)
 }
 
 fn end_flag(offset: u64, total: u64) -> c_uint {
     if offset == total { OBJ_ITER_END } else { 0 }
 }
 
-/// Sends bytes that cannot be mapped, by reading them.
-fn read(engine: &Engine, object: &Object, sink: &mut Sink, offset: u64, total: u64) -> Result<(usize, c_int), Lost> {
+/// Sends bytes that cannot be mapped, by reading them. Returns how many, of how many, and what became of it.
+fn read(engine: &Engine, object: &Object, sink: &mut Sink, offset: u64) -> Result<(usize, u64, c_int), Lost> {
+    let total = object.body.len();
     let mut buffer = vec![0; READ_STEP];
     match object.body.read_at(engine, &mut buffer, offset) {
         Ok(len) if len > 0 => {
             let flags = OBJ_ITER_FLUSH | end_flag(offset + len as u64, total);
-            Ok((len, sink.send(flags, buffer.as_ptr().cast(), len)))
+            Ok((len, total, sink.send(flags, buffer.as_ptr().cast(), len)))
         }
         _ => Err(Lost),
     }
