@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use objmapper_proto::ext::{BatchReply, IfVersion, Op, Reply, Request, Want};
+use objmapper_proto::ext::{BatchReply, Commit, IfVersion, Op, Reply, Request, Want};
 use objmapper_proto::limits::{MAX_BATCH, MAX_FDS, MAX_PAYLOAD, MAX_RELEASE};
 use objmapper_proto::{ObjUri, Status};
 
@@ -11,6 +11,7 @@ use crate::connection::{Connection, Ticket};
 use crate::counters::Counters;
 use crate::error::{Error, OpName, ProtocolError, Result};
 use crate::objects::{Found, session_of};
+use crate::private::{CommitOptions, PrivateObject};
 use crate::slot::{Answer, Expect};
 
 /// The most that an operation's head adds to its payload, and more than any fixed part of one.
@@ -19,7 +20,7 @@ const OP_OVERHEAD: usize = 64;
 /// One operation's outcome.
 #[derive(Debug)]
 pub enum BatchOutcome {
-    /// A look-up's.
+    /// A look-up's or commit's.
     Found(Found),
     /// A look-up's or delete's: there is no such object.
     NotFound,
@@ -32,6 +33,24 @@ pub enum BatchOutcome {
 pub struct Batch<'a> {
     client: Client,
     requests: Vec<Request<'a>>,
+    /// Private objects, each with the place of its request.
+    objects: Vec<(usize, Subject<'a>)>,
+}
+
+/// A private object that a batch settles.
+#[derive(Debug)]
+enum Subject<'a> {
+    Committed(&'a mut PrivateObject),
+    Aborted(PrivateObject),
+}
+
+impl Subject<'_> {
+    fn object(&mut self) -> &mut PrivateObject {
+        match self {
+            Self::Committed(object) => object,
+            Self::Aborted(object) => object,
+        }
+    }
 }
 
 impl Client {
@@ -39,7 +58,7 @@ impl Client {
     /// failure does not touch the others.
     #[must_use]
     pub fn batch(&self) -> Batch<'_> {
-        Batch { client: self.clone(), requests: Vec::new() }
+        Batch { client: self.clone(), requests: Vec::new(), objects: Vec::new() }
     }
 }
 
@@ -67,6 +86,33 @@ impl<'a> Batch<'a> {
         self
     }
 
+    /// Adds a [commit](PrivateObject::commit), and closes the object's descriptor. What became of the object is
+    /// as after that call: it can be committed again unless this succeeded or the status is
+    /// [`Status::Conflict`].
+    #[must_use]
+    pub fn commit(
+        mut self,
+        object: &'a mut PrivateObject,
+        uri: &ObjUri<'a>,
+        length: u64,
+        options: CommitOptions,
+    ) -> Self {
+        let request = object.commit_request(uri.clone(), length, options);
+        self.objects.push((self.requests.len(), Subject::Committed(object)));
+        self.requests.push(request);
+        self
+    }
+
+    /// Adds an [abort](PrivateObject::abort). If it fails, or the batch is not run, the object is thrown away in
+    /// the background.
+    #[must_use]
+    pub fn abort(mut self, mut object: PrivateObject) -> Self {
+        drop(object.take_fd());
+        self.requests.push(Request::Abort { handle: object.handle() });
+        self.objects.push((self.requests.len() - 1, Subject::Aborted(object)));
+        self
+    }
+
     /// How many operations there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -83,15 +129,19 @@ impl<'a> Batch<'a> {
     /// several, one behind the other on one connection.
     ///
     /// # Errors
-    /// See [`Error`]; then it is not known which of them were carried out.
-    pub fn run(self) -> Result<Vec<Result<BatchOutcome>>> {
+    /// See [`Error`]; then it is not known which of them were carried out. None was if a private object was
+    /// committed before ([`Status::UnknownHandle`]) or its session is gone ([`Error::SessionLost`]).
+    pub fn run(mut self) -> Result<Vec<Result<BatchOutcome>>> {
         if self.requests.is_empty() {
             return Ok(Vec::new());
         }
         let deadline = self.client.deadline();
         let connection = self.client.inner.pool.pick_extended(OpName::Ext(Op::Batch))?;
+        for (place, subject) in &mut self.objects {
+            subject.object().check(self.requests[*place].op(), session_of(&connection))?;
+        }
         let mut tickets: Vec<(Ticket, Vec<Want>)> = Vec::new();
-        for frame in frames(self.requests) {
+        for frame in frames(std::mem::take(&mut self.requests)) {
             let wants = frame.iter().map(want_of).collect();
             let request = Request::Batch(frame);
             let ticket = connection.submit(Expect::Ext(Op::Batch), deadline, |id, out| request.encode(id, out))?;
@@ -104,13 +154,19 @@ impl<'a> Batch<'a> {
             let answer = crate::client::checked(OpName::Ext(Op::Batch), answer, counters)?;
             unpack(answer, &wants, &connection, counters, &mut outcomes)?;
         }
+        for (place, subject) in &mut self.objects {
+            // One outcome for each request: `unpack` sees to it.
+            if let Some(outcome) = outcomes.get(*place) {
+                subject.object().settled(outcome);
+            }
+        }
         Ok(outcomes)
     }
 }
 
 fn want_of(request: &Request<'_>) -> Want {
     match request {
-        Request::Lookup { want, .. } => *want,
+        Request::Lookup { want, .. } | Request::Commit(Commit { want, .. }) => *want,
         _ => Want::ENTRY,
     }
 }
@@ -118,7 +174,9 @@ fn want_of(request: &Request<'_>) -> Want {
 fn size_of(request: &Request<'_>) -> usize {
     OP_OVERHEAD
         + match request {
-            Request::Lookup { uri, .. } | Request::Delete { uri, .. } => uri.as_bytes().len(),
+            Request::Lookup { uri, .. } | Request::Delete { uri, .. } | Request::Commit(Commit { uri, .. }) => {
+                uri.as_bytes().len()
+            }
             Request::Release { objects } => 8 * objects.len(),
             _ => 0,
         }

@@ -111,6 +111,28 @@ impl Client {
         Ok(self.state())
     }
 
+    /// Ends the session at once, with its pins, leases, private and ephemeral objects, and closes the
+    /// connections. The client, every clone of it, stays down from then on, whatever this returns: calls fail
+    /// with [`Error::Down`], and nothing reconnects. Bodies that are open or mapped stay readable.
+    ///
+    /// Without it, the store keeps all that for its grace time after the last connection was closed.
+    ///
+    /// # Errors
+    /// [`Error::Down`] if there is no connection: the session ends with the grace time.
+    /// [`Error::Unsupported`] from a peer without extensions, which has no sessions. Else see [`Error`].
+    pub fn detach(&self) -> Result<()> {
+        let Inner { pool, deferred, .. } = &*self.inner;
+        pool.retire();
+        deferred.stop();
+        let outcome = match self.ask(&Request::Detach, self.deadline()) {
+            // Made once more after its first answer was lost, or the store gave the session up by itself.
+            Err(Error::Status { status: Status::UnknownSession, .. }) => Ok(()),
+            outcome => outcome.map(|_| ()),
+        };
+        pool.stop();
+        outcome
+    }
+
     /// The counters.
     #[must_use]
     pub fn counters(&self) -> Snapshot {
@@ -137,7 +159,7 @@ impl Client {
         checked(OpName::Ext(op), answer, &self.inner.pool.counters)
     }
 
-    /// [`Self::call`] for a request that changes nothing: made once more on another connection if the first
+    /// [`Self::call`] for a request that may be carried out twice: made once more on another connection if the first
     /// one was lost.
     pub(crate) fn ask(&self, request: &Request<'_>, deadline: Instant) -> Result<(Answer, Arc<Connection>)> {
         match self.call(request, deadline) {

@@ -32,6 +32,9 @@ const COALESCE: usize = 16 * 1024;
 /// Told when a connection is lost.
 pub(crate) trait Owner: Send + Sync {
     fn lost(&self, connection: &Connection, why: &Error);
+
+    /// No connection is wanted any more, and no session.
+    fn is_ending(&self) -> bool;
 }
 
 /// Outstanding requests, and who reads.

@@ -76,7 +76,7 @@ impl Client {
 impl Deferred {
     fn push(&self, session: u64, items: impl Iterator<Item = Item>, counters: &Counters) {
         let mut dropped = 0;
-        {
+        let ended = {
             let mut queue = self.queue.lock();
             for item in items {
                 if queue.items.len() < MAX_WAITING && !queue.stop {
@@ -85,9 +85,10 @@ impl Deferred {
                     dropped += 1;
                 }
             }
-        }
-        if dropped > 0 {
-            Counters::add(&counters.deferred_dropped, dropped);
+            queue.stop
+        };
+        Counters::add(&counters.deferred_dropped, dropped);
+        if dropped > 0 && !ended {
             log::warn!("{dropped} pins or private objects are not given up before their session ends");
         }
         self.filled.notify_one();
@@ -129,6 +130,12 @@ impl Deferred {
             };
             let again = give_up(pool, round);
             if stop {
+                // The rest goes with the session.
+                let mut queue = self.queue.lock();
+                Counters::add(&pool.counters.deferred_dropped, (queue.items.len() + again.len()) as u64);
+                queue.items.clear();
+                queue.busy = false;
+                self.emptied.notify_all();
                 return;
             }
             if !again.is_empty() {

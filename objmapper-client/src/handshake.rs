@@ -167,6 +167,7 @@ fn attach(
     greeted: &mut Greeted,
     previous: Option<&Arc<Session>>,
     next_id: u64,
+    owner: &Weak<dyn Owner>,
     deadline: Instant,
 ) -> Result<Attachment> {
     let mut lost_previous = false;
@@ -195,6 +196,10 @@ fn attach(
                 let session = Session { id, instance: attached.instance, token: attached.session, tiers };
                 return Ok(Attachment { session: Arc::new(session), lost_previous });
             }
+            // DETACH may be why.
+            Err((Status::UnknownSession, _)) if owner.upgrade().is_none_or(|o| o.is_ending()) => {
+                return Err(Error::ShutDown);
+            }
             Err((Status::UnknownSession, _)) if offered.is_some() => {
                 lost_previous = true;
                 offered = None;
@@ -218,7 +223,7 @@ pub(crate) fn establish(
     let deadline = Instant::now() + config.connect_timeout;
     let mut greeted = greet(config, least, counters, deadline)?;
     let attachment = match greeted.version {
-        Version::Extended => Some(attach(&mut greeted, previous, next_session_id, deadline)?),
+        Version::Extended => Some(attach(&mut greeted, previous, next_session_id, &owner, deadline)?),
         Version::V2 | Version::V1 => None,
     };
     let Greeted { socket, inbox, version, depth } = greeted;

@@ -141,9 +141,14 @@ impl Pool {
         }
     }
 
-    pub(crate) fn stop(&self) {
+    /// No connection is made any more; those that exist go on.
+    pub(crate) fn retire(&self) {
         self.stop.store(true, Ordering::Release);
         self.wake();
+    }
+
+    pub(crate) fn stop(&self) {
+        self.retire();
         for connection in self.connections.read().iter() {
             connection.fail(&Error::ShutDown);
         }
@@ -313,5 +318,9 @@ impl Owner for Pool {
         }
         drop(order);
         self.wake();
+    }
+
+    fn is_ending(&self) -> bool {
+        self.stopping()
     }
 }

@@ -99,12 +99,34 @@ impl PrivateObject {
         self.fd.take()
     }
 
+    /// Closes its descriptor; the request that publishes it.
+    pub(crate) fn commit_request<'u>(&mut self, uri: ObjUri<'u>, length: u64, options: CommitOptions) -> Request<'u> {
+        self.fd = None;
+        let CommitOptions { expires, if_version, want, ephemeral } = options;
+        Request::Commit(Commit { handle: self.handle, length, expires, if_version, uri, want, ephemeral })
+    }
+
+    /// Takes note of a commit's or an abort's outcome.
+    pub(crate) fn settled<T>(&mut self, outcome: &Result<T>) {
+        self.used_up |= match outcome {
+            Ok(_) => true,
+            Err(why) => matches!(why.status(), Some(Status::Conflict | Status::UnknownHandle)),
+        };
+    }
+
+    /// Why it cannot be committed or aborted, if it cannot: the store no longer knows the handle.
+    pub(crate) fn check(&self, op: Op, session: u64) -> Result<()> {
+        if self.used_up {
+            let message = "committed already".into();
+            return Err(Error::Status { op: OpName::Ext(op), status: Status::UnknownHandle, message });
+        }
+        // In another session the handle might be somebody else's.
+        if session == self.session.id { Ok(()) } else { Err(Error::SessionLost) }
+    }
+
     fn call(&self, request: &Request<'_>) -> Result<crate::slot::Answer> {
         let connection = self.client.inner.pool.pick_extended(OpName::Ext(request.op()))?;
-        // In another session the handle might be somebody else's.
-        if session_of(&connection) != self.session.id {
-            return Err(Error::SessionLost);
-        }
+        self.check(request.op(), session_of(&connection))?;
         self.client.call_on(&connection, request, self.client.deadline())
     }
 
@@ -127,25 +149,10 @@ impl PrivateObject {
     /// since, [`Status::Busy`] while someone can still write to it. After [`Error::Timeout`] and
     /// [`Error::Closed`] it may be published all the same.
     pub fn commit(&mut self, uri: &ObjUri<'_>, length: u64, options: CommitOptions) -> Result<Found> {
-        if self.used_up {
-            return Err(Error::Status {
-                op: OpName::Ext(Op::Commit),
-                status: Status::UnknownHandle,
-                message: "committed already".into(),
-            });
-        }
-        self.fd = None;
-        let CommitOptions { expires, if_version, want, ephemeral } = options;
-        let (handle, uri) = (self.handle, uri.borrowed());
-        let commit = Commit { handle, length, expires, if_version, uri, want, ephemeral };
-        let result = self.call(&Request::Commit(commit));
-        match &result {
-            Ok(_) => self.used_up = true,
-            Err(why) => {
-                self.used_up = matches!(why.status(), Some(Status::Conflict | Status::UnknownHandle));
-            }
-        }
-        Found::from_answer(result?, want, self.session.id)
+        let request = self.commit_request(uri.borrowed(), length, options);
+        let result = self.call(&request);
+        self.settled(&result);
+        Found::from_answer(result?, options.want, self.session.id)
     }
 
     /// Throws it away and waits for the store to say so. Dropping does the same without waiting.
@@ -155,7 +162,7 @@ impl PrivateObject {
     pub fn abort(mut self) -> Result<()> {
         self.fd = None;
         let result = self.call(&Request::Abort { handle: self.handle });
-        self.used_up = result.is_ok();
+        self.settled(&result);
         result.map(|_| ())
     }
 }

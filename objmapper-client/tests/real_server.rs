@@ -4,13 +4,13 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use objmapper_client::{
-    Access, BatchOutcome, Client, CommitOptions, Config, ConnectionState, EntryFlags, Error, Found, IfVersion, Leased,
-    Mapping, ObjUri, Protocol, Status, Tier, UriSpace, V01Tier, Version, Want,
+    Access, BatchOutcome, Client, CommitOptions, Config, ConnectionState, EntryFlags, Error, Event, Found, IfVersion,
+    Leased, Mapping, ObjUri, Protocol, Status, Tier, UriSpace, V01Tier, Version, Want,
 };
 use objmapper_server::net::{ListenConfig, Server};
 use objmapper_server::store::{MemoryTier, Store, StoreConfig};
@@ -18,9 +18,16 @@ use objmapper_server::store::{MemoryTier, Store, StoreConfig};
 const PATIENCE: Duration = Duration::from_secs(20);
 const LIMIT: u64 = 64 << 20;
 
-fn serve(dir: &Path) -> Server {
+fn open_store() -> Store {
     let memory = Some(MemoryTier { limit: LIMIT, mount: None });
-    let store = Store::open(StoreConfig { memory, ..StoreConfig::default() }).unwrap();
+    Store::open(StoreConfig { memory, ..StoreConfig::default() }).unwrap()
+}
+
+fn serve(dir: &Path) -> Server {
+    serve_store(dir, open_store())
+}
+
+fn serve_store(dir: &Path, store: Store) -> Server {
     let config = ListenConfig {
         socket: dir.join("socket"),
         mode: 0o600,
@@ -43,6 +50,14 @@ fn setup() -> (tempfile::TempDir, Server, Client) {
     let server = serve(dir.path());
     let client = config(dir.path()).connect().unwrap();
     (dir, server, client)
+}
+
+fn wait_down(client: &Client) {
+    let end_of_wait = Instant::now() + PATIENCE;
+    while client.is_up() {
+        assert!(Instant::now() < end_of_wait);
+        std::thread::yield_now();
+    }
 }
 
 fn end(server: Server, client: Client) {
@@ -269,11 +284,7 @@ fn a_store_that_starts_again() {
     let pinned = put(&client, &uri("/a"), b"kept", CommitOptions { want: Want::PIN, ..CommitOptions::default() });
     let before = client.session().unwrap();
     server.drain(Duration::ZERO);
-    let end_of_wait = Instant::now() + PATIENCE;
-    while client.is_up() {
-        assert!(Instant::now() < end_of_wait);
-        std::thread::yield_now();
-    }
+    wait_down(&client);
     assert!(matches!(client.lookup(&uri("/a"), Want::ENTRY), Err(Error::Down { .. })));
     let mut buf = [0; 4];
     let body = File::from(before.open_entry(&pinned.entry).unwrap());
@@ -287,5 +298,150 @@ fn a_store_that_starts_again() {
     assert!(client.lookup(&uri("/a"), Want::ENTRY).unwrap().is_none());
     assert_eq!(client.counters().reconnects, 1);
     drop((before, after));
+    end(server, client);
+}
+
+/// All connections are lost, the store lives: the session goes on with its pins and private objects.
+#[test]
+fn a_session_is_resumed_within_the_grace_time() {
+    let (dir, store, events) = (tempfile::tempdir().unwrap(), open_store(), Arc::new(Mutex::new(Vec::new())));
+    let server = serve_store(dir.path(), store.clone());
+    let listener = Arc::clone(&events);
+    let client = config(dir.path()).on_event(move |event| listener.lock().unwrap().push(*event)).connect().unwrap();
+    let ephemeral = CommitOptions { want: Want::PIN, ephemeral: true, ..CommitOptions::default() };
+    let a = put(&client, &uri("/a"), b"ours", ephemeral).entry;
+    let mut private = client.create(1 << 20, None, None).unwrap();
+    let before = client.session().unwrap();
+
+    server.drain(Duration::ZERO);
+    wait_down(&client);
+    let why = client.create(0, None, None).unwrap_err();
+    assert!(matches!(why, Error::Down { .. }) && why.should_reconnect());
+    let server = serve_store(dir.path(), store.clone());
+    client.wait_connected(PATIENCE).unwrap();
+
+    let after = client.session().unwrap();
+    assert_eq!((after.id(), after.instance()), (before.id(), before.instance()));
+    assert_eq!((client.counters().sessions, client.counters().sessions_lost), (1, 0));
+    let resumed = Event::SessionResumed { session: before.id(), instance: before.instance(), instance_changed: false };
+    // The listener is told after those who wait.
+    let end_of_wait = Instant::now() + PATIENCE;
+    while events.lock().unwrap().last() != Some(&resumed) {
+        assert!(Instant::now() < end_of_wait);
+        std::thread::yield_now();
+    }
+    let seen = events.lock().unwrap().clone();
+    assert!(matches!(seen[..], [Event::SessionStarted { .. }, Event::Down, _]), "{seen:?}");
+    let found = client.lookup(&uri("/a"), Want::FD).unwrap().unwrap();
+    assert!(found.entry.flags.contains(EntryFlags::PINNED) && found.entry.object == a.object);
+    assert_eq!(content(found), b"ours");
+    File::from(private.take_fd().unwrap()).write_all(b"later").unwrap();
+    private.commit(&uri("/b"), 5, CommitOptions::default()).unwrap();
+    client.release(after.id(), &[a.object]);
+    assert!(client.flush_deferred(PATIENCE));
+    assert!(client.lookup(&uri("/a"), Want::ENTRY).unwrap().is_none());
+    drop((before, after, private));
+    end(server, client);
+}
+
+/// What the session held is gone at once, and the client does not come back.
+#[test]
+fn detach_ends_the_session() {
+    let (dir, server, client) = setup();
+    let other = config(dir.path()).connect().unwrap();
+    let start = other.stat().unwrap();
+    let ephemeral = CommitOptions { want: Want::PIN, ephemeral: true, ..CommitOptions::default() };
+    let entry = put(&client, &uri("/a"), &[7; 100_000], ephemeral).entry;
+    let session = client.session().unwrap();
+    let open = File::from(session.open_entry(&entry).unwrap());
+    let private = client.create(1 << 20, None, None).unwrap();
+    let Leased::Granted(lease) = client.lease(&uri("/b"), Duration::ZERO, PATIENCE, Want::ENTRY).unwrap() else {
+        panic!()
+    };
+    let busy = other.stat().unwrap();
+    assert!(busy.tiers[0].used > start.tiers[0].used + (1 << 20));
+    assert_eq!((busy.sessions, busy.private, busy.leases), (2, 1, 1));
+
+    let clone = client.clone();
+    client.detach().unwrap();
+    let after = other.stat().unwrap();
+    assert_eq!((after.tiers[0].used, after.tiers[0].pinned), (start.tiers[0].used, start.tiers[0].pinned));
+    assert_eq!((after.sessions, after.private, after.leases), (1, 0, 0));
+    assert!(other.lookup(&uri("/a"), Want::ENTRY).unwrap().is_none());
+    assert!(matches!(session.open_entry(&entry), Err(Error::Io { .. })));
+    let mut buf = [0; 8];
+    open.read_exact_at(&mut buf, 99_992).unwrap();
+    assert_eq!(buf, [7; 8]);
+
+    // Everywhere down, for good: only the other one is connected.
+    drop((private, lease));
+    client.release(session.id(), &[entry.object]);
+    assert!(client.flush_deferred(PATIENCE));
+    for client in [&client, &clone] {
+        assert!(!client.is_up());
+        assert!(matches!(client.lookup(&uri("/a"), Want::ENTRY), Err(Error::Down { .. })));
+        assert!(matches!(client.detach(), Err(Error::Down { .. })));
+    }
+    assert_eq!(client.counters().sessions, 1);
+    drop((client, clone));
+    assert_eq!(other.stat().unwrap().sessions, 1);
+    end(server, other);
+}
+
+#[test]
+fn batches_commit_and_abort() {
+    const COUNT: usize = 300;
+    let (_dir, server, client) = setup();
+    let uris: Vec<_> = (0..COUNT).map(|i| ObjUri::try_from(format!("/{i}")).unwrap()).collect();
+    let start = client.stat().unwrap();
+    let mut objects: Vec<_> = (0..COUNT)
+        .map(|i| {
+            let mut object = client.create(8, None, None).unwrap();
+            File::from(object.take_fd().unwrap()).write_all(&i.to_be_bytes()).unwrap();
+            object
+        })
+        .collect();
+    let thrown_away = client.create(1 << 20, None, None).unwrap();
+    // Still writable through another descriptor; forbidden by its condition; fit to be committed.
+    let mut busy = client.create(0, None, None).unwrap();
+    let writer = busy.fd().unwrap().try_clone_to_owned().unwrap();
+    let mut refused = client.create(0, None, None).unwrap();
+    let none = CommitOptions { if_version: IfVersion::Absent, ..CommitOptions::default() };
+
+    let mut batch = client.batch();
+    for (object, uri) in objects.iter_mut().zip(&uris) {
+        // With a descriptor: more than one frame may bring.
+        batch = batch.commit(object, uri, 8, CommitOptions { want: Want::FD, ..CommitOptions::default() });
+    }
+    let (late, last) = (uri("/late"), uri("/last"));
+    let batch = batch.abort(thrown_away).commit(&mut busy, &late, 0, CommitOptions::default());
+    let mut outcomes = batch.commit(&mut refused, &uris[0], 0, none).lookup(&uris[0], Want::ENTRY).run().unwrap();
+    assert_eq!(outcomes.len(), COUNT + 4);
+    let rest: Vec<_> = outcomes.drain(COUNT..).collect();
+    for (i, outcome) in outcomes.into_iter().enumerate() {
+        let Ok(BatchOutcome::Found(found)) = outcome else { panic!("{i}: {outcome:?}") };
+        assert_eq!(content(found), i.to_be_bytes());
+    }
+    assert!(matches!(rest[0], Ok(BatchOutcome::Done)), "{:?}", rest[0]);
+    assert_eq!(rest[1].as_ref().unwrap_err().status(), Some(Status::Busy));
+    assert_eq!(rest[2].as_ref().unwrap_err().status(), Some(Status::Conflict));
+    assert!(matches!(&rest[3], Ok(BatchOutcome::Found(found)) if found.entry.length == 8));
+
+    // Used up by success and by a conflict, not by being busy.
+    let why = client.batch().commit(&mut objects[0], &last, 8, CommitOptions::default()).run().unwrap_err();
+    assert_eq!(why.status(), Some(Status::UnknownHandle));
+    let why = refused.commit(&last, 0, CommitOptions::default()).unwrap_err();
+    assert_eq!(why.status(), Some(Status::UnknownHandle));
+    drop(writer);
+    assert_eq!(busy.commit(&late, 0, CommitOptions::default()).unwrap().entry.length, 0);
+
+    // Not run: thrown away all the same.
+    drop(client.batch().abort(client.create(1 << 20, None, None).unwrap()));
+    drop((objects, refused));
+    assert!(client.flush_deferred(PATIENCE));
+    let end_state = client.stat().unwrap();
+    assert_eq!(end_state.private, 0);
+    assert_eq!(end_state.tiers[0].objects, start.tiers[0].objects + COUNT as u64 + 1);
+    assert_eq!(client.counters().deferred, 1);
     end(server, client);
 }
