@@ -265,7 +265,7 @@ impl Writing {
     }
 
     /// The body is not wanted any more.
-    pub(crate) fn discard(self: Box<Self>, engine: &Engine) {
+    pub(crate) fn discard(self, engine: &Engine) {
         engine.lost_draft(self.reserved - self.given_back);
         drop(self.window);
         if let Storage::Draft(draft) = self.storage {

@@ -1,6 +1,6 @@
 //! objmapper as a storage engine of varnishd: `-E /…/libstevedore_objmapper.so -s objmapper,…`.
 //!
-//! This crate is the boundary to C and nothing else: [`register`] has the tables that varnishd sees, [`boundary`]
+//! This crate is the boundary to C and nothing else: `register` has the tables that varnishd sees, `boundary`
 //! keeps panics on this side, and each other module makes a few of the tables' functions from
 //! `objmapper-engine`, which knows nothing of varnishd.
 
