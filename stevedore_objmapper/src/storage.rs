@@ -239,6 +239,12 @@ pub(crate) unsafe extern "C" fn close(stv: *const Stevedore, pass: c_int) {
         if let (Some(engine), Some(thread)) = (storage.engine.get(), thread) {
             engine.house.stop();
             thread.join();
+            // Without a connection, objmapperd gives our bodies up after its grace time.
+            if let Err(why) = engine.backing().detach() {
+                // SAFETY: the stevedore's own ident, a string of varnishd's that it keeps.
+                let ident = unsafe { CStr::from_ptr(stevedore_ref(stv).ident) }.to_string_lossy();
+                objmapper_engine::log::line(&ident, &format!("bodies may stay in the store for a while: {why}"));
+            }
         }
     });
 }

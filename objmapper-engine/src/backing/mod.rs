@@ -172,6 +172,15 @@ impl Backing {
         }
     }
 
+    /// Gives every body up at once: the process is about to end. Bodies that are open or mapped stay readable.
+    pub fn detach(&self) -> Result<(), Failure> {
+        match self {
+            // It ends with the process.
+            Backing::Embedded(_) => Ok(()),
+            Backing::Remote(store) => store.detach(),
+        }
+    }
+
     /// Connections lost and made again.
     pub(crate) fn connection_counts(&self) -> (u64, u64) {
         match self {

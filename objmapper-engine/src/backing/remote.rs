@@ -73,6 +73,11 @@ impl Remote {
         matches!(self.client.state(), ConnectionState::Extended { .. })
     }
 
+    /// Ends our session with objmapperd; afterwards it is down for us.
+    pub(super) fn detach(&self) -> Result<(), Failure> {
+        self.client.detach().map_err(failure)
+    }
+
     pub(super) fn connection_counts(&self) -> (u64, u64) {
         let counters = self.client.counters();
         (counters.disconnects, counters.reconnects)
