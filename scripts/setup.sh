@@ -120,7 +120,7 @@ install_varnish
 install_rest "$@"
 stop_new_services
 export PATH="$PATH:${HOME:-/root}/.cargo/bin"
-command -v cargo >/dev/null || die "cargo is missing: install Rust >= 1.85 first"
+command -v cargo >/dev/null || die "cargo is missing: install Rust >= 1.88 first"
 have=$(pkg-config --modversion varnishapi 2>/dev/null || true)
 [ -n "$have" ] || die "pkg-config does not find varnishapi although libvarnishapi-dev is installed"
 version_at_least "$have" $need_varnish || die "varnishapi $have is too old: >= $need_varnish is needed"
