@@ -341,7 +341,17 @@ impl Connection {
 
     /// Reads until the slot is done, which it also is when the connection is lost, or time is over.
     fn lead(&self, slot: &Slot, deadline: Instant) {
-        while !slot.is_done() && matches!(self.read(Some(deadline)), Ok(Ready::Yes)) {}
+        while !slot.is_done() {
+            match self.read(Some(deadline)) {
+                Ok(Ready::Yes) => {}
+                Ok(Ready::TimedOut) => return,
+                Err(_) => {
+                    // Another thread may have given the connection up, and be about to tell this slot why.
+                    slot.sleep(deadline);
+                    return;
+                }
+            }
+        }
     }
 
     /// Somebody has to lead while somebody waits.

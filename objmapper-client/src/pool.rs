@@ -44,7 +44,10 @@ pub(crate) struct Pool {
     /// Grows with every event; lets a user notice one by an atomic load.
     generation: AtomicU64,
     up: AtomicBool,
-    stop: AtomicBool,
+    /// No connection is made any more.
+    retired: AtomicBool,
+    /// No connection is used any more; implies `retired`.
+    stopped: AtomicBool,
     wake: OwnedFd,
 }
 
@@ -61,7 +64,8 @@ impl Pool {
             changed: Condvar::new(),
             generation: AtomicU64::new(0),
             up: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
             wake,
         }))
     }
@@ -143,19 +147,20 @@ impl Pool {
 
     /// No connection is made any more; those that exist go on.
     pub(crate) fn retire(&self) {
-        self.stop.store(true, Ordering::Release);
+        self.retired.store(true, Ordering::Release);
         self.wake();
     }
 
     pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
         self.retire();
         for connection in self.connections.read().iter() {
             connection.fail(&Error::ShutDown);
         }
     }
 
-    fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
+    fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
     }
 
     fn wake(&self) {
@@ -168,7 +173,7 @@ impl Pool {
         let mut backoff = FIRST_BACKOFF;
         let mut next_attempt = Instant::now();
         let mut logged = false;
-        while !self.stopping() {
+        while !self.is_retired() {
             let missing = {
                 let mut connections = self.connections.write();
                 connections.retain(|c| c.is_alive());
@@ -274,7 +279,7 @@ impl Pool {
                 .drain(..)
                 .partition(|c| c.is_alive() && c.session.as_ref().map(|s| (s.id, s.instance)) == session);
             *connections = keep;
-            connections.push(connection);
+            connections.push(Arc::clone(&connection));
             stale
         };
         self.up.store(true, Ordering::Release);
@@ -287,10 +292,9 @@ impl Pool {
         for connection in stale {
             connection.fail(&Error::SessionLost);
         }
-        if self.stopping() {
-            for connection in self.connections.read().iter() {
-                connection.fail(&Error::ShutDown);
-            }
+        if self.stopped.load(Ordering::Acquire) {
+            // `stop` may have missed it.
+            connection.fail(&Error::ShutDown);
         }
     }
 }
@@ -313,7 +317,7 @@ impl Owner for Pool {
             }
             went_down
         };
-        if went_down && !self.stopping() {
+        if went_down && !self.is_retired() {
             self.announce(&Event::Down);
         }
         drop(order);
@@ -321,6 +325,6 @@ impl Owner for Pool {
     }
 
     fn is_ending(&self) -> bool {
-        self.stopping()
+        self.is_retired()
     }
 }

@@ -615,3 +615,29 @@ fn a_pending_answer_is_kept_for_a_slow_caller() {
     drop((pipeline, client));
     peer.finish();
 }
+
+/// Whoever is waiting when the client is detached learns that, and not that its time is over.
+#[test]
+fn a_call_that_waits_is_told_of_the_end() {
+    for _ in 0..30 {
+        let (asked, wait) = mpsc::channel::<()>();
+        let (peer, _dir) = extended(move |mut conn| {
+            conn.request().unwrap();
+            asked.send(()).unwrap();
+            let (id, request) = conn.request().unwrap();
+            assert_eq!(request, Request::Detach);
+            conn.reply(id, Op::Detach, &Reply::Empty);
+            assert!(conn.closed());
+        });
+        let client = peer.config().connections(1).connect().unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| client.lookup(&uri("/a"), Want::ENTRY));
+            wait.recv().unwrap();
+            client.detach().unwrap();
+            assert_eq!(waiting.join().unwrap().unwrap_err(), Error::ShutDown);
+        });
+        assert!(!client.is_up());
+        drop(client);
+        peer.finish();
+    }
+}
