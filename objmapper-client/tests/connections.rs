@@ -333,9 +333,12 @@ fn what_is_given_up_in_the_background_arrives() {
                     conn.reply(id, Op::Lease, &Reply::Lease(LeaseOutcome::Granted { lease: 5 }));
                     continue;
                 }
-                _ => conn.reply(id, request.op(), &Reply::Empty),
+                _ => {
+                    let op = request.op();
+                    log.lock().unwrap().push(request);
+                    conn.reply(id, op, &Reply::Empty);
+                }
             }
-            log.lock().unwrap().push(request);
         }
     });
     let client = peer.config().connect().unwrap();
