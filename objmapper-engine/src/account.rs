@@ -1,7 +1,7 @@
 //! The size limit of a storage, and the seven counters that every Varnish dashboard knows.
 
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 /// The counters of `-s malloc`, with malloc's meaning (Varnish: `storage/storage_malloc.c`).
 ///
@@ -34,6 +34,8 @@ pub const UNLIMITED: u64 = 999_999_999_999_999;
 pub struct Account {
     limit: u64,
     used: AtomicU64,
+    /// Bytes of evicted objects that another thread is about to free.
+    leaving: AtomicU64,
     sma: &'static SmaCounters,
 }
 
@@ -43,7 +45,7 @@ impl Account {
         if limit != UNLIMITED {
             sma.g_space.store(limit, Relaxed);
         }
-        Account { limit, used: AtomicU64::new(0), sma }
+        Account { limit, used: AtomicU64::new(0), leaving: AtomicU64::new(0), sma }
     }
 
     /// The limit in bytes.
@@ -61,10 +63,25 @@ impl Account {
         self.limit.saturating_sub(self.used())
     }
 
+    /// Bytes that are left when what was evicted is freed.
+    pub fn free_soon(&self) -> u64 {
+        self.free().saturating_add(self.leaving.load(Relaxed))
+    }
+
+    /// `bytes` that are in use belong to an evicted object, whose last reference another thread is about to drop.
+    pub fn leaves(&self, bytes: u64) {
+        self.leaving.fetch_add(bytes, Relaxed);
+    }
+
+    /// They are about to be deallocated.
+    pub fn left(&self, bytes: u64) {
+        self.leaving.fetch_sub(bytes, Relaxed);
+    }
+
     fn take(&self, bytes: u64) -> bool {
         let taken = self
             .used
-            .fetch_update(Relaxed, Relaxed, |used| used.checked_add(bytes).filter(|sum| *sum <= self.limit))
+            .fetch_update(Acquire, Relaxed, |used| used.checked_add(bytes).filter(|sum| *sum <= self.limit))
             .is_ok();
         if taken {
             self.sma.c_bytes.fetch_add(bytes, Relaxed);
@@ -77,11 +94,12 @@ impl Account {
     }
 
     fn give_back(&self, bytes: u64) {
-        self.used.fetch_sub(bytes, Relaxed);
         self.sma.g_bytes.fetch_sub(bytes, Relaxed);
         if self.limit != UNLIMITED {
             self.sma.g_space.fetch_add(bytes, Relaxed);
         }
+        // Last: who takes these bytes next lowers `g_space`, which must not pass below 0 on the way.
+        self.used.fetch_sub(bytes, Release);
     }
 
     /// Requests an allocation of `bytes`. `false`: the limit does not allow it; this is counted as a failure.
@@ -166,6 +184,18 @@ mod tests {
         assert!(account.alloc(600));
         account.alloc_failed(600);
         assert_eq!((account.used(), sma.c_fail.load(Relaxed), sma.c_bytes.load(Relaxed)), (0, 1, 0));
+    }
+
+    #[test]
+    fn what_an_evicted_object_still_holds_is_free_soon_but_not_free() {
+        let (account, _) = account(1000);
+        assert!(account.alloc(600));
+        account.leaves(600);
+        assert_eq!((account.free(), account.free_soon()), (400, 1000));
+        assert!(!account.alloc(401));
+        account.left(600);
+        account.dealloc(600);
+        assert_eq!((account.free(), account.free_soon()), (1000, 1000));
     }
 
     #[test]

@@ -40,7 +40,7 @@ impl Verdict {
 pub enum Work {
     /// Take lost bodies out of the cache.
     Sweep(Verdict),
-    /// Evict until so many bytes are free, then say so with [`House::made_room`].
+    /// Evict until so many bytes are free or nothing can be evicted, then say which with [`House::made_room`].
     MakeRoom(u64),
     /// Nothing; time to bring gauges up to date.
     Idle,
@@ -51,10 +51,16 @@ pub enum Work {
 #[derive(Default)]
 struct State {
     verdicts: Vec<Verdict>,
-    /// Bytes that should be free.
+    /// Bytes that should be free, and no round that began has heard of it.
     wanted: u64,
-    /// How often room was made, or could not be.
-    rounds: u64,
+    /// Rounds of making room that began, and that ended.
+    begun: u64,
+    ended: u64,
+    /// Did the last one end because nothing more could be evicted?
+    exhausted: bool,
+    /// The verdicts so far, for bodies that are registered after the sweep.
+    sessions_before: u64,
+    memory_before: u64,
     stirred: bool,
     stop: bool,
 }
@@ -81,24 +87,37 @@ impl House {
             return Work::Sweep(verdict);
         }
         if state.wanted > 0 {
-            return Work::MakeRoom(state.wanted);
+            state.begun += 1;
+            return Work::MakeRoom(std::mem::take(&mut state.wanted));
         }
         state.stirred = false;
         Work::Idle
     }
 
-    /// Evicted for [`Work::MakeRoom`] until there was the room, or nothing evictable.
-    pub fn made_room(&self) {
+    /// Evicted for [`Work::MakeRoom`] until there was the room, or (`exhausted`) nothing evictable.
+    pub fn made_room(&self, exhausted: bool) {
         let mut state = self.state.lock();
-        state.wanted = 0;
-        state.rounds += 1;
+        state.ended = state.begun;
+        state.exhausted = exhausted;
         self.round_done.notify_all();
     }
 
     /// Bodies are lost.
     pub(crate) fn pronounce(&self, verdict: Verdict) {
-        self.state.lock().verdicts.push(verdict);
+        let mut state = self.state.lock();
+        match verdict {
+            Verdict::SessionsBefore(session) => state.sessions_before = state.sessions_before.max(session),
+            Verdict::MemoryBefore(epoch) => state.memory_before = state.memory_before.max(epoch),
+        }
+        state.verdicts.push(verdict);
         self.wake.notify_one();
+    }
+
+    /// Is what is there lost already? The sweep for that verdict may be over.
+    pub(crate) fn condemns(&self, whereabouts: Whereabouts) -> bool {
+        let state = self.state.lock();
+        Verdict::SessionsBefore(state.sessions_before).applies_to(whereabouts)
+            || Verdict::MemoryBefore(state.memory_before).applies_to(whereabouts)
     }
 
     /// Something happened that the gauges should show.
@@ -114,11 +133,12 @@ impl House {
         self.round_done.notify_all();
     }
 
+    /// Asks for `bytes`; returns the number of the round that will care for it.
     fn want(&self, bytes: u64) -> u64 {
         let mut state = self.state.lock();
         state.wanted = state.wanted.max(bytes);
         self.wake.notify_one();
-        state.rounds
+        state.begun + 1
     }
 
     /// After an allocation: has room made in the background when little is left.
@@ -130,7 +150,8 @@ impl House {
     }
 
     /// Has the background thread make room for `bytes`, which the caller could not evict itself, and waits for it.
-    /// `false`: there is none, or not within `patience`.
+    /// `true`: there was room, though others may have taken it meanwhile. `false`: nothing more can be evicted, or
+    /// not within `patience`.
     pub fn wait_for_room(&self, account: &Account, bytes: u64, patience: Duration) -> bool {
         let kept = kept_free(account.limit());
         if kept == 0 || bytes > account.limit() {
@@ -139,13 +160,14 @@ impl House {
         let deadline = Instant::now() + patience;
         let round = self.want(bytes.max(kept));
         let mut state = self.state.lock();
-        while state.rounds == round && !state.stop {
+        while state.ended < round && !state.stop {
             if self.round_done.wait_until(&mut state, deadline).timed_out() {
                 break;
             }
         }
+        let made = state.ended >= round && !state.exhausted;
         drop(state);
-        account.free() >= bytes
+        made || account.free() >= bytes
     }
 }
 
@@ -185,7 +207,7 @@ mod tests {
         house.pronounce(Verdict::SessionsBefore(7));
         assert_eq!(house.next_work(Duration::ZERO), Work::Sweep(Verdict::SessionsBefore(7)));
         assert_eq!(house.next_work(Duration::ZERO), Work::MakeRoom(2 << 20));
-        house.made_room();
+        house.made_room(false);
         assert_eq!(house.next_work(Duration::ZERO), Work::Idle);
         house.stop();
         assert_eq!(house.next_work(Duration::from_secs(60)), Work::Stop);
@@ -206,8 +228,8 @@ mod tests {
                             if rounds == 0 {
                                 account.dealloc(bytes);
                             }
+                            house.made_room(rounds > 0);
                             rounds += 1;
-                            house.made_room();
                         }
                         Work::Stop => break,
                         Work::Sweep(_) | Work::Idle => {}
@@ -221,5 +243,40 @@ mod tests {
         house.stop();
         assert!(!house.wait_for_room(&account, 1 << 20, Duration::from_secs(60)));
         assert!(keeper.join().is_ok());
+    }
+
+    #[test]
+    fn what_is_asked_for_during_a_round_is_the_next_rounds() {
+        let house = Arc::new(House::default());
+        let account = Arc::new(account(64 << 20));
+        assert!(account.alloc((63 << 20) + (1 << 19)));
+        house.keep_room(&account);
+        assert_eq!(house.next_work(Duration::ZERO), Work::MakeRoom(2 << 20));
+        // The round is under way, for less than this.
+        let waiter = {
+            let (house, account) = (house.clone(), account.clone());
+            std::thread::spawn(move || house.wait_for_room(&account, 8 << 20, Duration::from_secs(60)))
+        };
+        let asked = Instant::now();
+        while house.state.lock().wanted == 0 && asked.elapsed() < Duration::from_secs(60) {
+            std::thread::yield_now();
+        }
+        house.made_room(false);
+        assert_eq!(house.next_work(Duration::from_secs(60)), Work::MakeRoom(8 << 20));
+        // Room was made, but somebody else took it: the waiter may try again.
+        house.made_room(false);
+        assert!(waiter.join().is_ok_and(|made| made));
+        assert_eq!(house.next_work(Duration::ZERO), Work::Idle);
+    }
+
+    #[test]
+    fn a_verdict_holds_for_what_is_published_after_its_sweep() {
+        let house = House::default();
+        let at = |session, memory_epoch| Whereabouts { session, memory_epoch };
+        assert!(!house.condemns(at(1, Some(0))));
+        house.pronounce(Verdict::SessionsBefore(2));
+        assert!(house.condemns(at(1, None)) && !house.condemns(at(2, Some(0))));
+        house.pronounce(Verdict::MemoryBefore(1));
+        assert!(house.condemns(at(2, Some(0))) && !house.condemns(at(2, Some(1))) && !house.condemns(at(2, None)));
     }
 }

@@ -19,6 +19,11 @@ use crate::boundary::{caught, infallible};
 /// Without work, gauges are brought up to date this often.
 const IDLE: Duration = Duration::from_secs(1);
 
+/// The expiry thread frees what was evicted within this time, or more is evicted.
+const FREED_WITHIN: Duration = Duration::from_millis(200);
+/// So often it is looked whether it has.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
 /// The running thread.
 pub(crate) struct Thread(pthread_t);
 
@@ -91,12 +96,26 @@ unsafe extern "C" fn keep(wrk: *mut worker, priv_: *mut c_void) -> *mut c_void {
 unsafe fn make_room(wrk: *mut worker, charge: &Charge, bytes: u64) {
     // SAFETY: by contract. Each eviction takes one off: `nuke_limit` is for fetches.
     unsafe { (*wrk).strangelove = c_int::MAX };
-    while charge.engine.account.free() < bytes {
-        // SAFETY: by contract; the list was allocated in `open`.
-        if unsafe { LRU_NukeOne(wrk, charge.lru) } == 0 {
-            break;
+    let account = &charge.engine.account;
+    let mut exhausted = false;
+    let mut patience = FREED_WITHIN;
+    while account.free() < bytes {
+        // Evicting frees the body here, but the head in the expiry thread: who goes on evicting while that thread
+        // lags behind empties a cache of small objects.
+        let lags = account.free_soon() > account.free() && !patience.is_zero();
+        if !lags || account.free_soon() < bytes {
+            // SAFETY: by contract; the list was allocated in `open`.
+            if unsafe { LRU_NukeOne(wrk, charge.lru) } != 0 {
+                counters::add(&charge.engine.counters.c_evicted_ahead, 1);
+                continue;
+            }
+            if !lags {
+                exhausted = true;
+                break;
+            }
         }
-        counters::add(&charge.engine.counters.c_evicted_ahead, 1);
+        std::thread::sleep(LOOK_AGAIN);
+        patience = patience.saturating_sub(LOOK_AGAIN);
     }
-    charge.engine.house.made_room();
+    charge.engine.house.made_room(exhausted);
 }

@@ -2,14 +2,15 @@
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::{NonNull, null, null_mut};
-use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU32};
 
 use objmapper_engine::body::Body;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::heap::HeapChunk;
 use parking_lot::Mutex;
 use varnish_stevedore_sys::attr::{self, obj_attr};
+use varnish_stevedore_sys::bindings::OC_F_DYING;
 use varnish_stevedore_sys::functions::{LRU_NukeOne, LRU_Remove};
 use varnish_stevedore_sys::stevedore::Stevedore;
 use varnish_stevedore_sys::{objcore, vsc, worker};
@@ -51,6 +52,8 @@ pub(crate) struct Object {
     vary: Variable,
     headers: Variable,
     esidata: Mutex<Option<HeapChunk>>,
+    /// Evicted: the account was told that the head is about to be freed.
+    leaving: AtomicBool,
     pub(crate) body: Body,
 }
 
@@ -65,6 +68,7 @@ impl Object {
             vary: Variable::default(),
             headers: Variable::default(),
             esidata: Mutex::new(None),
+            leaving: AtomicBool::new(false),
             body: Body::default(),
         }
     }
@@ -248,6 +252,9 @@ pub(crate) unsafe extern "C" fn objfree(wrk: *mut worker, oc: *mut objcore) {
         }
         // SAFETY: the Box was leaked in `allocobj`; `object` and every other reference to it end here.
         let object = unsafe { Box::from_raw((*oc).stobj[0].priv_.cast::<Object>()) };
+        if object.leaving.into_inner() {
+            engine.account.left(object.head.size() as u64);
+        }
         object.head.free(&engine.account);
         // SAFETY: the objcore is this thread's alone; ObjFreeObj expects `stobj` to be zeroed.
         unsafe {
@@ -262,10 +269,16 @@ pub(crate) unsafe extern "C" fn objfree(wrk: *mut worker, oc: *mut objcore) {
 
 pub(crate) unsafe extern "C" fn objslim(_wrk: *mut worker, oc: *mut objcore) {
     infallible("objslim", || {
-        // SAFETY: varnishd's objcore of ours; it slims only what nobody reads (cache_obj.c, "phase 4").
+        // SAFETY: varnishd's objcore of ours. Nobody reads it: LRU_NukeOne slims what HSH_Snipe found unused, HSH_Cancel
+        // what only its own delivery, which is over, could read (cache_hash.c).
         let (engine, object) = unsafe { object_of(oc) };
         object.free_esidata(engine);
         object.body.slim(engine);
+        // SAFETY: as above; HSH_Snipe set the flag in this thread. (Set by another one meanwhile, it may be missed.)
+        let dying = u32::from(unsafe { objcore_ref(oc) }.flags) & OC_F_DYING != 0;
+        if dying && !object.leaving.swap(true, Relaxed) {
+            engine.account.leaves(object.head.size() as u64);
+        }
     });
 }
 
