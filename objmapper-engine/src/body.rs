@@ -59,7 +59,8 @@ impl Piece {
     }
 }
 
-/// What the lock protects. Held for a few instructions only: never while something blocks, never while varnishd runs.
+/// What the lock protects. Held for a few instructions, or while the kernel frees pages; never while objmapper is asked
+/// for something, and never while varnishd runs.
 #[derive(Default)]
 pub(crate) struct Inner {
     /// In order, without gaps. Only the last one grows.
@@ -82,7 +83,9 @@ pub(crate) struct Inner {
     pub(crate) publishing: bool,
     /// It could not be published, and could not be kept.
     pub(crate) lost: bool,
-    /// A final iteration gave back the bytes before this.
+    /// Its loss is counted.
+    pub(crate) loss_counted: bool,
+    /// A final iteration gave back the draft's bytes before this.
     given_back: u64,
 }
 
@@ -133,6 +136,8 @@ pub enum NoSpan {
     End,
     /// The body cannot be had any more.
     Lost(std::io::Error),
+    /// The process has no descriptors or memory left; the body itself is well.
+    NotNow(std::io::Error),
     /// The body is there but cannot be mapped: read it with [`Body::read_at`].
     Unmapped,
 }
@@ -243,6 +248,7 @@ impl Body {
                 engine.free_piece(chunk);
             }
         }
+        // While the writer has the draft in its hands this is put off: the next call begins where the last one ended.
         if let Some(writing) = &mut inner.writing {
             let from = inner.given_back;
             let to = offset.min(writing.in_file());
@@ -251,9 +257,21 @@ impl Body {
                 counters::sub(&engine.counters.g_body_bytes, to - from);
                 writing.punch(engine, from, to);
                 writing.gave_back(to - from);
+                inner.given_back = to;
             }
         }
-        inner.given_back = inner.given_back.max(offset);
+    }
+
+    /// A reader found the body lost, and will have its object leave the cache: counts it, once.
+    pub fn count_loss(&self, engine: &Engine) {
+        let stored = {
+            let mut inner = self.inner.lock();
+            if std::mem::replace(&mut inner.loss_counted, true) {
+                return;
+            }
+            inner.stored.clone()
+        };
+        engine.count_loss(stored.as_ref());
     }
 
     /// Nothing more will be written: gives back the surplus. Only the writer calls this, once.

@@ -41,10 +41,13 @@ pub struct Counters {
     pub g_happy: AtomicU64,
     /// Bodies opened again
     ///
-    /// The descriptor had been closed to stay below 'fds', or never been needed.
+    /// A body that is published stays open at first. Its descriptor had been closed since, to stay below 'fds' or
+    /// because the process ran out of descriptors.
     #[counter]
     pub c_opened: AtomicU64,
-    /// Bodies mapped again
+    /// Bodies mapped
+    ///
+    /// The first time that a cached body is read, and again after its mapping was dropped.
     #[counter]
     pub c_mapped: AtomicU64,
     /// Descriptors closed to stay below 'fds'
@@ -85,7 +88,7 @@ pub struct Counters {
     pub c_lost: AtomicU64,
     /// Bodies that could not be published
     ///
-    /// They are delivered to who waits for them and then leave the cache.
+    /// They are delivered to who waits for them, and leave the cache at once.
     #[counter]
     pub c_publish_failed: AtomicU64,
     /// Connections to objmapper lost

@@ -113,6 +113,23 @@ impl Writing {
         Some(writing)
     }
 
+    /// A complete body of `len` accounted bytes that could not be published.
+    fn orphan(map: MmapRaw, len: u64) -> Writing {
+        Writing {
+            storage: Storage::Orphan,
+            reserved: len,
+            given_back: 0,
+            file_size: len,
+            hint: len,
+            window: Arc::new(map),
+            window_start: 0,
+            piece_start: 0,
+            populated: len,
+            shown: true,
+            ends_at: None,
+        }
+    }
+
     /// Bytes of room in total.
     pub(crate) fn reserved(&self) -> u64 {
         self.reserved
@@ -187,16 +204,13 @@ impl Writing {
         let end = page_ceil(to).min(self.window_start + self.window.len() as u64);
         let Storage::Draft(draft) = &self.storage else { return None };
         let allocated = if draft.is_in_memory() {
-            fallocate(draft.file(), FallocateFlags::empty(), start as i64, end.saturating_sub(start) as i64)
-                .map_err(std::io::Error::from)
+            let len = end.saturating_sub(start);
+            uninterrupted(|| Ok(fallocate(draft.file(), FallocateFlags::empty(), start as i64, len as i64)?))
         } else {
             let size = self.file_size.max(end);
             set_size(draft.file(), size).and_then(|()| {
-                self.window.advise_range(
-                    Advice::PopulateWrite,
-                    (start - self.window_start) as usize,
-                    end.saturating_sub(start) as usize,
-                )
+                let (at, len) = ((start - self.window_start) as usize, end.saturating_sub(start) as usize);
+                uninterrupted(|| self.window.advise_range(Advice::PopulateWrite, at, len))
             })
         };
         match allocated {
@@ -235,19 +249,20 @@ impl Writing {
     /// Gives the surplus behind `len` back.
     pub(crate) fn trim(&mut self, engine: &Engine, len: u64) {
         let len = self.ends_at.unwrap_or(len);
-        let surplus = self.reserved.saturating_sub(len);
-        if surplus > 0 {
-            engine.account.shrink(surplus);
-            counters::sub(&engine.counters.g_body_bytes, surplus);
-            self.reserved = len;
-        }
         if let Storage::Draft(draft) = &mut self.storage {
             // Readers are below `len`: nobody touches the pages that go.
             match set_size(draft.file(), len) {
                 Ok(()) => self.file_size = len,
                 Err(error) => engine.file_error("trimming a body", &error),
             }
-            engine.reserve(draft, len);
+            engine.reserve_less(draft, len);
+        }
+        // After objmapper's: what this allows somebody, objmapper must not refuse.
+        let surplus = self.reserved.saturating_sub(len);
+        if surplus > 0 {
+            engine.account.shrink(surplus);
+            counters::sub(&engine.counters.g_body_bytes, surplus);
+            self.reserved = len;
         }
     }
 
@@ -259,24 +274,37 @@ impl Writing {
             return;
         }
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        if let Err(errno) = fallocate(draft.file().as_fd(), flags, from as i64, (to - from) as i64) {
-            engine.file_error("giving back a body's pages", &errno.into());
+        let punched = uninterrupted(|| Ok(fallocate(draft.file().as_fd(), flags, from as i64, (to - from) as i64)?));
+        if let Err(error) = punched {
+            engine.file_error("giving back a body's pages", &error);
         }
     }
 
     /// The body is not wanted any more.
     pub(crate) fn discard(self, engine: &Engine) {
-        engine.lost_draft(self.reserved - self.given_back);
+        let outstanding = self.reserved - self.given_back;
         drop(self.window);
         if let Storage::Draft(draft) = self.storage {
             draft.abort();
+        }
+        // After objmapper's, as in `trim`.
+        engine.lost_draft(outstanding);
+    }
+}
+
+/// Calls again what a signal interrupted: none of these calls may wait for somebody else.
+fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            other => return other,
         }
     }
 }
 
 fn set_size(file: &File, size: u64) -> std::io::Result<()> {
     let size = i64::try_from(size).map_err(std::io::Error::other)?;
-    Ok(ftruncate(file, size)?)
+    uninterrupted(|| Ok(ftruncate(file, size)?))
 }
 
 fn map_window(file: &File, start: u64, len: u64) -> std::io::Result<MmapRaw> {
@@ -301,13 +329,16 @@ pub(crate) fn settle(body: &Body, engine: &Engine, owner: usize) -> bool {
         }
         Publishing::Body(writing, len) => (writing, len),
     };
+    // Readers wait from here on: whatever happens, they are woken.
+    let _awaited = Awaited(body);
     let outcome = publish(engine, writing, len, owner);
     let mut inner = body.lock();
     inner.publishing = false;
-    let published = match outcome {
-        Ok(stored) => {
+    match outcome {
+        Ok((stored, kept)) => {
             inner.stored = Some(stored);
-            true
+            inner.loss_counted = !kept;
+            kept
         }
         Err(Some(orphan)) => {
             let place = Place::Window { map: orphan.window.clone(), offset: 0 };
@@ -317,12 +348,26 @@ pub(crate) fn settle(body: &Body, engine: &Engine, owner: usize) -> bool {
         }
         Err(None) => {
             inner.lost = true;
+            inner.loss_counted = true;
             false
         }
-    };
-    drop(inner);
-    body.notify_published();
-    published
+    }
+}
+
+/// A body whose readers wait for the end of its publication.
+struct Awaited<'a>(&'a Body);
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.0.lock();
+        if inner.publishing {
+            // A panic on the way: the draft is gone.
+            inner.publishing = false;
+            inner.lost = true;
+        }
+        drop(inner);
+        self.0.notify_published();
+    }
 }
 
 enum Publishing {
@@ -361,40 +406,53 @@ fn begin_publishing(body: &Body) -> Publishing {
     }
 }
 
-/// `Err`: the body that could not be published, or nothing if it is lost.
-fn publish(engine: &Engine, mut writing: Box<Writing>, len: u64, owner: usize) -> Result<Stored, Option<Box<Writing>>> {
+/// `Ok`: and is it to stay in the cache? `Err`: the body that could not be published, or nothing if it is lost.
+fn publish(
+    engine: &Engine,
+    mut writing: Box<Writing>,
+    len: u64,
+    owner: usize,
+) -> Result<(Stored, bool), Option<Box<Writing>>> {
+    if writing.reserved != len || writing.file_size != len {
+        // A fetch that ended without saying so.
+        writing.trim(engine, len);
+    }
     let outstanding = writing.reserved - writing.given_back;
-    let Storage::Draft(draft) = writing.storage else { return Err(Some(writing)) };
-    drop(writing.window);
-    let read_only = match reopen_read_only(draft.file()) {
-        Ok(file) => file,
+    let Storage::Draft(draft) = std::mem::replace(&mut writing.storage, Storage::Orphan) else {
+        return Err(Some(writing));
+    };
+    let reopened = reopen_read_only(draft.file())
+        .or_else(|error| if engine.relieve(&error) { reopen_read_only(draft.file()) } else { Err(error) });
+    let orphaned = match reopened {
+        Ok(read_only) => {
+            let Writing { window, .. } = *writing;
+            drop(window);
+            if let Some(stored) = engine.publish(draft, len) {
+                counters::sub(&engine.counters.g_writing, 1);
+                counters::add(&engine.counters.c_published, 1);
+                let kept = engine.remember(&stored, read_only, owner);
+                return Ok((stored, kept));
+            }
+            map_orphan(&read_only, len)
+        }
         Err(error) => {
             engine.file_error("opening a complete body", &error);
-            draft.abort();
-            engine.lost_draft(outstanding);
-            return Err(None);
+            map_orphan(draft.file(), len)
         }
     };
-    if let Some(stored) = engine.publish(draft, len) {
-        counters::sub(&engine.counters.g_writing, 1);
-        counters::add(&engine.counters.c_published, 1);
-        engine.remember(&stored, read_only, owner);
-        return Ok(stored);
-    }
     counters::add(&engine.counters.c_publish_failed, 1);
-    let mapped = usize::try_from(len)
-        .map_err(std::io::Error::other)
-        .and_then(|len| MmapOptions::new().len(len).map_raw_read_only(&read_only));
-    match mapped {
-        Ok(map) => {
-            writing.window = Arc::new(map);
-            writing.storage = Storage::Orphan;
-            Err(Some(writing))
-        }
+    match orphaned {
+        Ok(map) => Err(Some(Box::new(Writing::orphan(map, outstanding)))),
         Err(error) => {
             engine.file_error("mapping a body that could not be published", &error);
             engine.lost_draft(outstanding);
             Err(None)
         }
     }
+}
+
+/// All of a complete body, read-only. The mapping keeps the file.
+fn map_orphan(file: &File, len: u64) -> std::io::Result<MmapRaw> {
+    let len = usize::try_from(len).map_err(std::io::Error::other)?;
+    MmapOptions::new().len(len).map_raw_read_only(file)
 }

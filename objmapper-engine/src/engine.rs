@@ -102,6 +102,13 @@ impl Engine {
         }
     }
 
+    /// Lowers a draft's reservation. The body is complete: that objmapper can't says nothing of where it lives.
+    pub(crate) fn reserve_less(&self, draft: &mut Draft, length: u64) {
+        if let Err(failure) = self.backing.reserve(draft, length) {
+            self.count_failure(&failure);
+        }
+    }
+
     /// Publishes a draft; `None` is counted.
     pub(crate) fn publish(&self, draft: Draft, length: u64) -> Option<Stored> {
         let key = self.next_key.fetch_add(1, Relaxed);
@@ -141,14 +148,21 @@ impl Engine {
         self.state_log.fails(&format!("bodies stay in heap: {failure}"));
     }
 
-    /// Something went wrong with a body's file.
-    pub(crate) fn file_error(&self, what: &str, error: &io::Error) {
-        counters::add(&self.counters.c_err_io, 1);
-        if ran_out(error) {
-            // What is only kept open is given up for what is needed.
+    /// If descriptors or mappings ran out, those that are only kept for later are given up for what is needed now.
+    /// `true`: it may be worth another try.
+    pub(crate) fn relieve(&self, error: &io::Error) -> bool {
+        let out = ran_out(error);
+        if out {
             self.fds.clear();
             self.maps.clear();
         }
+        out
+    }
+
+    /// Something went wrong with a body's file.
+    pub(crate) fn file_error(&self, what: &str, error: &io::Error) {
+        counters::add(&self.counters.c_err_io, 1);
+        self.relieve(error);
         self.state_log.fails(&format!("{what}: {error}"));
     }
 
@@ -173,13 +187,28 @@ impl Engine {
         chunk.free(&self.account);
     }
 
-    /// A body of `owner`'s was just published: who asks for it next finds it open.
-    pub(crate) fn remember(&self, stored: &Stored, file: File, owner: usize) {
+    /// A body of `owner`'s was just published: who asks for it next finds it open. `false`: it is lost already.
+    pub(crate) fn remember(&self, stored: &Stored, file: File, owner: usize) -> bool {
+        let mut lost = false;
         if let Some(whereabouts) = stored.whereabouts() {
             self.registry.enter(stored.key, whereabouts, owner);
+            // The verdict may have been carried out before it was entered.
+            lost = self.house.condemns(whereabouts);
+            if lost {
+                self.count_loss(Some(stored));
+            }
         }
         self.fds.insert(stored.key, Arc::new(file));
         self.show_caches();
+        !lost
+    }
+
+    /// A body is lost; its object will leave the cache. Does nothing if a sweep has named its owner before.
+    pub(crate) fn count_loss(&self, stored: Option<&Stored>) {
+        let registered = stored.filter(|stored| stored.whereabouts().is_some());
+        if registered.is_none_or(|stored| self.registry.remove(stored.key)) {
+            counters::add(&self.counters.c_lost, 1);
+        }
     }
 
     /// A published body of `len` bytes is not wanted any more. Afterwards, [`Engine::sweep`] does not name its owner.
@@ -212,6 +241,8 @@ impl Engine {
         let (lost, made) = self.backing.connection_counts();
         c.c_disconnects.store(lost, Relaxed);
         c.c_reconnects.store(made, Relaxed);
+        // Two threads that show them at once may have left the older number.
+        self.show_caches();
     }
 
     fn show_caches(&self) {
@@ -224,15 +255,9 @@ impl Engine {
 
     fn file(&self, stored: &Stored) -> io::Result<Arc<File>> {
         self.fds.get_or_open(stored.key, || {
-            let opened = match stored.open() {
-                Err(error) if ran_out(&error) => {
-                    self.fds.clear();
-                    stored.open()
-                }
-                other => other,
-            };
+            let file = stored.open().or_else(|error| if self.relieve(&error) { stored.open() } else { Err(error) })?;
             counters::add(&self.counters.c_opened, 1);
-            opened
+            Ok(file)
         })
     }
 
@@ -244,13 +269,14 @@ impl Engine {
         let map = self.maps.get_or_open(stored.key, || {
             let file = self.file(stored).map_err(|error| {
                 self.file_error("opening a cached body", &error);
-                NoSpan::Lost(error)
+                if ran_out(&error) { NoSpan::NotNow(error) } else { NoSpan::Lost(error) }
             })?;
-            counters::add(&self.counters.c_mapped, 1);
-            BodyMap::new(&file, len).map_err(|error| {
+            let map = BodyMap::new(&file, len).map_err(|error| {
                 self.file_error("mapping a cached body", &error);
                 if error.kind() == io::ErrorKind::UnexpectedEof { NoSpan::Lost(error) } else { NoSpan::Unmapped }
-            })
+            })?;
+            counters::add(&self.counters.c_mapped, 1);
+            Ok(map)
         });
         self.show_caches();
         map

@@ -30,19 +30,21 @@ impl Registry {
         self.shard(key).lock().insert(key, Registered { whereabouts, owner });
     }
 
-    /// Afterwards no [`Registry::sweep`] names the body's owner.
-    pub(crate) fn remove(&self, key: u64) {
-        self.shard(key).lock().remove(&key);
+    /// Afterwards no [`Registry::sweep`] names the body's owner. Was it there, or had a sweep named it before?
+    pub(crate) fn remove(&self, key: u64) -> bool {
+        self.shard(key).lock().remove(&key).is_some()
     }
 
-    /// Names the owner of every lost body, under the lock that keeps it from being freed meanwhile.
+    /// Names the owner of every lost body, once, under the lock that keeps it from being freed meanwhile.
     pub(crate) fn sweep(&self, verdict: Verdict, mut lost: impl FnMut(usize)) {
         for shard in &self.shards {
-            for registered in shard.lock().values() {
-                if verdict.applies_to(registered.whereabouts) {
+            shard.lock().retain(|_, registered| {
+                let applies = verdict.applies_to(registered.whereabouts);
+                if applies {
                     lost(registered.owner);
                 }
-            }
+                !applies
+            });
         }
     }
 }
@@ -52,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_verdict_names_the_lost_and_only_them() {
+    fn a_verdict_names_the_lost_and_only_them_and_once() {
         let registry = Registry::default();
         let at = |session, memory_epoch| Whereabouts { session, memory_epoch };
         registry.enter(1, at(1, Some(0)), 11);
@@ -65,11 +67,12 @@ mod tests {
             owners.sort_unstable();
             owners
         };
-        assert_eq!(named(Verdict::SessionsBefore(2)), [11, 12]);
+        registry.enter(5, at(1, Some(0)), 15);
+        assert!(registry.remove(5) && !registry.remove(5));
         assert_eq!(named(Verdict::MemoryBefore(1)), [11]);
-        assert_eq!(named(Verdict::MemoryBefore(2)), [11, 13]);
-        registry.remove(1);
-        registry.remove(1);
-        assert_eq!(named(Verdict::SessionsBefore(3)), [12, 13, 14]);
+        assert_eq!(named(Verdict::MemoryBefore(1)), [0; 0]);
+        assert_eq!(named(Verdict::SessionsBefore(2)), [12]);
+        assert_eq!(named(Verdict::MemoryBefore(2)), [13]);
+        assert_eq!(named(Verdict::SessionsBefore(3)), [14]);
     }
 }

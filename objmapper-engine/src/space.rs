@@ -37,11 +37,22 @@ pub(crate) fn space(
                 return room;
             }
             Err(Refused) => {
-                let mut inner = body.lock();
-                inner.heap_only = true;
-                if let Some(writing) = &mut inner.writing {
-                    writing.end_at(len);
-                    counters::add(&engine.counters.c_mixed, 1);
+                let unused = {
+                    let mut inner = body.lock();
+                    inner.heap_only = true;
+                    let in_use = inner.pieces.iter().any(|piece| matches!(piece.place, Place::Window { .. }));
+                    match &mut inner.writing {
+                        Some(writing) if in_use => {
+                            writing.end_at(len);
+                            counters::add(&engine.counters.c_mixed, 1);
+                            None
+                        }
+                        // It failed before it held a byte of the body.
+                        _ => inner.writing.take(),
+                    }
+                };
+                if let Some(writing) = unused {
+                    writing.discard(engine);
                 }
             }
         }

@@ -297,3 +297,23 @@ fn a_final_iteration_gives_back_what_it_read() {
         assert_eq!((f.engine.account.used(), f.stored()), (0, 0));
     }
 }
+
+#[test]
+fn what_a_final_iteration_cannot_give_back_while_the_writer_works_it_gives_back_later() {
+    let f = fixture(Options { size: 2 << 20, threshold: 0, ..Options::default() }, 64 << 20);
+    let body = Body::default();
+    assert!(f.write(&body, 2 << 20, true, CHUNK));
+    // The limit is reached: the writer looks for room, and meanwhile the reader is done with half of the body.
+    let mut asked = 0;
+    let room = body.space(&f.engine, CHUNK, false, LIMITS, &mut || {
+        body.give_back(&f.engine, 1 << 20);
+        asked += 1;
+        false
+    });
+    assert!(room.is_none());
+    assert_eq!((asked, f.engine.account.used()), (1, 2 << 20));
+    body.give_back(&f.engine, (1 << 20) + 1);
+    assert_eq!(f.engine.account.used(), (1 << 20) - 1);
+    body.slim(&f.engine);
+    assert_eq!((f.engine.account.used(), f.stored()), (0, 0));
+}

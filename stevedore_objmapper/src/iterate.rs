@@ -8,7 +8,6 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::null;
 
 use objmapper_engine::body::{NoSpan, Span};
-use objmapper_engine::counters;
 use objmapper_engine::engine::Engine;
 use varnish_stevedore_sys::bindings::{BOS_FAILED, BOS_FINISHED, OBJ_ITER_END, OBJ_ITER_FLUSH, ObjWaitExtend};
 use varnish_stevedore_sys::functions::{HSH_DerefBoc, HSH_Kill, HSH_RefBoc};
@@ -74,7 +73,7 @@ pub(crate) unsafe extern "C" fn objiterator(
         let kept = !sink.saw_draft || object.body.reader_done(engine, oc.expose_provenance());
         if !kept || matches!(result, Err(Lost)) {
             if kept {
-                counters::add(&engine.counters.c_lost, 1);
+                object.body.count_loss(engine);
             }
             // SAFETY: the caller's reference to the objcore.
             unsafe { HSH_Kill(oc) };
@@ -98,7 +97,9 @@ fn cached(engine: &Engine, object: &Object, sink: &mut Sink, is_final: bool) -> 
                 (len, span.total, sink.send_span(flush | end, &span, len))
             }
             Err(NoSpan::Unmapped) => read(engine, object, sink, offset)?,
-            Err(NoSpan::End) => return Ok(0),
+            // Empty, or given back by a final iteration before this one.
+            Err(NoSpan::End) if offset == 0 => return Ok(0),
+            Err(NoSpan::End | NoSpan::NotNow(_)) => return Ok(-1),
             Err(NoSpan::Lost(_)) => return Err(Lost),
         };
         offset += len as u64;
