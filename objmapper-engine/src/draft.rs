@@ -11,7 +11,7 @@ use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::sys::stat::Mode;
 use nix::unistd::ftruncate;
 
-use crate::backing::{Draft, Stored};
+use crate::backing::{Draft, Room, Stored};
 use crate::body::{Body, Inner, Piece, Place};
 use crate::counters;
 use crate::engine::Engine;
@@ -71,7 +71,7 @@ impl Writing {
     /// Begins a draft of `reserved` bytes (of `hint` in the end), and copies the `len` bytes of heap there.
     /// `None`: objmapper can't; this is counted.
     pub(crate) fn begin(engine: &Engine, body: &Body, hint: u64, reserved: u64, len: u64) -> Option<Box<Writing>> {
-        let draft = engine.create_draft(hint.max(reserved))?;
+        let draft = engine.create_draft(Room { granted: reserved, expected: hint })?;
         let window_len = hint.max(reserved).max(if hint > reserved { 0 } else { FIRST_WINDOW });
         let window = match map_window(draft.file(), 0, window_len) {
             Ok(window) => Arc::new(window),
@@ -153,7 +153,7 @@ impl Writing {
     pub(crate) fn grow(&mut self, engine: &Engine, bytes: u64) -> bool {
         let Storage::Draft(draft) = &mut self.storage else { return false };
         let reserved = self.reserved + bytes;
-        if !engine.reserve(draft, reserved.max(self.hint)) {
+        if !engine.reserve(draft, Room { granted: reserved, expected: self.hint }) {
             return false;
         }
         self.reserved = reserved;

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use objmapper_client::Cache;
 
 use crate::account::Account;
-use crate::backing::{Backing, Draft, Failure, Stored};
+use crate::backing::{Backing, Draft, Failure, Room, Stored};
 use crate::body::NoSpan;
 use crate::counters::{self, Counters};
 use crate::heap::HeapChunk;
@@ -78,8 +78,8 @@ impl Engine {
     }
 
     /// A new draft, or `None`: the body stays in heap, which is counted under its reason.
-    pub(crate) fn create_draft(&self, length: u64) -> Option<Draft> {
-        match self.backing.create(length) {
+    pub(crate) fn create_draft(&self, room: Room) -> Option<Draft> {
+        match self.backing.create(room) {
             Ok(draft) => {
                 self.state_log.works();
                 Some(draft)
@@ -92,8 +92,8 @@ impl Engine {
     }
 
     /// Sets a draft's reservation; `false` is counted.
-    pub(crate) fn reserve(&self, draft: &mut Draft, length: u64) -> bool {
-        match self.backing.reserve(draft, length) {
+    pub(crate) fn reserve(&self, draft: &mut Draft, room: Room) -> bool {
+        match self.backing.reserve(draft, room) {
             Ok(()) => true,
             Err(failure) => {
                 self.count_fallback(&failure);
@@ -104,7 +104,7 @@ impl Engine {
 
     /// Lowers a draft's reservation. The body is complete: that objmapper can't says nothing of where it lives.
     pub(crate) fn reserve_less(&self, draft: &mut Draft, length: u64) {
-        if let Err(failure) = self.backing.reserve(draft, length) {
+        if let Err(failure) = self.backing.reserve(draft, Room { granted: length, expected: 0 }) {
             self.count_failure(&failure);
         }
     }

@@ -204,9 +204,9 @@ fn trim_heap(inner: &mut Inner, engine: &Engine) {
     counters::add(&engine.counters.g_heap_pieces, 1);
     counters::add(&engine.counters.g_heap_bytes, len as u64);
     exact.copy_from(chunk);
-    if let Some(piece) = inner.pieces.last_mut() {
-        if let Place::Heap(surplus) = std::mem::replace(&mut piece.place, Place::Heap(exact)) {
-            inner.retired.push(surplus);
-        }
+    if let Some(piece) = inner.pieces.last_mut()
+        && let Place::Heap(surplus) = std::mem::replace(&mut piece.place, Place::Heap(exact))
+    {
+        inner.retired.push(surplus);
     }
 }

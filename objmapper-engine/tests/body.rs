@@ -12,7 +12,7 @@ use objmapper_engine::counters::Counters;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::house::House;
 use objmapper_engine::options::Options;
-use objmapper_server::store::{MemoryTier, Store, StoreConfig, TierKind};
+use objmapper_server::store::{MemoryMount, MemoryTier, MountAccess, Store, StoreConfig, TierKind};
 
 const CHUNK: usize = 16 << 10;
 const LIMITS: ChunkLimits = ChunkLimits { chunk: CHUNK, max: 256 << 20 };
@@ -24,11 +24,11 @@ struct Fixture {
 }
 
 fn fixture(options: Options, store_limit: u64) -> Fixture {
-    let config = StoreConfig {
-        memory: Some(MemoryTier { limit: store_limit, mount: None }),
-        session_grace: Duration::ZERO,
-        ..StoreConfig::default()
-    };
+    fixture_on(options, MemoryTier { limit: store_limit, mount: None })
+}
+
+fn fixture_on(options: Options, memory: MemoryTier) -> Fixture {
+    let config = StoreConfig { memory: Some(memory), session_grace: Duration::ZERO, ..StoreConfig::default() };
     let store = Store::open(config).unwrap();
     let backing = Backing::Embedded(Embedded::new(&store, TierKind::Memory).unwrap());
     let sma: &'static SmaCounters = Box::leak(Box::default());
@@ -314,6 +314,81 @@ fn what_a_final_iteration_cannot_give_back_while_the_writer_works_it_gives_back_
     assert_eq!((asked, f.engine.account.used()), (1, 2 << 20));
     body.give_back(&f.engine, (1 << 20) + 1);
     assert_eq!(f.engine.account.used(), (1 << 20) - 1);
+    body.slim(&f.engine);
+    assert_eq!((f.engine.account.used(), f.stored()), (0, 0));
+}
+
+#[test]
+fn a_body_that_evicts_on_its_way_in_finds_the_store_with_room() {
+    // The store holds hardly more than the limit allows, as the embedded one does.
+    let f = fixture(Options { size: 8 << 20, ..Options::default() }, 9 << 20);
+    let mut cached: Vec<Body> = (0..8).map(|_| f.fetch(1 << 20, true, true)).collect();
+    let body = Body::default();
+    let mut done = 0;
+    while done < 6 << 20 {
+        let want = (6 << 20) - done;
+        let room = body.space(&f.engine, want, true, LIMITS, &mut || match cached.pop() {
+            Some(oldest) => {
+                oldest.slim(&f.engine);
+                true
+            }
+            None => false,
+        });
+        let Some((_, room)) = room else { panic!("no room after {done} bytes") };
+        body.extend(room.min(want) as u64);
+        done += room.min(want);
+    }
+    body.trim(&f.engine);
+    assert!(body.settle(&f.engine, true, 0));
+    assert_eq!((f.counter(|c| &c.c_fallback_full), f.counter(|c| &c.g_heap_pieces)), (0, 0));
+    assert!(body.describe().object.is_some());
+    body.slim(&f.engine);
+    cached.iter().for_each(|body| body.slim(&f.engine));
+    assert_eq!((f.engine.account.used(), f.stored()), (0, 0));
+}
+
+#[test]
+fn a_draft_that_fails_before_its_first_byte_costs_nothing() {
+    // The store allows more than its file system has.
+    let mount = MemoryMount::new(1 << 20, MountAccess::AnyUser).unwrap();
+    if mount.kind() == objmapper_server::store::MountKind::SharedMemoryDirectory {
+        eprintln!("not tested: no file system of our own can be mounted here");
+        return;
+    }
+    let f = fixture_on(Options::default(), MemoryTier { limit: 1 << 40, mount: Some(mount) });
+    let mut filler = Vec::new();
+    while f.counter(|c| &c.c_fallback_error) == 0 {
+        filler.push(f.fetch(900_000, true, true));
+        assert!(filler.len() < 10_000, "the file system has no limit");
+    }
+    let fell_back = filler.last().unwrap();
+    f.check(fell_back, 900_000);
+    let in_store = filler.len() as u64 - 1 - f.counter(|c| &c.c_mixed);
+    assert_eq!(f.counter(|c| &c.g_writing), f.counter(|c| &c.c_mixed));
+    assert_eq!(f.counter(|c| &c.g_bodies), in_store + f.counter(|c| &c.c_mixed));
+    assert_eq!(f.engine.account.used(), filler.len() as u64 * 900_000);
+    // The next one finds not even a page.
+    let whole = f.counter(|c| &c.c_mixed);
+    let next = f.fetch(900_000, true, true);
+    f.check(&next, 900_000);
+    assert_eq!((f.counter(|c| &c.c_mixed), f.counter(|c| &c.g_writing)), (whole, whole));
+    next.slim(&f.engine);
+    for body in &filler {
+        body.slim(&f.engine);
+    }
+    assert_eq!((f.engine.account.used(), f.stored(), f.counter(|c| &c.g_writing)), (0, 0, 0));
+}
+
+#[test]
+fn a_fetch_that_ends_without_a_trim_is_published_all_the_same() {
+    let f = unlimited();
+    let body = Body::default();
+    assert!(f.write(&body, 100_000, true, 10_000));
+    let (_, room) = body.space(&f.engine, 1 << 20, true, LIMITS, &mut || false).unwrap();
+    assert!(room > 0 && f.engine.account.used() > 100_000);
+    assert!(body.settle(&f.engine, true, 0));
+    assert_eq!((f.engine.account.used(), f.counter(|c| &c.c_published)), (100_000, 1));
+    f.check(&body, 100_000);
     body.slim(&f.engine);
     assert_eq!((f.engine.account.used(), f.stored()), (0, 0));
 }

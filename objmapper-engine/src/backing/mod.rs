@@ -116,6 +116,19 @@ impl Draft {
     }
 }
 
+/// How many bytes a draft may need in total.
+///
+/// An objmapperd is asked for all that is expected: that is one round trip, and a body that does not fit there goes to
+/// heap as a whole. The store in this process is asked for what the storage's limit has granted so far and no more,
+/// because what the limit grants later is evicted later: for all of it the store would be full.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// Granted by the storage's limit.
+    pub(crate) granted: u64,
+    /// Announced by the origin; less than `granted` says nothing.
+    pub(crate) expected: u64,
+}
+
 /// One of the two.
 pub enum Backing {
     /// The store is in this process.
@@ -125,19 +138,19 @@ pub enum Backing {
 }
 
 impl Backing {
-    /// A new private file, with `length` bytes reserved.
-    pub(crate) fn create(&self, length: u64) -> Result<Draft, Failure> {
+    /// A new private file, with room reserved.
+    pub(crate) fn create(&self, room: Room) -> Result<Draft, Failure> {
         match self {
-            Backing::Embedded(store) => store.create(length),
-            Backing::Remote(store) => store.create(length),
+            Backing::Embedded(store) => store.create(room.granted),
+            Backing::Remote(store) => store.create(room.expected.max(room.granted)),
         }
     }
 
-    /// Sets a draft's reservation to `length` bytes in total.
-    pub(crate) fn reserve(&self, draft: &mut Draft, length: u64) -> Result<(), Failure> {
+    /// Sets a draft's reservation.
+    pub(crate) fn reserve(&self, draft: &mut Draft, room: Room) -> Result<(), Failure> {
         match &mut draft.handle {
-            Handle::Embedded(handle) => handle.reserve(length),
-            Handle::Remote(handle) => handle.reserve(length),
+            Handle::Embedded(handle) => handle.reserve(room.granted),
+            Handle::Remote(handle) => handle.reserve(room.expected.max(room.granted)),
         }
     }
 
