@@ -248,6 +248,8 @@ fn a_stalled_store_is_given_up_and_comes_back() {
     client.wait_connected(PATIENCE).unwrap();
     assert!(client.lookup(&uri("/a"), Want::ENTRY).unwrap().is_some());
     let instance = Token([1; 16]);
+    // The listener is told after those who wait.
+    eventually("the last event", || events.lock().unwrap().len() >= 3);
     assert_eq!(
         *events.lock().unwrap(),
         [

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
+use objmapper_client::{Client, Stat};
 
 use crate::artefacts;
 use crate::process::Process;
@@ -14,13 +15,23 @@ use crate::process::Process;
 pub struct Objmapperd {
     process: Option<Process>,
     dir: PathBuf,
-    memory: String,
+    tiers: Vec<String>,
 }
 
 impl Objmapperd {
     /// Starts one with its socket and log in `dir` and a memory tier of `memory` (`1g`).
     pub fn start(dir: &Path, memory: &str) -> Result<Self> {
-        let mut daemon = Self { process: None, dir: dir.to_owned(), memory: memory.to_owned() };
+        Self::with_tiers(dir, vec!["--memory".to_owned(), memory.to_owned()])
+    }
+
+    /// Starts one with a disk tier of `size` alone, in the directory `store` below `dir`.
+    pub fn start_on_disk(dir: &Path, size: &str) -> Result<Self> {
+        let store = dir.join("store").display().to_string();
+        Self::with_tiers(dir, vec!["--dir".to_owned(), store, "--disk".to_owned(), size.to_owned()])
+    }
+
+    fn with_tiers(dir: &Path, tiers: Vec<String>) -> Result<Self> {
+        let mut daemon = Self { process: None, dir: dir.to_owned(), tiers };
         daemon.start_again()?;
         Ok(daemon)
     }
@@ -28,6 +39,14 @@ impl Objmapperd {
     /// The socket's path.
     pub fn socket(&self) -> PathBuf {
         self.dir.join("objm.sock")
+    }
+
+    /// What it says of itself.
+    pub fn stat(&self) -> Result<Stat> {
+        let client = Client::builder(self.socket()).connections(1).connect()?;
+        let stat = client.stat()?;
+        client.detach()?;
+        Ok(stat)
     }
 
     /// The process id, while it runs.
@@ -50,7 +69,7 @@ impl Objmapperd {
         // varnishd's child has another uid than we, so the socket is open to everybody: it lies in a
         // directory of this test alone.
         command.arg("--socket").arg(&socket).args(["--socket-mode", "0666"]);
-        command.args(["--memory", &self.memory]);
+        command.args(&self.tiers);
         let mut process = Process::start("objmapperd", &mut command, &self.dir.join("objmapperd.log"))?;
         process.wait_ready(|| Ok(UnixStream::connect(&socket).is_ok()))?;
         self.process = Some(process);

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::arrangement::Arrangement;
+use crate::artefacts;
 use crate::process::Process;
 
 /// What a varnishd is started with.
@@ -20,6 +21,17 @@ pub struct Options<'a> {
     pub vcl: &'a str,
     /// Parameters, `name=value`.
     pub parameters: &'a [&'a str],
+    /// As whom it runs; `None`: as we do, with varnishd's own jail.
+    pub user: Option<User>,
+}
+
+/// An ordinary user, for a varnishd without a jail.
+#[derive(Debug, Clone, Copy)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
 }
 
 /// A running varnishd, manager and child. Stopped when dropped.
@@ -36,9 +48,26 @@ impl Varnishd {
         let vcl = dir.join("test.vcl");
         std::fs::write(&vcl, options.vcl)?;
         let workdir = dir.join("v");
-        let mut command = Command::new("varnishd");
+        let mut load = options.arrangement.load_argument()?;
+        let mut command = match options.user {
+            None => Command::new("varnishd"),
+            Some(user) => {
+                std::fs::create_dir(&workdir)?;
+                std::os::unix::fs::chown(&workdir, Some(user.uid), Some(user.gid))?;
+                if options.arrangement.has_engine() {
+                    // An ordinary user may not see where we are built.
+                    let copy = dir.join("libstevedore_objmapper.so");
+                    std::fs::copy(artefacts::engine()?, &copy)?;
+                    load = format!("-E{}", copy.display());
+                }
+                // No groups, and no capability to win back.
+                let mut command = Command::new("setpriv");
+                command.arg(format!("--reuid={}", user.uid)).arg(format!("--regid={}", user.gid));
+                command.args(["--clear-groups", "--no-new-privs", "--inh-caps=-all", "varnishd", "-jnone"]);
+                command
+            }
+        };
         command.arg("-F").arg("-n").arg(&workdir).args(["-a", "127.0.0.1:0", "-f"]).arg(&vcl);
-        let load = options.arrangement.load_argument()?;
         if !load.is_empty() {
             command.arg(load);
         }
@@ -71,6 +100,15 @@ impl Varnishd {
     /// What the manager and the child have printed.
     pub fn output(&self) -> String {
         self.process.output()
+    }
+
+    /// Stops it as an operator does, and waits for the end; an error unless that is a success.
+    pub fn stop(self) -> Result<()> {
+        let status = self.process.stop()?;
+        if !status.success() {
+            bail!("varnishd ended with {status}");
+        }
+        Ok(())
     }
 
     /// A CLI command's answer; an error when the CLI refuses it.

@@ -1,6 +1,7 @@
 //! objmapperd is killed again and again while clients fetch and hit: varnishd's child lives on, every
 //! response is whole and right, and the engine finds the next objmapperd by itself.
 
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -31,6 +32,14 @@ struct Stage {
 
 impl Stage {
     fn set(arrangement: Arrangement) -> Result<Self> {
+        Self::with_store(arrangement, "64m", |dir| Objmapperd::start(dir, "1g"))
+    }
+
+    fn with_store(
+        arrangement: Arrangement,
+        size: &str,
+        store: impl FnOnce(&Path) -> Result<Objmapperd>,
+    ) -> Result<Self> {
         let directory = open_directory()?;
         let root = directory.path().join("site");
         std::fs::create_dir(&root)?;
@@ -38,15 +47,16 @@ impl Stage {
             site::write(&root, &size.to_string(), size as u64, size)?;
         }
         let h2o = H2o::start(directory.path(), &root)?;
-        let daemon = Objmapperd::start(directory.path(), "1g")?;
+        let daemon = store(directory.path())?;
         let (host, port) = (h2o.address().ip(), h2o.address().port());
         let varnishd = Varnishd::start(
             directory.path(),
             &Options {
                 arrangement,
-                storage: &[arrangement.storage("s0", "64m", Some(&daemon.socket()), "")],
+                storage: &[arrangement.storage("s0", size, Some(&daemon.socket()), "")],
                 vcl: &format!("vcl 4.1;\nbackend h2o {{ .host = \"{host}\"; .port = \"{port}\"; }}\n"),
                 parameters: &[],
+                user: None,
             },
         )?;
         Ok(Self { varnishd, daemon, _h2o: h2o, _directory: directory })
@@ -171,6 +181,53 @@ fn sigkill_under_load_with_the_threshold() -> Result<()> {
 #[test]
 fn sigkill_under_load_with_every_body_in_the_store() -> Result<()> {
     killed_and_started_again(Arrangement::DaemonT0)
+}
+
+/// A hit's object, by the number of the request that fetched it: the second one in X-Varnish.
+fn hit(client: &Client, varnishd: &Varnishd, size: usize) -> Result<String> {
+    let response = client.fetch(&varnishd.url(&format!("/{size}?kept")))?;
+    ensure!(response.status == 200, "{size}: status {}", response.status);
+    ensure!(response.body == site::bytes(size as u64, size), "{size}: the body differs");
+    let numbers = response.header("x-varnish").unwrap_or_default();
+    let object = numbers.split_whitespace().nth(1);
+    Ok(object.ok_or_else(|| anyhow::anyhow!("{size}: no hit: {numbers}"))?.to_owned())
+}
+
+#[test]
+fn a_disk_tier_keeps_the_session_and_every_body_through_sigkill() -> Result<()> {
+    // Room for all that the clients ask for: nothing goes because of the limit.
+    let mut stage = Stage::with_store(Arrangement::DaemonT0, "2g", |dir| Objmapperd::start_on_disk(dir, "4g"))?;
+    stage.wait_happy()?;
+    let client = Client::new();
+    for size in SIZES {
+        client.fetch(&stage.varnishd.url(&format!("/{size}?kept")))?;
+    }
+    wait_for("every body to be published", BOUND, || {
+        Ok((stage.varnishd.counter("OBJM.s0.c_published")? == SIZES.len() as u64).then_some(()))
+    })?;
+    let kept: Vec<String> = SIZES.iter().map(|size| hit(&client, &stage.varnishd, *size)).collect::<Result<_>>()?;
+    under_load(&mut stage, |daemon, varnishd, clients| {
+        for _ in 0..3 {
+            clients.wait_more(60)?;
+            daemon.kill()?;
+            happy(varnishd, 0)?;
+            clients.wait_more(60)?;
+            daemon.start_again()?;
+            happy(varnishd, 1)?;
+        }
+        clients.wait_more(60)
+    })?;
+    let now: Vec<String> = SIZES.iter().map(|size| hit(&client, &stage.varnishd, *size)).collect::<Result<_>>()?;
+    ensure!(now == kept, "fetched again: {kept:?} are now {now:?}");
+    ensure!(stage.varnishd.counter("OBJM.s0.c_lost")? == 0, "bodies were given up:\n{}", stage.varnishd.output());
+    ensure!(stage.varnishd.counter("OBJM.s0.c_reconnects")? >= 3, "it did not reconnect");
+    ensure!(!stage.varnishd.output().contains("has lost our bodies"), "{}", stage.varnishd.output());
+
+    // They are in the restarted store, pinned, and not only in files that varnishd holds open.
+    let stat = stage.daemon.stat()?;
+    let bytes: usize = SIZES.iter().sum();
+    ensure!(stat.tiers[0].pinned >= bytes as u64, "{stat:?}");
+    Ok(())
 }
 
 #[test]

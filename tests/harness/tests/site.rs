@@ -32,6 +32,7 @@ fn check(arrangement: Arrangement) -> Result<()> {
             storage: &[arrangement.storage("s0", "100m", socket.as_deref(), "")],
             vcl: &backend(&h2o),
             parameters: &[],
+            user: None,
         },
     )?;
     let client = Client::new();
