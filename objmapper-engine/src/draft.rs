@@ -149,11 +149,12 @@ impl Writing {
         self.ends_at.get_or_insert(len);
     }
 
-    /// `bytes` more were accounted. `false`: objmapper can't have them.
+    /// `bytes` more were accounted. `false`: objmapper can't have them. What a final iteration gave back is holes in
+    /// the file: such a draft is never published, and needs no reservation for them.
     pub(crate) fn grow(&mut self, engine: &Engine, bytes: u64) -> bool {
         let Storage::Draft(draft) = &mut self.storage else { return false };
         let reserved = self.reserved + bytes;
-        if !engine.reserve(draft, Room { granted: reserved, expected: self.hint }) {
+        if !engine.reserve(draft, Room { granted: reserved - self.given_back, expected: self.hint }) {
             return false;
         }
         self.reserved = reserved;
@@ -255,7 +256,7 @@ impl Writing {
                 Ok(()) => self.file_size = len,
                 Err(error) => engine.file_error("trimming a body", &error),
             }
-            engine.reserve_less(draft, len);
+            engine.reserve_less(draft, len.saturating_sub(self.given_back));
         }
         // After objmapper's: what this allows somebody, objmapper must not refuse.
         let surplus = self.reserved.saturating_sub(len);

@@ -392,3 +392,29 @@ fn a_fetch_that_ends_without_a_trim_is_published_all_the_same() {
     body.slim(&f.engine);
     assert_eq!((f.engine.account.used(), f.stored()), (0, 0));
 }
+
+#[test]
+fn a_pass_larger_than_the_storage_goes_through_it() {
+    let f = fixture(Options { size: 2 << 20, threshold: 0, ..Options::default() }, 3 << 20);
+    let body = Body::default();
+    let mut len = 0;
+    while len < 20 << 20 {
+        assert!(f.write_more(&body, len + (1 << 20)));
+        let mut offset = len;
+        while let Ok(span) = body.span(&f.engine, offset) {
+            // SAFETY: a span's bytes can be read while it lives.
+            assert_eq!(unsafe { span.ptr.as_ptr().read() }, pattern(offset));
+            offset += span.len as u64;
+            drop(span);
+            body.give_back(&f.engine, offset);
+        }
+        len += 1 << 20;
+        assert_eq!(offset, len);
+    }
+    assert_eq!((f.counter(|c| &c.c_fallback_full), f.counter(|c| &c.g_heap_pieces)), (0, 0));
+    body.trim(&f.engine);
+    assert!(body.settle(&f.engine, false, 0));
+    assert_eq!(f.engine.account.used(), 0);
+    body.slim(&f.engine);
+    assert_eq!((f.engine.account.used(), f.stored(), f.counter(|c| &c.g_writing)), (0, 0, 0));
+}
