@@ -55,23 +55,24 @@ fn fail(slot: &'static str, message: &str) -> ! {
     unsafe { VAS_Fail(slot.as_ptr(), c"stevedore_objmapper".as_ptr(), 0, text.as_ptr(), VAS_WRONG) }
 }
 
-/// varnishd's objcore, checked.
+/// varnishd's objcore, checked. A pointer and no reference: other threads change its flags and counts at any time, so
+/// that only fields may be read (through the pointer) that nobody writes meanwhile.
 ///
 /// # Safety
 /// `oc` must be null or point to readable memory of a struct's size, which varnishd guarantees for what it hands to a
-/// callback. The reference must not outlive the callback; only fields that nobody else writes meanwhile may be read.
-pub(crate) unsafe fn objcore_ref<'a>(oc: *const objcore) -> &'a objcore {
-    // SAFETY: by contract.
-    match unsafe { oc.as_ref() } {
-        Some(checked) if checked.magic == OBJCORE_MAGIC => checked,
-        _ => fail("objcore_ref", "not an objcore"),
+/// callback.
+pub(crate) unsafe fn checked_objcore(oc: *const objcore) -> *const objcore {
+    // SAFETY: by contract; nobody writes the magic number of an objcore that is referenced.
+    if oc.is_null() || unsafe { (*oc).magic } != OBJCORE_MAGIC {
+        fail("checked_objcore", "not an objcore");
     }
+    oc
 }
 
 /// varnishd's worker, checked.
 ///
 /// # Safety
-/// As for [`objcore_ref`].
+/// As for [`checked_objcore`]; it must be the calling thread's worker, which no other thread writes to.
 pub(crate) unsafe fn worker_ref<'a>(wrk: *const worker) -> &'a worker {
     // SAFETY: by contract.
     match unsafe { wrk.as_ref() } {
@@ -83,7 +84,7 @@ pub(crate) unsafe fn worker_ref<'a>(wrk: *const worker) -> &'a worker {
 /// varnishd's stevedore, checked.
 ///
 /// # Safety
-/// As for [`objcore_ref`].
+/// As for [`checked_objcore`]; varnishd and `open` write to a stevedore before any worker thread runs, and no more.
 pub(crate) unsafe fn stevedore_ref<'a>(stv: *const Stevedore) -> &'a Stevedore {
     // SAFETY: by contract.
     match unsafe { stv.as_ref() } {

@@ -8,7 +8,7 @@ use varnish_stevedore_sys::bindings::{BOS_FINISHED, OC_F_FAILED, VTIM_real, cach
 use varnish_stevedore_sys::functions::{HSH_Kill, LRU_Add, LRU_NukeOne};
 use varnish_stevedore_sys::{boc, objcore, worker};
 
-use crate::boundary::{fallible, infallible, objcore_ref, stevedore_ref, worker_ref};
+use crate::boundary::{checked_objcore, fallible, infallible, stevedore_ref, worker_ref};
 use crate::object::object_of;
 
 /// A fetch waits so many times for room that others take before it gives up.
@@ -36,10 +36,11 @@ pub(crate) unsafe extern "C" fn objgetspace(
     fallible("objgetspace", 0, || {
         // SAFETY: varnishd's objcore of ours; the caller is its fetch, the only writer.
         let (engine, object) = unsafe { object_of(oc) };
-        // SAFETY: as above; ObjGetSpace checked that there is a boc, and its `transit_buffer` does not change any more.
+        // SAFETY: as above; ObjGetSpace checked that there is a boc, which the fetch holds a reference to and alone
+        // changes the `transit_buffer` of.
         let (stv, transit_buffer) = unsafe {
-            let checked = objcore_ref(oc);
-            (stevedore_ref(checked.stobj[0].stevedore.cast()), checked.boc.as_ref().map_or(0, |boc| boc.transit_buffer))
+            let checked = checked_objcore(oc);
+            (stevedore_ref((*checked).stobj[0].stevedore.cast()), (*(*checked).boc).transit_buffer)
         };
         // SAFETY: `sz` and `ptr` are the caller's own variables (ObjGetSpace asserts that they are not null).
         let (sz, ptr) = unsafe { (&mut *sz, &mut *ptr) };
@@ -92,9 +93,11 @@ pub(crate) unsafe extern "C" fn objbocdone(wrk: *mut worker, oc: *mut objcore, b
         // SAFETY: varnishd's objcore of ours.
         let (engine, object) = unsafe { object_of(oc) };
         // SAFETY: HSH_DerefBoc took the boc off the objcore and hands it to us alone. The flags that we look at do not
-        // change any more, but for DYING, which we do not look at.
-        let (state, flags, last_used) =
-            unsafe { ((*boc).state, u32::from(objcore_ref(oc).flags), worker_ref(wrk).lastused) };
+        // change any more; DYING, in the same word, may be set meanwhile, hence a volatile read.
+        let (state, flags, last_used) = unsafe {
+            let flags = (&raw const (*checked_objcore(oc)).flags).read_volatile();
+            ((*boc).state, u32::from(flags), worker_ref(wrk).lastused)
+        };
         let keep = state == BOS_FINISHED && flags & (OC_F_TRANSIENT | OC_F_FAILED) == 0;
         let settled = object.body.settle(engine, keep, oc.expose_provenance());
         // SAFETY: the calling thread has a reference to the objcore, and its boc is gone, as LRU_Add wants it.

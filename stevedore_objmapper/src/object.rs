@@ -15,7 +15,7 @@ use varnish_stevedore_sys::functions::{LRU_NukeOne, LRU_Remove};
 use varnish_stevedore_sys::stevedore::Stevedore;
 use varnish_stevedore_sys::{objcore, vsc, worker};
 
-use crate::boundary::{fallible, infallible, objcore_ref, stevedore_ref};
+use crate::boundary::{checked_objcore, fallible, infallible, stevedore_ref};
 use crate::storage::engine_of;
 
 const OBJECT_MAGIC: u32 = 0x6f62_6d70;
@@ -169,12 +169,15 @@ impl Object {
 /// ours, and to which the calling thread holds a reference.
 pub(crate) unsafe fn object_of<'a>(oc: *const objcore) -> (&'static Engine, &'a Object) {
     // SAFETY: by contract. `stobj` is written by `allocobj` before, and by `objfree` after, anybody else looks.
-    let stobj = unsafe { &objcore_ref(oc).stobj[0] };
+    let (stevedore, priv_) = unsafe {
+        let checked = checked_objcore(oc);
+        ((*checked).stobj[0].stevedore, (*checked).stobj[0].priv_)
+    };
     // SAFETY: the stevedore of an objcore that is handed to our methods is ours.
-    let engine = unsafe { engine_of(stobj.stevedore.cast()) };
+    let engine = unsafe { engine_of(stevedore.cast()) };
     // SAFETY: `priv` of an objcore of ours is the Box that `allocobj` leaked, until `objfree`, which runs when no
     // reference is left.
-    let object = unsafe { stobj.priv_.cast::<Object>().as_ref() };
+    let object = unsafe { priv_.cast::<Object>().as_ref() };
     match object {
         Some(object) if object.magic == OBJECT_MAGIC => (engine, object),
         _ => panic!("the objcore's object is not ours"),
@@ -228,7 +231,7 @@ pub(crate) unsafe extern "C" fn allocobj(
         let object = Box::into_raw(Box::new(Object::new(head)));
         // SAFETY: STV_NewObject's caller owns the objcore, which has no stevedore yet: nobody else looks at `stobj`.
         let stobj = unsafe {
-            objcore_ref(oc);
+            checked_objcore(oc);
             &mut (*oc).stobj[0]
         };
         stobj.stevedore = stv.cast();
@@ -274,8 +277,10 @@ pub(crate) unsafe extern "C" fn objslim(_wrk: *mut worker, oc: *mut objcore) {
         let (engine, object) = unsafe { object_of(oc) };
         object.free_esidata(engine);
         object.body.slim(engine);
-        // SAFETY: as above; HSH_Snipe set the flag in this thread. (Set by another one meanwhile, it may be missed.)
-        let dying = u32::from(unsafe { objcore_ref(oc) }.flags) & OC_F_DYING != 0;
+        // SAFETY: as above; HSH_Snipe set the flag in this thread. (Set by another one meanwhile, it may be missed: hence
+        // a volatile read.)
+        let flags = unsafe { (&raw const (*oc).flags).read_volatile() };
+        let dying = u32::from(flags) & OC_F_DYING != 0;
         if dying && !object.leaving.swap(true, Relaxed) {
             engine.account.leaves(object.head.size() as u64);
         }
@@ -315,7 +320,7 @@ pub(crate) unsafe extern "C" fn objsetattr(
         // SAFETY: varnishd's objcore of ours; the caller is its fetch.
         let (engine, object) = unsafe { object_of(oc) };
         // SAFETY: as above.
-        let stv = unsafe { stevedore_ref(objcore_ref(oc).stobj[0].stevedore.cast()) };
+        let stv = unsafe { stevedore_ref((*checked_objcore(oc)).stobj[0].stevedore.cast()) };
         let len = usize::try_from(len).unwrap_or(0);
         let room = object.set(attr, len, |size| {
             // SAFETY: `wrk` is varnishd's.
