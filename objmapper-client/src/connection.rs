@@ -359,13 +359,13 @@ impl Connection {
         if table.leading || table.dead.is_some() {
             return;
         }
-        if table.sleeping > 0 {
-            if let Some(slot) = table.inflight.values().find(|s| s.is_waiting()) {
-                // So that the next one to resign finds another.
-                slot.set_waiting(false);
-                slot.promote();
-                return;
-            }
+        if table.sleeping > 0
+            && let Some(slot) = table.inflight.values().find(|s| s.is_waiting())
+        {
+            // So that the next one to resign finds another.
+            slot.set_waiting(false);
+            slot.promote();
+            return;
         }
         if table.room_wanted > 0 {
             self.room.notify_one();

@@ -308,7 +308,7 @@ fn sigkill_loses_no_acknowledged_commit_and_serves_no_half_one() {
             // From now on either is right, until the reply says which.
             expected.entry(name.clone()).or_default().push(body.clone());
             let first = expected[&name].len() == 1;
-            let want = if commits % 16 == 0 { Want::PIN } else { Want::ENTRY };
+            let want = if commits.is_multiple_of(16) { Want::PIN } else { Want::ENTRY };
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| put(&mut peer, &name, &body, want)));
             match outcome {
                 Ok(Ok(object)) => {

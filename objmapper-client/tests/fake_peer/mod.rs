@@ -242,10 +242,10 @@ impl Peer {
         self.stop.store(true, Ordering::SeqCst);
         drop(UnixStream::connect(self.path()));
         let result = thread.join();
-        if let Err(panic) = result {
-            if !std::thread::panicking() {
-                std::panic::resume_unwind(panic);
-            }
+        if let Err(panic) = result
+            && !std::thread::panicking()
+        {
+            std::panic::resume_unwind(panic);
         }
     }
 }

@@ -95,11 +95,11 @@ impl EventLoop {
             } else {
                 Some(Duration::ZERO)
             };
-            if let Err(e) = self.poll.poll(&mut events, timeout) {
-                if e.kind() != io::ErrorKind::Interrupted {
-                    log::error!("an event loop ends: poll: {e}");
-                    return;
-                }
+            if let Err(e) = self.poll.poll(&mut events, timeout)
+                && e.kind() != io::ErrorKind::Interrupted
+            {
+                log::error!("an event loop ends: poll: {e}");
+                return;
             }
             for event in &events {
                 if event.token() == WAKE {

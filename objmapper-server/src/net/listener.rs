@@ -158,10 +158,10 @@ impl Server {
             join(thread);
         }
         // Another server may have taken the path over meanwhile.
-        if identity(&self.path).is_ok_and(|id| id == self.identity) {
-            if let Err(e) = fs::remove_file(&self.path) {
-                log::warn!("removing {}: {e}", self.path.display());
-            }
+        if identity(&self.path).is_ok_and(|id| id == self.identity)
+            && let Err(e) = fs::remove_file(&self.path)
+        {
+            log::warn!("removing {}: {e}", self.path.display());
         }
         let deadline = Instant::now() + timeout;
         for (inbox, _) in &self.loops {
@@ -244,11 +244,11 @@ impl Acceptor {
         let mut events = Events::with_capacity(8);
         let mut backoff = None;
         while !self.shared.draining.load(Relaxed) {
-            if let Err(e) = self.poll.poll(&mut events, backoff) {
-                if e.kind() != io::ErrorKind::Interrupted {
-                    log::error!("accepting ends: poll: {e}");
-                    return;
-                }
+            if let Err(e) = self.poll.poll(&mut events, backoff)
+                && e.kind() != io::ErrorKind::Interrupted
+            {
+                log::error!("accepting ends: poll: {e}");
+                return;
             }
             // Edge-triggered: accept until there is nobody, also after a pause.
             backoff = self.accept_all(backoff.is_some());

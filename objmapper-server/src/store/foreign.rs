@@ -158,11 +158,9 @@ impl Inner {
             }
             tier.account.sub(before.saturating_sub(now.charge));
         }
-        if changed {
-            if let (TierKind::Disk, Some(index)) = (object.tier, &self.disk_index) {
-                let (length, charge) = (now.length, now.charge);
-                index.enqueue(vec![Op::Resize { id: object.id, length, charge }]);
-            }
+        if changed && let (TierKind::Disk, Some(index)) = (object.tier, &self.disk_index) {
+            let (length, charge) = (now.length, now.charge);
+            index.enqueue(vec![Op::Resize { id: object.id, length, charge }]);
         }
         if settled {
             object.growing.store(false, Relaxed);

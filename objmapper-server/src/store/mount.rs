@@ -197,10 +197,10 @@ fn remove_abandoned() {
         let path = entry.path();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let Ok(directory) = open(&path, flags, Mode::empty()) else { continue };
-        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            if let Err(error) = fs::remove_dir_all(&path) {
-                log::warn!("removing the abandoned {}: {error}", path.display());
-            }
+        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok()
+            && let Err(error) = fs::remove_dir_all(&path)
+        {
+            log::warn!("removing the abandoned {}: {error}", path.display());
         }
     }
 }

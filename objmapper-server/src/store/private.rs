@@ -88,10 +88,10 @@ impl PrivateObject {
     /// mapping of it must be gone, else [`StoreError::Busy`]. After an error that leaves the object
     /// private (busy, full, wrong length) it may be tried again.
     pub fn commit(&mut self, commit: Commit<'_>) -> Result<Entry, StoreError> {
-        if let Some(file) = self.file.take() {
-            if let Err(e) = Tier::trim(file.as_fd(), commit.length) {
-                log::debug!("giving back surplus space: {e}");
-            }
+        if let Some(file) = self.file.take()
+            && let Err(e) = Tier::trim(file.as_fd(), commit.length)
+        {
+            log::debug!("giving back surplus space: {e}");
         }
         let entry = self.session.commit(self.handle, commit)?;
         self.armed = false;

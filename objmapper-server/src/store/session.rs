@@ -342,10 +342,10 @@ impl Inner {
             }
             session.pins.insert(object.id, object.clone());
         }
-        if let (TierKind::Disk, Some(index)) = (object.tier, &self.disk_index) {
-            if let Err(e) = index.apply(vec![Op::Pin(session.token, object.id)]) {
-                log::error!("a pin of object {:016x} will not survive a restart: {e}", object.id);
-            }
+        if let (TierKind::Disk, Some(index)) = (object.tier, &self.disk_index)
+            && let Err(e) = index.apply(vec![Op::Pin(session.token, object.id)])
+        {
+            log::error!("a pin of object {:016x} will not survive a restart: {e}", object.id);
         }
         Ok(true)
     }
@@ -356,11 +356,11 @@ impl Inner {
             return false;
         }
         state.pins += 1;
-        if state.pins == 1 {
-            if let Ok(tier) = self.tier(object.tier) {
-                tier.account.pinned.fetch_add(object.charge(), Relaxed);
-                tier.policy.remove(object.id);
-            }
+        if state.pins == 1
+            && let Ok(tier) = self.tier(object.tier)
+        {
+            tier.account.pinned.fetch_add(object.charge(), Relaxed);
+            tier.policy.remove(object.id);
         }
         true
     }

@@ -100,10 +100,10 @@ fn receive(from: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         return Err(io::Error::from_raw_os_error(code));
     }
     for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut fds) = message {
-            if let Some(fd) = fds.next() {
-                return Ok(fd);
-            }
+        if let RecvAncillaryMessage::ScmRights(mut fds) = message
+            && let Some(fd) = fds.next()
+        {
+            return Ok(fd);
         }
     }
     Err(io::Error::new(io::ErrorKind::InvalidData, "the helper process sent no descriptor"))
