@@ -233,6 +233,11 @@ impl Engine {
         });
     }
 
+    /// Gives up what calls without an answer may have left in the store. It may wait for the store, within a deadline.
+    pub fn tidy(&self) {
+        self.backing.tidy();
+    }
+
     /// Brings the gauges up to date that others than the engine move.
     pub fn refresh(&self) {
         let c = self.counters;

@@ -42,7 +42,7 @@ pub enum Work {
     Sweep(Verdict),
     /// Evict until so many bytes are free or nothing can be evicted, then say which with [`House::made_room`].
     MakeRoom(u64),
-    /// Nothing; time to bring gauges up to date.
+    /// Nothing urgent; time to tidy up and to bring gauges up to date.
     Idle,
     /// End.
     Stop,

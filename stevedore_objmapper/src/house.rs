@@ -73,7 +73,7 @@ unsafe extern "C" fn keep(wrk: *mut worker, priv_: *mut c_void) -> *mut c_void {
                 }),
                 // SAFETY: `wrk` is this thread's.
                 Work::MakeRoom(bytes) => unsafe { make_room(wrk, charge, bytes) },
-                Work::Idle => {}
+                Work::Idle => charge.engine.tidy(),
             }
             charge.engine.counters.c_err_internal.store(caught(), Relaxed);
             charge.engine.refresh();

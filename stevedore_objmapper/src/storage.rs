@@ -224,7 +224,10 @@ fn backing(storage: &Storage, ident: &str, house: &Arc<House>) -> Result<Backing
             TierKind::Memory
         }
     };
-    let store = Store::open(config).map_err(|error| error.to_string())?;
+    let store = Store::open(config).map_err(|error| match &options.dir {
+        Some(dir) => format!("dir \"{}\": {error}", dir.display()),
+        None => error.to_string(),
+    })?;
     Embedded::new(&store, kind).map(Backing::Embedded).map_err(|error| error.to_string())
 }
 

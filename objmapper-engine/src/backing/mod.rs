@@ -177,6 +177,14 @@ impl Backing {
         }
     }
 
+    /// See [`crate::engine::Engine::tidy`].
+    pub(crate) fn tidy(&self) {
+        match self {
+            Backing::Embedded(_) => {}
+            Backing::Remote(store) => store.tidy(),
+        }
+    }
+
     /// Does the store answer?
     pub fn answers(&self) -> bool {
         match self {

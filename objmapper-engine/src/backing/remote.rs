@@ -11,6 +11,7 @@ use std::time::Duration;
 use objmapper_client::{Client, CommitOptions, ConnectionState, Error, Event, PrivateObject, Session};
 use objmapper_proto::ext::{Tier, Want};
 use objmapper_proto::{ObjUri, Status};
+use parking_lot::Mutex;
 
 use super::{Draft, Failure, Home, Stored};
 use crate::house::{House, Verdict};
@@ -19,11 +20,18 @@ use crate::log::line;
 /// A draft that grows reserves this much ahead with objmapperd: one round trip instead of many.
 const RESERVE_STEP: u64 = 1 << 20;
 
+/// More commits than this without an answer are not looked for; they end with the session.
+const MOST_DOUBTFUL: usize = 100_000;
+/// So often a commit without an answer is looked for before it is taken for not carried out.
+const LOOKS: u8 = 3;
+
 /// Our connections to an objmapperd.
 pub struct Remote {
     client: Client,
     /// How often its memory tier has begun anew.
     memory_epoch: Arc<AtomicU64>,
+    /// URIs whose commit got no answer, and how often we will still look whether it was carried out all the same.
+    doubtful: Mutex<Vec<(ObjUri<'static>, u8)>>,
 }
 
 /// A draft in objmapperd. Dropping it aborts the draft, unless it was published.
@@ -66,7 +74,7 @@ impl Remote {
             })
             .build()
             .map_err(failure)?;
-        Ok(Remote { client, memory_epoch })
+        Ok(Remote { client, memory_epoch, doubtful: Mutex::default() })
     }
 
     pub(super) fn answers(&self) -> bool {
@@ -97,13 +105,48 @@ impl Remote {
         let uri = ObjUri::parse(uri.as_bytes()).map_err(|error| Failure::Protocol(error.to_string()))?;
         let options =
             CommitOptions { want: Want { pin: true, ..Want::ENTRY }, ephemeral: true, ..CommitOptions::default() };
-        let found = handle.private.commit(&uri, length, options).map_err(failure)?;
+        let found = handle.private.commit(&uri, length, options).map_err(|error| {
+            if matches!(error, Error::Timeout { .. } | Error::Closed) {
+                self.doubt(uri.into_owned());
+            }
+            failure(error)
+        })?;
         let session = handle.private.session().clone();
         Ok(Stored {
             key,
             object: found.entry.object,
             home: Home::Remote(session, found.entry.tier, handle.memory_epoch),
         })
+    }
+
+    /// A commit of `uri` got no answer. Carried out, it left a pinned body that nobody knows of.
+    fn doubt(&self, uri: ObjUri<'static>) {
+        let mut doubtful = self.doubtful.lock();
+        if doubtful.len() < MOST_DOUBTFUL {
+            doubtful.push((uri, LOOKS));
+        }
+    }
+
+    /// Releases what unanswered commits left behind. Waits for objmapperd, once in vain at most.
+    pub(super) fn tidy(&self) {
+        if !self.answers() {
+            return;
+        }
+        let mut uris = std::mem::take(&mut *self.doubtful.lock()).into_iter();
+        let mut again = Vec::new();
+        for (uri, looks) in uris.by_ref() {
+            match self.client.lookup(&uri, Want::ENTRY) {
+                Ok(Some(found)) => self.client.release(found.session, &[found.entry.object]),
+                // It may still be on its way.
+                Ok(None) if looks > 1 => again.push((uri, looks - 1)),
+                Ok(None) => {}
+                Err(_) => {
+                    again.push((uri, looks));
+                    break;
+                }
+            }
+        }
+        self.doubtful.lock().extend(again.into_iter().chain(uris));
     }
 
     pub(super) fn release(&self, stored: &Stored) {
@@ -150,5 +193,67 @@ fn failure(error: Error) -> Failure {
         Error::Status { status: Status::Timeout, .. } => Failure::Timeout(text),
         Error::Io { .. } => Failure::Io(text),
         _ => Failure::Protocol(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::time::Instant;
+
+    use objmapper_server::net::{ListenConfig, Server};
+    use objmapper_server::store::{MemoryTier, Store, StoreConfig};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn until(what: &str, mut condition: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !condition() {
+            assert!(begun.elapsed() < PATIENCE, "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_commit_that_was_carried_out_unheard_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let memory = Some(MemoryTier { limit: 64 << 20, mount: None });
+        let store = Store::open(StoreConfig { memory, ..StoreConfig::default() }).unwrap();
+        let listen = ListenConfig {
+            socket: socket.clone(),
+            mode: 0o600,
+            owner: None,
+            group: None,
+            allow_uids: Vec::new(),
+            allow_gids: Vec::new(),
+            max_connections: 10,
+            threads: 1,
+        };
+        let server = Server::start(listen, store.clone()).unwrap();
+        let remote = Remote::new("s0", &socket, PATIENCE, Arc::default()).unwrap();
+        until("the store answers", || remote.answers());
+
+        let draft = remote.create(10).unwrap();
+        draft.file.write_all_at(b"0123456789", 0).unwrap();
+        drop(draft.file);
+        let super::super::Handle::Remote(handle) = draft.handle else { panic!("a draft of another store") };
+        let stored = remote.publish(handle, "/varnish/s0/1/0", 10, 0).unwrap();
+        assert!(store.stats().tiers[0].used > 0);
+        // Its answer is lost, and so is what it says.
+        drop(stored);
+        remote.doubt(ObjUri::parse(b"/varnish/s0/1/0").unwrap().into_owned());
+        remote.doubt(ObjUri::parse(b"/varnish/s0/1/1").unwrap().into_owned());
+        remote.tidy();
+        until("the body is given up", || store.stats().tiers[0].used == 0);
+        for _ in 1..LOOKS {
+            assert_eq!(remote.doubtful.lock().len(), 1, "what is not there yet is looked for again");
+            remote.tidy();
+        }
+        assert!(remote.doubtful.lock().is_empty());
+        drop(remote);
+        server.drain(PATIENCE);
     }
 }
