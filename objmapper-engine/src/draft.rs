@@ -20,6 +20,8 @@ use crate::engine::Engine;
 const FIRST_WINDOW: u64 = 1 << 20;
 /// No window of such a body maps more.
 const LARGEST_WINDOW: u64 = 256 << 20;
+/// No window maps more of what an origin only announces: address space ends, and with it every mapping would fail.
+const LONGEST_HINT: u64 = 64 << 30;
 /// Pages are allocated up to the next multiple of this, ahead of the writer, so that folios of that size can be taken.
 const POPULATE_STEP: u64 = 1 << 20;
 
@@ -72,7 +74,7 @@ impl Writing {
     /// `None`: objmapper can't; this is counted.
     pub(crate) fn begin(engine: &Engine, body: &Body, hint: u64, reserved: u64, len: u64) -> Option<Box<Writing>> {
         let draft = engine.create_draft(Room { granted: reserved, expected: hint })?;
-        let window_len = hint.max(reserved).max(if hint > reserved { 0 } else { FIRST_WINDOW });
+        let window_len = hint.min(LONGEST_HINT).max(reserved).max(if hint > reserved { 0 } else { FIRST_WINDOW });
         let window = match map_window(draft.file(), 0, window_len) {
             Ok(window) => Arc::new(window),
             Err(error) => {
@@ -167,7 +169,8 @@ impl Writing {
         let mut end = self.window_start + self.window.len() as u64;
         if len >= end {
             let start = page_floor(len);
-            let size = (self.reserved.max(self.hint) - start).max(len.clamp(FIRST_WINDOW, LARGEST_WINDOW));
+            let expected = (self.reserved.max(self.hint) - start).min(LONGEST_HINT);
+            let size = expected.max(len.clamp(FIRST_WINDOW, LARGEST_WINDOW));
             let Storage::Draft(draft) = &self.storage else { return None };
             match map_window(draft.file(), start, size) {
                 Ok(window) => self.window = Arc::new(window),

@@ -418,3 +418,46 @@ fn a_pass_larger_than_the_storage_goes_through_it() {
     body.slim(&f.engine);
     assert_eq!((f.engine.account.used(), f.stored(), f.counter(|c| &c.g_writing)), (0, 0, 0));
 }
+
+#[test]
+fn readers_that_end_while_the_body_is_published_never_keep_it_from_being_published() {
+    let f = unlimited();
+    const LEN: u64 = 300_000;
+    for round in 1..=100 {
+        let body = Body::default();
+        assert!(f.write(&body, LEN, false, CHUNK));
+        body.trim(&f.engine);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut offset = 0;
+                    while let Ok(span) = body.span(&f.engine, offset) {
+                        // SAFETY: a span's bytes can be read while it lives.
+                        assert_eq!(unsafe { span.ptr.as_ptr().read() }, pattern(offset));
+                        offset += span.len.min(50_000) as u64;
+                    }
+                    assert_eq!(offset, LEN);
+                    assert!(body.reader_done(&f.engine, 0));
+                });
+            }
+            assert!(body.settle(&f.engine, true, 0));
+        });
+        assert_eq!((f.counter(|c| &c.c_published), f.counter(|c| &c.g_writing)), (round, 0));
+        body.slim(&f.engine);
+    }
+    assert_eq!((f.engine.account.used(), f.stored(), f.counter(|c| &c.c_publish_failed)), (0, 0, 0));
+}
+
+#[test]
+fn an_absurd_content_length_is_a_body_as_any_other() {
+    let f = fixture(Options::default(), 1 << 30);
+    let body = Body::default();
+    let announced = 1 << 50;
+    let (_, room) = body.space(&f.engine, announced, true, LIMITS, &mut || false).unwrap();
+    assert!(room > 0);
+    body.extend(1);
+    assert_eq!((f.counter(|c| &c.g_writing), f.counter(|c| &c.c_fallback_error)), (1, 0));
+    assert!(f.engine.account.used() <= LIMITS.max as u64);
+    body.slim(&f.engine);
+    assert_eq!((f.engine.account.used(), f.stored()), (0, 0));
+}
