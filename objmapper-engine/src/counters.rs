@@ -33,7 +33,8 @@ pub struct Counters {
     pub g_maps: AtomicU64,
     /// Bodies that are written, or could not be published yet
     ///
-    /// Each holds a descriptor and at least one mapping.
+    /// Each holds a descriptor and at least one mapping; one that objmapper refused to publish holds the mapping only,
+    /// until its readers are done.
     #[gauge]
     pub g_writing: AtomicU64,
     /// 1 while objmapper answers

@@ -26,7 +26,7 @@ unsafe impl Send for HeapChunk {}
 unsafe impl Sync for HeapChunk {}
 
 impl HeapChunk {
-    /// `size` bytes, accounted as `accounted` bytes. `None`: over the limit, out of memory, or `size` is 0.
+    /// `size` bytes, which the account is asked for. `None`: over the limit, out of memory, or `size` is 0.
     pub fn alloc(account: &Account, size: usize) -> Option<HeapChunk> {
         let layout = Layout::from_size_align(size, ALIGN).ok().filter(|l| l.size() > 0)?;
         if !account.alloc(size as u64) {
