@@ -256,6 +256,41 @@ fn what_was_cached_is_served_without_objmapperd_and_without_origin_requests() ->
 }
 
 #[test]
+fn a_store_that_starts_after_varnishd_is_found() -> Result<()> {
+    let mut stage = Stage::with_store(Arrangement::Daemon, "64m", |dir| {
+        let mut daemon = Objmapperd::start(dir, "1g")?;
+        daemon.kill()?;
+        std::fs::remove_file(daemon.socket())?;
+        Ok(daemon)
+    })?;
+    let client = Client::new();
+    let fetch = |varnishd: &Varnishd, key: &str| -> Result<()> {
+        for size in SIZES {
+            let response = client.fetch(&varnishd.url(&format!("/{size}?{key}")))?;
+            ensure!(response.status == 200, "{key}, {size}: status {}", response.status);
+            ensure!(response.body == site::bytes(size as u64, size), "{key}, {size}: the body differs");
+        }
+        Ok(())
+    };
+    fetch(&stage.varnishd, "before")?;
+    happy(&stage.varnishd, 0)?;
+    let counter = |varnishd: &Varnishd, name: &str| varnishd.counter(&format!("OBJM.s0.{name}"));
+    ensure!(counter(&stage.varnishd, "c_fallback_down")? > 0, "no fallback was counted");
+    ensure!(counter(&stage.varnishd, "g_bodies")? == 0, "bodies in a store that is not there");
+    let in_heap = counter(&stage.varnishd, "g_heap_bytes")?;
+    ensure!(in_heap >= SIZES.iter().sum::<usize>() as u64, "{in_heap} bytes in heap");
+
+    stage.daemon.start_again()?;
+    happy(&stage.varnishd, 1)?;
+    fetch(&stage.varnishd, "after")?;
+    let large = SIZES.iter().filter(|size| **size > 65_536).count() as u64;
+    wait_for("the large bodies to be in the store", BOUND, || {
+        Ok((counter(&stage.varnishd, "c_published")? >= large).then_some(()))
+    })?;
+    fetch(&stage.varnishd, "before")
+}
+
+#[test]
 fn a_store_that_stops_answering_costs_time_but_no_response() -> Result<()> {
     let mut stage = Stage::set(Arrangement::Daemon)?;
     stage.wait_happy()?;
