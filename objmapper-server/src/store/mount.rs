@@ -116,7 +116,7 @@ pub(super) struct Options {
 }
 
 impl Options {
-    fn new(limit: u64, access: MountAccess) -> Self {
+    pub(super) fn new(limit: u64, access: MountAccess) -> Self {
         // Room above the limit: deleted files that a reader still sends, or a private object whose
         // writer runs ahead of its reservation, must not make an honest writer fail. A client that
         // ignores its reservation altogether meets this bound.

@@ -108,3 +108,62 @@ fn receive(from: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     }
     Err(io::Error::new(io::ErrorKind::InvalidData, "the helper process sent no descriptor"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    use super::super::mount::MountAccess;
+    use super::*;
+
+    const AS_CHILD: &str = "OBJMAPPER_TEST_ORDINARY_USER";
+    const NOBODY: u32 = 65_534;
+
+    /// As root, this test runs itself again as an ordinary user: root could mount without the helper.
+    #[test]
+    fn an_ordinary_user_gets_its_mount_from_the_helper() {
+        if std::env::var_os(AS_CHILD).is_some() || !rustix::process::geteuid().is_root() {
+            return mount_and_use();
+        }
+        // An ordinary user may not see where tests are built.
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        let program = dir.path().join("test");
+        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        let output = Command::new(&program)
+            .args(["--exact", "store::userns::tests::an_ordinary_user_gets_its_mount_from_the_helper", "--nocapture"])
+            .env(AS_CHILD, "1")
+            .current_dir("/")
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        print!("{text}");
+        assert!(output.status.success() && text.contains("1 passed"), "{output:?}");
+    }
+
+    fn mount_and_use() {
+        let options = Options::new(1 << 20, MountAccess::Owner);
+        assert!(detached_tmpfs(&options).is_err(), "an ordinary user may mount: nothing is shown here");
+        let root = match tmpfs_from_helper(&options) {
+            Ok(root) => root,
+            Err(why) => {
+                let unshare =
+                    Command::new("unshare").args(["--user", "--map-current-user", "--mount", "true"]).output();
+                assert!(unshare.is_ok_and(|o| !o.status.success()), "the kernel allows it, and yet: {why}");
+                println!("skipped: this kernel forbids user namespaces to ordinary users: {why}");
+                return;
+            }
+        };
+        const TMPFS_MAGIC: u64 = 0x0102_1994;
+        assert_eq!(rustix::fs::fstatfs(&root).unwrap().f_type as u64, TMPFS_MAGIC);
+        rustix::fs::mkdirat(&root, "00", Mode::from_raw_mode(0o755)).unwrap();
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&root, "00/body", flags, Mode::from_raw_mode(0o444)).unwrap();
+        assert_eq!(rustix::io::write(&file, b"body").unwrap(), 4);
+    }
+}
