@@ -116,8 +116,9 @@ stop_new_services() {
     done
 }
 
-install_varnish
+# In this order: once libc6 is Debian 13's, a compiler of Debian 12 cannot be added any more, only upgraded with it.
 install_rest "$@"
+install_varnish
 stop_new_services
 export PATH="$PATH:${HOME:-/root}/.cargo/bin"
 command -v cargo >/dev/null || die "cargo is missing: install Rust >= 1.88 first"
