@@ -3,12 +3,14 @@
 # its headers, H2O, libclang for bindgen, pkg-config. Idempotent: what is there is left alone.
 #
 # Debian 12's own Varnish (7.1) cannot load a storage engine, so there Varnish comes from Debian 13's
-# archive, pinned at priority 100: nothing else moves unless it is asked for by release. The archive's
-# address is the one that this system already uses.
+# archive, and Debian 13 has no H2O any more, so there H2O comes from Debian 12's; both pinned at priority 100:
+# nothing else moves unless it is asked for by release. The archive's address is the one that this system already uses.
 set -euo pipefail
 
 readonly need_varnish=7.7
-readonly bootstrap_release=trixie
+# The release whose archive has what the system's own lacks: Debian 12's Varnish is too old, Debian 13 has no H2O.
+readonly varnish_release=trixie
+readonly h2o_release=bookworm
 
 say()  { printf 'setup: %s\n' "$*"; }
 die()  { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
@@ -55,31 +57,37 @@ archive_address() {
         awk -v r="$VERSION_CODENAME" '$2 == r && $3 == "main" { print $1; exit }'
 }
 
+# Makes the packages of another release of Debian available, at a priority at which nothing moves unless it is asked for.
+add_release() {
+    local release=$1
+    local list=/etc/apt/sources.list.d/objmapper-$release.sources
+    local site; site=$(archive_address)
+    [ -n "$site" ] || die "no source for Debian '$VERSION_CODENAME' main is configured; add one and run again"
+    say "adding Debian $release (pinned at priority 100) in $list"
+    "${sudo[@]}" tee "$list" >/dev/null <<SOURCES
+Types: deb deb-src
+URIs: $site
+Suites: $release
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+SOURCES
+    "${sudo[@]}" tee "/etc/apt/preferences.d/objmapper-$release" >/dev/null <<PIN
+Package: *
+Pin: release n=$release
+Pin-Priority: 100
+PIN
+    updated=; update_once
+}
+
 install_varnish() {
     local have; have=$(installed_version varnish)
     local dev;  dev=$(installed_version libvarnishapi-dev)
     if [ -n "$have" ] && version_at_least "$have" $need_varnish && [ -n "$dev" ]; then return; fi
     update_once
     if [ "$VERSION_ID" = 12 ]; then
-        local list=/etc/apt/sources.list.d/objmapper-$bootstrap_release.sources
-        local site; site=$(archive_address)
-        [ -n "$site" ] || die "no source for Debian '$VERSION_CODENAME' main is configured; add one and run again"
-        say "adding Debian $bootstrap_release (pinned at priority 100) in $list"
-        "${sudo[@]}" tee "$list" >/dev/null <<SOURCES
-Types: deb deb-src
-URIs: $site
-Suites: $bootstrap_release
-Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-SOURCES
-        "${sudo[@]}" tee /etc/apt/preferences.d/objmapper-$bootstrap_release >/dev/null <<PIN
-Package: *
-Pin: release n=$bootstrap_release
-Pin-Priority: 100
-PIN
-        updated=; update_once
-        say "installing varnish and libvarnishapi-dev from Debian $bootstrap_release (libc6, base-files and the compiler's runtime libraries are upgraded with them)"
-        apt_quiet install -t $bootstrap_release --no-install-recommends -y varnish libvarnishapi-dev
+        add_release $varnish_release
+        say "installing varnish and libvarnishapi-dev from Debian $varnish_release (libc6, base-files and the compiler's runtime libraries are upgraded with them)"
+        apt_quiet install -t $varnish_release --no-install-recommends -y varnish libvarnishapi-dev
     else
         say "installing varnish and libvarnishapi-dev"
         apt_quiet install --no-install-recommends -y varnish libvarnishapi-dev
@@ -93,6 +101,7 @@ install_rest() {
     done
     [ ${#missing[@]} -eq 0 ] && return
     update_once
+    if [ "$VERSION_ID" = 13 ] && [ -z "$(installed_version h2o)" ]; then add_release $h2o_release; fi
     say "installing ${missing[*]}"
     apt_quiet install --no-install-recommends -y "${missing[@]}"
 }
