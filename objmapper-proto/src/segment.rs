@@ -1,7 +1,7 @@
 //! Segments of V2's segmented responses.
 
 use crate::error::{DecodeError, Malformed};
-use crate::wire::{Put, Reader, reserved};
+use crate::wire::{Put, Reader, byte_flags};
 
 /// How a segment's bytes come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,41 +28,15 @@ impl TryFrom<u8> for SegmentKind {
     }
 }
 
-/// Flags of a segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct SegmentFlags(u8);
-
-impl SegmentFlags {
-    /// None.
-    pub const NONE: Self = Self(0);
-    /// The last segment.
-    pub const FIN: Self = Self(1);
-    /// The last descriptor that came before: none comes for this one.
-    pub const REUSE_FD: Self = Self(2);
-    /// May be left out.
-    pub const OPTIONAL: Self = Self(4);
-
-    const KNOWN: u8 = 7;
-
-    /// From the wire.
-    ///
-    /// # Errors
-    /// If reserved bits are set.
-    pub fn from_bits(bits: u8) -> Result<Self, Malformed> {
-        reserved("segment flags", bits, Self::KNOWN)?;
-        Ok(Self(bits))
-    }
-
-    /// As on the wire.
-    #[must_use]
-    pub const fn bits(self) -> u8 {
-        self.0
-    }
-
-    /// Whether all of `other` are set.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
+byte_flags! {
+    /// Flags of a segment.
+    SegmentFlags, "segment flags", {
+        /// The last segment.
+        FIN = 1,
+        /// The last descriptor that came before: none comes for this one.
+        REUSE_FD = 2,
+        /// May be left out.
+        OPTIONAL = 4,
     }
 }
 

@@ -146,3 +146,42 @@ pub(crate) fn framed<E>(
         }
     }
 }
+
+/// A set of flags of one byte, whose reserved bits are refused: its constants, and how it comes from the wire and goes there.
+macro_rules! byte_flags {
+    ($(#[$doc:meta])* $name:ident, $field:literal, { $($(#[$flag_doc:meta])* $flag:ident = $bit:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+        pub struct $name(u8);
+
+        impl $name {
+            /// None.
+            pub const NONE: Self = Self(0);
+            $($(#[$flag_doc])* pub const $flag: Self = Self($bit);)+
+
+            const KNOWN: u8 = $($bit)|+;
+
+            /// From the wire.
+            ///
+            /// # Errors
+            /// If reserved bits are set.
+            pub fn from_bits(bits: u8) -> Result<Self, $crate::error::Malformed> {
+                $crate::wire::reserved($field, bits, Self::KNOWN)?;
+                Ok(Self(bits))
+            }
+
+            /// As on the wire.
+            #[must_use]
+            pub const fn bits(self) -> u8 {
+                self.0
+            }
+
+            /// Whether all of `other` are set.
+            #[must_use]
+            pub const fn contains(self, other: Self) -> bool {
+                self.0 & other.0 == other.0
+            }
+        }
+    };
+}
+pub(crate) use byte_flags;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZeroU64;
 
 use crate::error::{DecodeError, Malformed};
-use crate::wire::{Put, Reader, reserved};
+use crate::wire::{Put, Reader, byte_flags};
 
 /// 16 random bytes that name a session, or an instance of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -81,43 +81,19 @@ impl Want {
     }
 }
 
-/// Flags of an [`Entry`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct EntryFlags(u8);
+byte_flags! {
+    /// Flags of an [`Entry`].
+    EntryFlags, "entry flags", {
+        /// Dies with its session.
+        EPHEMERAL = 1,
+        /// Pinned by this session.
+        PINNED = 2,
+        /// Written by a v0.1 client: no commit, its length may change, its descriptor may be writable elsewhere.
+        FOREIGN = 4,
+    }
+}
 
 impl EntryFlags {
-    /// None.
-    pub const NONE: Self = Self(0);
-    /// Dies with its session.
-    pub const EPHEMERAL: Self = Self(1);
-    /// Pinned by this session.
-    pub const PINNED: Self = Self(2);
-    /// Written by a v0.1 client: no commit, its length may change, its descriptor may be writable elsewhere.
-    pub const FOREIGN: Self = Self(4);
-
-    const KNOWN: u8 = 7;
-
-    /// From the wire.
-    ///
-    /// # Errors
-    /// If reserved bits are set.
-    pub fn from_bits(bits: u8) -> Result<Self, Malformed> {
-        reserved("entry flags", bits, Self::KNOWN)?;
-        Ok(Self(bits))
-    }
-
-    /// As on the wire.
-    #[must_use]
-    pub const fn bits(self) -> u8 {
-        self.0
-    }
-
-    /// Whether all of `other` are set.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
     /// Those of both.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
