@@ -149,11 +149,10 @@ fn happy(varnishd: &Varnishd, wanted: u64) -> Result<()> {
     wait_for("storage.s0.happy to change", BOUND, || Ok((varnishd.counter("OBJM.s0.g_happy")? == wanted).then_some(())))
 }
 
-fn killed_and_started_again(arrangement: Arrangement) -> Result<()> {
-    let mut stage = Stage::set(arrangement)?;
-    stage.wait_happy()?;
-    under_load(&mut stage, |daemon, varnishd, clients| {
-        for _ in 0..5 {
+/// SIGKILL under load and a new start, so many times; requests are answered before, between and after.
+fn kill_and_start_again(stage: &mut Stage, times: usize) -> Result<()> {
+    under_load(stage, |daemon, varnishd, clients| {
+        for _ in 0..times {
             clients.wait_more(60)?;
             daemon.kill()?;
             happy(varnishd, 0)?;
@@ -162,7 +161,13 @@ fn killed_and_started_again(arrangement: Arrangement) -> Result<()> {
             happy(varnishd, 1)?;
         }
         clients.wait_more(60)
-    })?;
+    })
+}
+
+fn killed_and_started_again(arrangement: Arrangement) -> Result<()> {
+    let mut stage = Stage::set(arrangement)?;
+    stage.wait_happy()?;
+    kill_and_start_again(&mut stage, 5)?;
 
     // It is used again, not only connected.
     let published = stage.varnishd.counter("OBJM.s0.c_published")?;
@@ -206,17 +211,7 @@ fn a_disk_tier_keeps_the_session_and_every_body_through_sigkill() -> Result<()> 
         Ok((stage.varnishd.counter("OBJM.s0.c_published")? == SIZES.len() as u64).then_some(()))
     })?;
     let kept: Vec<String> = SIZES.iter().map(|size| hit(&client, &stage.varnishd, *size)).collect::<Result<_>>()?;
-    under_load(&mut stage, |daemon, varnishd, clients| {
-        for _ in 0..3 {
-            clients.wait_more(60)?;
-            daemon.kill()?;
-            happy(varnishd, 0)?;
-            clients.wait_more(60)?;
-            daemon.start_again()?;
-            happy(varnishd, 1)?;
-        }
-        clients.wait_more(60)
-    })?;
+    kill_and_start_again(&mut stage, 3)?;
     let now: Vec<String> = SIZES.iter().map(|size| hit(&client, &stage.varnishd, *size)).collect::<Result<_>>()?;
     ensure!(now == kept, "fetched again: {kept:?} are now {now:?}");
     ensure!(stage.varnishd.counter("OBJM.s0.c_lost")? == 0, "bodies were given up:\n{}", stage.varnishd.output());
