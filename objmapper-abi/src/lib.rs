@@ -1,0 +1,163 @@
+//! The C table in which storage engine and VMOD meet.
+//!
+//! They are two shared objects with a copy each of the Rust libraries that both use, so no Rust type crosses: the engine
+//! exports one table of C functions under the symbol [`SYMBOL`] (varnishd loads a `-E` library with RTLD_GLOBAL), and
+//! the VMOD looks it up with `dlsym` when it is loaded. Either works without the other. [`Engine::usable`] says whether
+//! a table that was found can be used.
+//!
+//! Every function may be called by any thread of the varnishd child unless it says otherwise, and never unwinds. Names of
+//! Varnish's structs are opaque here: `stv` is a `struct stevedore *`, `oc` a `struct objcore *`, `wrk` the calling
+//! thread's `struct worker *`.
+
+#![no_std]
+
+use core::ffi::{CStr, c_int, c_void};
+
+/// The table's name among the process's symbols.
+pub const SYMBOL: &CStr = c"objmapper_engine";
+
+/// What [`Engine::magic`] holds.
+pub const MAGIC: u32 = 0x6f62_6d65;
+
+/// What [`Engine::version`] holds: grows with every change that is not an addition at the table's end.
+pub const VERSION: u32 = 1;
+
+/// Bytes that are not NUL-terminated.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Bytes {
+    /// The first one; may be dangling if `len` is 0.
+    pub ptr: *const u8,
+    /// How many.
+    pub len: usize,
+}
+
+/// The store behind a storage.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Store {
+    /// The store's instance, as ATTACH told it (EXTENSIONS.md); zeros while it was never reached.
+    pub instance: [u8; 16],
+    /// The path of its socket; empty for a store inside this process, which [`Engine::connect`] reaches. Valid for as
+    /// long as the process.
+    pub socket: Bytes,
+}
+
+/// A published record that an object shall adopt as its body.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Record {
+    /// The instance of the store that it is in.
+    pub instance: [u8; 16],
+    /// Under which URI.
+    pub uri: Bytes,
+    /// Its number there. Another one under that URI by now: [`Adoption::Gone`].
+    pub object: u64,
+    /// Bytes of body, from the file's first byte on.
+    pub body_len: u64,
+    /// Bytes of the file, which is longer by the record's tail.
+    pub file_len: u64,
+}
+
+/// What became of [`Engine::adopt`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Adoption {
+    /// The object's storage will be the record.
+    Adopted = 0,
+    /// The storage is not ours, or uses another store: copy the bytes.
+    Elsewhere = 1,
+    /// The body is small enough to live in heap: copy the bytes.
+    Small = 2,
+    /// The record is not under its URI any more.
+    Gone = 3,
+    /// The store did not answer (in time).
+    Down = 4,
+    /// Descriptors, mappings or memory ran out, or an internal error.
+    Failed = 5,
+}
+
+/// How a body becomes a record that others find.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Publication {
+    /// Under which URI.
+    pub uri: Bytes,
+    /// What is appended to the body's file, behind its last byte: from there to the file's end.
+    pub tail: Bytes,
+    /// When the store may drop it, milliseconds since 1970; 0 is never.
+    pub expires: i64,
+    /// The fence of COMMIT (EXTENSIONS.md): which shard,
+    pub shard: u32,
+    /// and its value when the fetch began.
+    pub fence: u64,
+}
+
+/// What became of [`Engine::publish`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Published {
+    /// Others find it; the object's body is the record.
+    Done = 0,
+    /// The body is not in the store (in heap, of another storage, or mixed): publish a copy.
+    Elsewhere = 1,
+    /// The URI was deleted since the fetch began. The body stays the object's own.
+    Conflict = 2,
+    /// The store is full. The body stays the object's own, as it does for all that follow.
+    Full = 3,
+    /// The store is not connected.
+    Down = 4,
+    /// It did not answer in time: it may or may not be published.
+    Timeout = 5,
+    /// Anything else; logged by the engine.
+    Failed = 6,
+}
+
+/// Told of every new ban, as varnishd encodes it (cache_ban.h), valid during the call only. Called while varnishd holds
+/// its ban mutex: it must neither block nor call varnishd.
+pub type OnBan = unsafe extern "C" fn(spec: Bytes);
+
+/// The table.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Engine {
+    /// [`MAGIC`].
+    pub magic: u32,
+    /// [`VERSION`].
+    pub version: u32,
+    /// Bytes of this struct, as the engine knows it.
+    pub size: usize,
+    /// Is this storage ours? `stv` may be null.
+    pub is_ours: unsafe extern "C" fn(stv: *const c_void) -> bool,
+    /// The first storage of ours that is open, or null.
+    pub default_storage: unsafe extern "C" fn() -> *const c_void,
+    /// Tells of the store behind a storage of ours; `false` if it is not one.
+    pub store: unsafe extern "C" fn(stv: *const c_void, store: *mut Store) -> bool,
+    /// A new connection to the store inside this process, which the caller owns: the client's end of a socket pair.
+    /// Negative: `-errno`; `-ENOTSUP` if the store is an objmapperd.
+    pub connect: unsafe extern "C" fn(stv: *const c_void) -> c_int,
+    /// Announces that the next object that this thread allocates for `oc` in `stv` adopts a record, which is pinned for
+    /// it. Called in the fetch, before the object is allocated and with no lock held; it may wait for the store, within
+    /// its deadline. Announcing again, or [`Engine::forgo`], gives the former announcement up.
+    pub adopt: unsafe extern "C" fn(stv: *const c_void, oc: *const c_void, record: *const Record) -> Adoption,
+    /// Gives up what [`Engine::adopt`] announced in this thread, if no object has taken it.
+    pub forgo: unsafe extern "C" fn(),
+    /// If `ptr` is the room that ObjGetSpace gave for the adopted body of `oc`: how many bytes of the body are there
+    /// already, at most `len`. Else 0: it is room to write to.
+    pub adopted: unsafe extern "C" fn(oc: *const c_void, ptr: *const u8, len: usize) -> usize,
+    /// Publishes the complete body of `oc`, whose fetch has ended well (BOS_FINISHED) in this thread, with its boc still
+    /// referenced. It may wait for the store, within its deadline.
+    pub publish: unsafe extern "C" fn(oc: *const c_void, publication: *const Publication) -> Published,
+    /// Sets who is told of new bans, for ever: the function must stay loaded. Null: nobody.
+    pub on_ban: unsafe extern "C" fn(listener: Option<OnBan>),
+}
+
+impl Engine {
+    /// Can a caller that was built with this crate use the table?
+    pub fn usable(&self) -> bool {
+        self.magic == MAGIC && self.version == VERSION && self.size >= size_of::<Engine>()
+    }
+}
+
+// SAFETY: a table of functions and numbers; nothing in it is written after it was built.
+unsafe impl Sync for Engine {}

@@ -1,0 +1,1 @@
+//! The shared second level of a cache.
