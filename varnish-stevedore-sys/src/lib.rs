@@ -1,14 +1,17 @@
-//! The private varnishd ABI that a loadable storage engine (a *stevedore*) needs, and nothing else.
+//! The private varnishd ABI that a loadable storage engine (a *stevedore*) and a director with a body of its own need,
+//! and nothing else.
 //!
-//! varnishd resolves a stevedore's symbols against itself when it loads the library with `-E`. What it installs of
-//! its internals (`cache/cache_varnishd.h` and what that includes) is read by bindgen; `storage/storage.h`,
-//! `cache/cache_obj.h`, `cache/cache_objhead.h` and the generated `VSC_*.h` are not installed, so that what we need
-//! of them is declared here by hand, per supported branch, with its size and offsets checked when this is compiled.
+//! varnishd resolves the symbols of a stevedore that it loads with `-E`, and of a VMOD, against itself. What it installs
+//! of its internals (`cache/cache_varnishd.h`, `cache/cache_filter.h`, `cache/cache_director.h` and what they include) is
+//! read by bindgen; `storage/storage.h`, `cache/cache_obj.h`, `cache/cache_objhead.h`, `cache/cache_ban.h` and the
+//! generated `VSC_*.h` are not installed, so that what we need of them is declared here by hand, per supported branch,
+//! with its size and offsets checked when this is compiled.
 //! [`version::check`] refuses to run in a varnishd of another branch than the one this was compiled for.
 //!
 //! Nothing in this crate calls anything at load time; linking it into a program other than a library that varnishd
 //! loads leaves undefined symbols.
 
+pub mod ban;
 pub mod functions;
 pub mod obj_methods;
 pub mod stevedore;

@@ -7,6 +7,10 @@
 #include <stdio.h>
 
 #include "cache/cache_varnishd.h"
+#include "cache/cache_filter.h"
+#include "cache/cache_director.h"
+#include "cache/cache_backend.h"
+#include "vre.h"
 #include "vmod_abi.h"
 #include "vas.h"
 #include "vcs.h"
