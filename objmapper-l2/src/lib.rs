@@ -1,1 +1,38 @@
-//! The shared second level of a cache.
+//! The shared second level of a cache: records in objmapper, found, validated, revalidated, outlawed and published.
+//!
+//! A *record* is a response: its body as the first bytes of an objmapper object, and behind it a tail that says what it
+//! is (`RECORD.md`). Several caches that use one store and one *prefix* share their records:
+//!
+//! * [`L2::find`] looks for what answers a request: a [`Hit`], a [`Stale`] record to revalidate, or a [`Miss`] with its
+//!   reason. Of several that miss at once one is given the [`Ticket`] to fetch, the others wait for what it publishes.
+//! * A [`Ticket`] publishes what was fetched ([`Ticket::writer`], [`Ticket::seal`], [`Ticket::renew`]), or says that there
+//!   is nothing to share ([`Ticket::refuse`]); dropped, the next one who waits is given it.
+//! * [`L2::purge`] and [`L2::announce_ban`] outlaw: nothing older than they are is found by anybody from then on, and no
+//!   response that was asked for before them is published after them.
+//!
+//! Nothing here is needed to answer a request. Whatever goes wrong is a miss or an [`Outcome`] that says why, ends by a
+//! deadline, and is counted ([`Counters`]).
+//!
+//! Times are seconds since 1970 as `f64`, as varnishd's own; durations that travel with a record are seconds as `f32`.
+
+mod config;
+mod counters;
+mod finding;
+mod head;
+mod key;
+mod outage;
+mod regex;
+mod request;
+mod space;
+mod ticket;
+
+pub use config::{Config, Connect, Log, Notice};
+pub use counters::Counters;
+pub use finding::{Finding, Hit, Miss, MissReason, RecordFile, Stale};
+pub use head::{BodySum, Head, Headers, Summer};
+pub use key::Key;
+pub use outage::Outage;
+pub use regex::{Regex, Regexes};
+pub use request::{Adopts, Lookup, RequestView};
+pub use space::{L2, OpenError, State};
+pub use ticket::{Outcome, Sealed, SealedOutcome, Ticket, Writer};

@@ -1,0 +1,138 @@
+//! `OBJM.<vcl>.<name>.*`: what a director did with its second level.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::outage::Outage;
+
+/// The counters of one director, in shared memory for varnishstat(1).
+///
+/// The documentation of each is what varnishstat shows. Gauges begin with `g_`.
+#[derive(Debug, Default, varnish::VscMetric)]
+#[repr(C)]
+pub struct Counters {
+    /// Look-ups answered by objmapper
+    #[counter]
+    pub c_hits: AtomicU64,
+    /// Look-ups that went to the origin
+    #[counter]
+    pub c_misses: AtomicU64,
+    /// Stale records that the origin confirmed (304)
+    #[counter]
+    pub c_revalidated: AtomicU64,
+    /// Stale records served because the origin did not answer
+    #[counter]
+    pub c_stale: AtomicU64,
+    /// Requests that were not looked up
+    #[counter]
+    pub c_bypassed: AtomicU64,
+    /// Bodies adopted from objmapper without a copy
+    #[counter]
+    pub c_adopted: AtomicU64,
+    /// Bytes of adopted bodies
+    #[counter(format = "bytes")]
+    pub b_adopted: AtomicU64,
+    /// Bytes of bodies copied from objmapper
+    #[counter(format = "bytes")]
+    pub b_copied: AtomicU64,
+    /// Responses published
+    #[counter]
+    pub c_published: AtomicU64,
+    /// Bytes of bodies published
+    #[counter(format = "bytes")]
+    pub b_published: AtomicU64,
+    /// Responses not published: purged or banned meanwhile
+    #[counter]
+    pub c_publish_conflict: AtomicU64,
+    /// Responses not published: another was quicker
+    #[counter]
+    pub c_publish_overtaken: AtomicU64,
+    /// Responses not published: objmapper was of no help
+    #[counter]
+    pub c_publish_failed: AtomicU64,
+    /// Responses not published: too large for objmapper
+    #[counter]
+    pub c_publish_too_large: AtomicU64,
+    /// Responses not published: they vary by too much
+    #[counter]
+    pub c_unmatchable: AtomicU64,
+    /// Records renewed after a 304
+    #[counter]
+    pub c_renewed: AtomicU64,
+    /// Fetches after which others were told not to wait
+    #[counter]
+    pub c_uncacheable: AtomicU64,
+    /// Look-ups that waited for another's fetch and found it
+    #[counter]
+    pub c_waited: AtomicU64,
+    /// Look-ups that waited for another's fetch in vain
+    #[counter]
+    pub c_wait_timeout: AtomicU64,
+    /// Look-ups told that there is nothing to share
+    #[counter]
+    pub c_refused: AtomicU64,
+    /// Records removed because a ban matches them
+    #[counter]
+    pub c_outlawed: AtomicU64,
+    /// Records removed because they do not validate
+    #[counter]
+    pub c_damaged: AtomicU64,
+    /// Purges
+    #[counter]
+    pub c_purges: AtomicU64,
+    /// Purges that objmapper did not confirm
+    #[counter]
+    pub c_purge_failed: AtomicU64,
+    /// Bans announced to objmapper
+    #[counter]
+    pub c_bans: AtomicU64,
+    /// Look-ups that missed because a ban was being recorded
+    #[counter]
+    pub c_bans_pending: AtomicU64,
+    /// Outages: not connected
+    #[counter]
+    pub c_out_down: AtomicU64,
+    /// Outages: no answer in time
+    #[counter]
+    pub c_out_timeout: AtomicU64,
+    /// Outages: full
+    #[counter]
+    pub c_out_full: AtomicU64,
+    /// Outages: input or output, or no descriptors
+    #[counter]
+    pub c_out_io: AtomicU64,
+    /// Outages: protocol or refusal
+    #[counter]
+    pub c_out_protocol: AtomicU64,
+    /// Microseconds spent in look-ups
+    #[counter]
+    pub t_find_us: AtomicU64,
+    /// Microseconds of them spent waiting for another's fetch
+    #[counter]
+    pub t_wait_us: AtomicU64,
+    /// Microseconds spent in publishing
+    #[counter]
+    pub t_publish_us: AtomicU64,
+    /// 1 while objmapper can be used
+    #[gauge]
+    pub g_up: AtomicU64,
+}
+
+impl Counters {
+    /// Adds to a counter.
+    pub fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Relaxed);
+    }
+
+    /// Counts an outage by its kind.
+    pub fn outage(&self, outage: Outage) {
+        let counter = match outage {
+            Outage::Down => &self.c_out_down,
+            Outage::Timeout => &self.c_out_timeout,
+            Outage::Full => &self.c_out_full,
+            Outage::Io => &self.c_out_io,
+            Outage::Protocol => &self.c_out_protocol,
+        };
+        Self::add(counter, 1);
+    }
+}

@@ -1,0 +1,134 @@
+//! The head of a response as it travels with its record, and the checksum of its body.
+
+use xxhash_rust::xxh3::Xxh3;
+
+/// Header lines, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Headers {
+    lines: Vec<u8>,
+    /// Where each line ends.
+    ends: Vec<u32>,
+}
+
+impl Headers {
+    /// Most lines.
+    pub const MAX_LINES: usize = 1024;
+    /// Most bytes of all lines together.
+    pub const MAX_BYTES: usize = 512 << 10;
+
+    /// Adds a line, `Name: value`, without its end. `false`: there is no room for it by the limits above.
+    #[must_use]
+    pub fn push(&mut self, line: &[u8]) -> bool {
+        let end = self.lines.len() + line.len();
+        if self.ends.len() >= Self::MAX_LINES || end > Self::MAX_BYTES {
+            return false;
+        }
+        self.lines.extend_from_slice(line);
+        self.ends.push(end as u32);
+        true
+    }
+
+    /// How many lines.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The lines, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut start = 0;
+        self.ends.iter().map(move |&end| {
+            let line = &self.lines[start..end as usize];
+            start = end as usize;
+            line
+        })
+    }
+
+    /// The values of all headers of this name (compared without case), without white space around them.
+    pub fn values<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + 'a {
+        self.iter().filter_map(move |line| {
+            let (found, value) = line.split_at_checked(name.len())?;
+            let value = value.strip_prefix(b":")?;
+            found.eq_ignore_ascii_case(name).then(|| value.trim_ascii())
+        })
+    }
+
+    /// The value of the first header of this name.
+    #[must_use]
+    pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        let mut start = 0;
+        for &end in &self.ends {
+            let line = &self.lines[start..end as usize];
+            start = end as usize;
+            if let Some((found, value)) = line.split_at_checked(name.len())
+                && let Some(value) = value.strip_prefix(b":")
+                && found.eq_ignore_ascii_case(name)
+            {
+                return Some(value.trim_ascii());
+            }
+        }
+        None
+    }
+}
+
+/// The head of a response, and what a cache decided about it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Head {
+    /// The status code.
+    pub status: u16,
+    /// The reason phrase.
+    pub reason: Vec<u8>,
+    /// The header lines as they were stored.
+    pub headers: Headers,
+    /// When the origin made it: its age is counted from here.
+    pub t_origin: f64,
+    /// Fresh for so long from [`Self::t_origin`] on.
+    pub ttl: f32,
+    /// Then to be served while it is revalidated, or while the origin is down, for so long.
+    pub grace: f32,
+    /// Then to be kept for revalidation for so long.
+    pub keep: f32,
+    /// varnishd's OA_GZIPBITS, if the body is a gzip file.
+    pub gzip_bits: Option<[u8; 32]>,
+    /// varnishd's object flags (OF_*).
+    pub flags: u8,
+}
+
+/// The checksum of a body: XXH3, 64 bits. It tells damage, not intent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BodySum(pub u64);
+
+/// Computes a [`BodySum`] piece by piece.
+#[derive(Clone, Default)]
+pub struct Summer(Box<Xxh3>);
+
+impl std::fmt::Debug for Summer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Summer")
+    }
+}
+
+impl Summer {
+    /// Of no byte yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The checksum of all bytes so far.
+    #[must_use]
+    pub fn sum(&self) -> BodySum {
+        BodySum(self.0.digest())
+    }
+}

@@ -1,0 +1,41 @@
+//! Why the store was of no help.
+
+use objmapper_client::{Error, Status};
+
+/// Why the store was of no help. Each kind has a counter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Outage {
+    /// It is not connected: nothing was asked.
+    #[error("down")]
+    Down,
+    /// It did not answer in time.
+    #[error("timeout")]
+    Timeout,
+    /// It has no room.
+    #[error("full")]
+    Full,
+    /// Input or output failed, or descriptors ran out.
+    #[error("io")]
+    Io,
+    /// It broke the protocol or refused the request.
+    #[error("protocol")]
+    Protocol,
+}
+
+impl From<&Error> for Outage {
+    fn from(why: &Error) -> Self {
+        match why {
+            Error::Down { .. } | Error::Closed | Error::ShutDown | Error::SessionLost => Self::Down,
+            Error::Timeout { .. } => Self::Timeout,
+            Error::Io { .. } | Error::Unlinked => Self::Io,
+            Error::Status { status, .. } => match status {
+                Status::Full | Status::Memory => Self::Full,
+                Status::Timeout => Self::Timeout,
+                Status::Storage => Self::Io,
+                Status::Unavailable => Self::Down,
+                _ => Self::Protocol,
+            },
+            _ => Self::Protocol,
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What is looked for.
+
+use std::time::Duration;
+
+use crate::key::Key;
+
+/// The request that the origin would be asked, as this crate needs to see it: for Vary and for bans.
+pub trait RequestView {
+    /// Its URL.
+    fn url(&self) -> &[u8];
+    /// The value of the first header of this name (compared without case), without white space around it.
+    fn header(&self, name: &[u8]) -> Option<&[u8]>;
+}
+
+/// Which records' bodies the caller can use where they are, without reading them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Adopts {
+    /// The instance of the store that they must be in.
+    pub instance: [u8; 16],
+    /// Bytes of body that they must have at least.
+    pub from: u64,
+}
+
+/// A look-up.
+pub struct Lookup<'a> {
+    /// What.
+    pub key: &'a Key,
+    /// Who asks.
+    pub request: &'a dyn RequestView,
+    /// How long to wait for another's fetch at most.
+    pub wait: Duration,
+    /// How long others wait for the caller's fetch at most, should it be given the ticket: from then on the next one who
+    /// waits is given it.
+    pub hold: Duration,
+    /// The time.
+    pub now: f64,
+    /// Bodies that need not be read. All others of at most [`RecordFile::READ_LIMIT`](crate::RecordFile::READ_LIMIT)
+    /// bytes are read and verified before they are a hit.
+    pub adopts: Option<Adopts>,
+}
+
+impl std::fmt::Debug for Lookup<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lookup").field("key", &self.key).field("wait", &self.wait).finish_non_exhaustive()
+    }
+}
