@@ -27,7 +27,7 @@ pub enum Outcome {
 pub struct Header {
     /// In which arrangements the file is run.
     pub arrangements: Vec<Arrangement>,
-    /// Whether it wants an H2O as `${h2o_addr}` and `${h2o_port}`.
+    /// Whether it wants an H2O, as the macros `${h2o_…}`.
     pub needs_h2o: bool,
 }
 
@@ -85,8 +85,7 @@ pub fn run(file: &Path, arrangement: Arrangement) -> Result<Outcome> {
         false => None,
     };
     if let Some(h2o) = &h2o {
-        macros.push(("h2o_addr", h2o.address().ip().to_string()));
-        macros.push(("h2o_port", h2o.address().port().to_string()));
+        macros.extend(h2o_macros(h2o));
         macros.push(("site", dir.path().join("site").display().to_string()));
     }
 
@@ -125,6 +124,19 @@ pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
+}
+
+/// Every way to reach `h2o`, and its access log.
+fn h2o_macros(h2o: &H2o) -> [(&'static str, String); 7] {
+    [
+        ("h2o_addr", h2o.address().ip().to_string()),
+        ("h2o_port", h2o.address().port().to_string()),
+        ("h2o_path", h2o.socket().display().to_string()),
+        ("h2o_proxy_addr", h2o.proxy_address().ip().to_string()),
+        ("h2o_proxy_port", h2o.proxy_address().port().to_string()),
+        ("h2o_proxy_path", h2o.proxy_socket().display().to_string()),
+        ("h2o_log", h2o.access_log().display().to_string()),
+    ]
 }
 
 /// An H2O with a file of each of [`site::SIZES`] as `/<size>`.
