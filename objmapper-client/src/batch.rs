@@ -73,7 +73,7 @@ impl<'a> Batch<'a> {
     /// Adds a delete.
     #[must_use]
     pub fn delete(mut self, uri: &ObjUri<'a>, if_version: IfVersion) -> Self {
-        self.requests.push(Request::Delete { if_version, uri: uri.clone() });
+        self.requests.push(Request::Delete { if_version, uri: uri.clone(), evict: false });
         self
     }
 
@@ -87,8 +87,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Adds a [commit](PrivateObject::commit), and closes the object's descriptor. What became of the object is
-    /// as after that call: it can be committed again unless this succeeded or the status is
-    /// [`Status::Conflict`].
+    /// as after that call, see [`PrivateObject::is_used_up`].
     #[must_use]
     pub fn commit(
         mut self,

@@ -62,6 +62,8 @@ counters! {
     missing_fds,
     /// Connections dropped because descriptors came that nobody had announced.
     extra_fds,
+    /// Boards that were none, or not sealed, and were not mapped.
+    boards_refused,
     /// Calls refused at once because there was no connection.
     down,
     /// Answers with a status other than OK and "not found".

@@ -1,6 +1,6 @@
 //! From a path to a connection that speaks: connect, HELLO with its fallbacks, ATTACH.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -8,6 +8,7 @@ use objmapper_proto::ext::{self, Op, Reply, Request, Token};
 use objmapper_proto::v2::{Dialect, Hello, HelloAck, ServerFrame};
 use objmapper_proto::{Caps, DecodeError, Status};
 
+use crate::board::Board;
 use crate::config::{Config, Protocol};
 use crate::connection::{Connection, Owner};
 use crate::counters::Counters;
@@ -129,11 +130,11 @@ fn hello(socket: Socket, caps: Caps, pipeline: u16, deadline: Instant) -> Result
 fn attach_once(
     greeted: &mut Greeted,
     token: Token,
-    directories: bool,
+    board: bool,
     deadline: Instant,
 ) -> Result<Result<(ext::Attached, crate::socket::Fds), (Status, String)>> {
     let mut bytes = Vec::new();
-    Request::Attach { session: token, directories }.encode(0, &mut bytes)?;
+    Request::Attach { session: token, directories: true, board }.encode(0, &mut bytes)?;
     send_all(&greeted.socket, &bytes, deadline)?;
     loop {
         let needed = match ServerFrame::decode(greeted.inbox.bytes(), Dialect::Extended) {
@@ -162,40 +163,59 @@ fn attach_once(
     }
 }
 
+fn map_board(fd: &OwnedFd, counters: &Counters) -> Option<Board> {
+    Board::map(fd)
+        .inspect_err(|why| {
+            Counters::add(&counters.boards_refused, 1);
+            log::warn!("the store's board is not used: {why}");
+        })
+        .ok()
+}
+
 /// Goes on with `previous`, or begins a session.
 fn attach(
     greeted: &mut Greeted,
     previous: Option<&Arc<Session>>,
     next_id: u64,
     owner: &Weak<dyn Owner>,
+    counters: &Counters,
     deadline: Instant,
 ) -> Result<Attachment> {
     let mut lost_previous = false;
     let mut offered = previous;
+    let mut with_board = true;
     loop {
         let token = offered.map_or(Token::NEW, |s| s.token);
-        match attach_once(greeted, token, true, deadline)? {
-            Ok((attached, fds)) => {
+        match attach_once(greeted, token, with_board, deadline)? {
+            Ok((attached, mut fds)) => {
                 if attached.version != ext::VERSION {
                     return Err(ProtocolError::ExtensionsVersion(attached.version).into());
                 }
+                // A store without a board sends none.
+                let board = if with_board && fds.len() == attached.tiers.len() + 1 { fds.pop() } else { None };
                 if fds.len() != attached.tiers.len() {
                     return Err(ProtocolError::FdCount { expected: attached.tiers.len(), got: fds.len() }.into());
                 }
+                let board = board.and_then(|fd| map_board(&fd, counters));
                 if let Some(session) = offered {
                     if session.token != attached.session {
                         return Err(ProtocolError::WrongKind.into());
                     }
-                    if session.instance == attached.instance {
+                    // A server that has started again has another board, and perhaps the same instance.
+                    if session.instance == attached.instance
+                        && session.board().map(Board::id) == board.as_ref().map(Board::id)
+                    {
                         return Ok(Attachment { session: Arc::clone(session), lost_previous: false });
                     }
                 }
                 let tiers =
                     attached.tiers.iter().zip(fds).map(|(t, fd)| Session::tier(t.tier, t.limit, t.used, fd)).collect();
                 let id = offered.map_or(next_id, |s| s.id);
-                let session = Session { id, instance: attached.instance, token: attached.session, tiers };
+                let session = Session { id, instance: attached.instance, token: attached.session, tiers, board };
                 return Ok(Attachment { session: Arc::new(session), lost_previous });
             }
+            // It knows no board.
+            Err((Status::InvalidRequest, _)) if with_board => with_board = false,
             // DETACH may be why.
             Err((Status::UnknownSession, _)) if owner.upgrade().is_none_or(|o| o.is_ending()) => {
                 return Err(Error::ShutDown);
@@ -223,7 +243,7 @@ pub(crate) fn establish(
     let deadline = Instant::now() + config.connect_timeout;
     let mut greeted = greet(config, least, counters, deadline)?;
     let attachment = match greeted.version {
-        Version::Extended => Some(attach(&mut greeted, previous, next_session_id, &owner, deadline)?),
+        Version::Extended => Some(attach(&mut greeted, previous, next_session_id, &owner, counters, deadline)?),
         Version::V2 | Version::V1 => None,
     };
     let Greeted { socket, inbox, version, depth } = greeted;

@@ -10,7 +10,8 @@
 //!   [`Client::list`], [`Client::lease`], [`Client::release`]: the extensions.
 //! * [`Client::pipeline`] and [`Client::batch`]: many operations for one round trip.
 //! * [`Client::get_or_create`]: what a v0.1 peer offers.
-//! * [`Session`]: the store's tier directories, from which bodies are opened without a round trip.
+//! * [`Session`]: the store's tier directories, from which bodies are opened without a round trip, and its
+//!   [`Board`], whose [`Fence`]s keep what was fetched before a delete from being published after it.
 //! * [`Mapping`], [`Cache`], [`UriSpace`]: helpers for those who keep many bodies.
 //!
 //! Errors say [what to do next](Error::next_step).
@@ -23,6 +24,7 @@
 struct Readme;
 
 mod batch;
+mod board;
 mod cache;
 mod client;
 mod config;
@@ -45,6 +47,7 @@ mod uri;
 mod v01;
 
 pub use batch::{Batch, BatchOutcome};
+pub use board::Board;
 pub use cache::Cache;
 pub use client::Client;
 pub use config::{Config, Protocol};
@@ -54,7 +57,7 @@ pub use lease::{Lease, Leased};
 pub use mapping::{Access, Mapping};
 pub use memmap2::Advice;
 pub use objects::{Found, List, Page};
-pub use objmapper_proto::ext::{Entry, EntryFlags, IfVersion, Op, Stat, Tier, TierStat, Token, Want};
+pub use objmapper_proto::ext::{Entry, EntryFlags, Fence, IfVersion, Op, Stat, Tier, TierStat, Token, Want};
 pub use objmapper_proto::{ObjUri, Status, UriError};
 pub use pipeline::{Pending, Pipeline};
 pub use private::{CommitOptions, PrivateObject};

@@ -75,7 +75,7 @@ impl Client {
     }
 
     /// Deletes; whether there was such an object. Private objects created for the URI before it can no
-    /// longer be committed.
+    /// longer be committed, and its [`Fence`](crate::Fence) moves, whatever the outcome.
     ///
     /// # Errors
     /// See [`Error`]; status [`Status::Conflict`] if `if_version` does not hold. A v0.1 peer only knows
@@ -85,8 +85,20 @@ impl Client {
         if connection.version != Version::Extended {
             return self.delete_v01(&connection, uri, if_version);
         }
-        let request = Request::Delete { if_version, uri: uri.borrowed() };
+        let request = Request::Delete { if_version, uri: uri.borrowed(), evict: false };
         Ok(found_or_not(self.call_on(&connection, &request, self.deadline()))?.is_some())
+    }
+
+    /// Deletes one body that is of no use, a damaged one, say; whether there was such an object. Unlike
+    /// [`Client::delete`] it says nothing about what the URI stands for: its fence stays, and private objects created
+    /// for it can be committed.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::Unsupported`] from a v0.1 peer; status [`Status::Conflict`] if `if_version` does not
+    /// hold.
+    pub fn evict(&self, uri: &ObjUri<'_>, if_version: IfVersion) -> Result<bool> {
+        let request = Request::Delete { if_version, uri: uri.borrowed(), evict: true };
+        Ok(found_or_not(self.call(&request, self.deadline()))?.is_some())
     }
 
     /// Sizes and counts of the store.

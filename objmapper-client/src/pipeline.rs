@@ -75,7 +75,7 @@ impl Pipeline {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn delete(&self, uri: &ObjUri<'_>, if_version: IfVersion) -> Result<Pending<bool>> {
-        self.submit(&Request::Delete { if_version, uri: uri.borrowed() }, Want::ENTRY)
+        self.submit(&Request::Delete { if_version, uri: uri.borrowed(), evict: false }, Want::ENTRY)
     }
 
     /// Sends what has gathered.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::board::Board;
 use crate::config::Config;
 use crate::connection::{Connection, Owner};
 use crate::counters::Counters;
@@ -272,12 +273,12 @@ impl Pool {
         peer.seen = true;
         peer.down_since = None;
         // Connections of a session that is gone would only answer "unknown session".
-        let session = peer.session.as_ref().map(|s| (s.id, s.instance));
+        let of = |s: &Arc<Session>| (s.id, s.instance, s.board().map(Board::id));
+        let session = peer.session.as_ref().map(of);
         let stale = {
             let mut connections = self.connections.write();
-            let (keep, stale): (Vec<_>, Vec<_>) = connections
-                .drain(..)
-                .partition(|c| c.is_alive() && c.session.as_ref().map(|s| (s.id, s.instance)) == session);
+            let (keep, stale): (Vec<_>, Vec<_>) =
+                connections.drain(..).partition(|c| c.is_alive() && c.session.as_ref().map(of) == session);
             *connections = keep;
             connections.push(Arc::clone(&connection));
             stale

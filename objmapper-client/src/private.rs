@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use objmapper_proto::ext::{Commit, IfVersion, Op, Reply, Request, Tier, Want};
+use objmapper_proto::ext::{Commit, Fence, IfVersion, Op, Reply, Request, Tier, Want};
 use objmapper_proto::{ObjUri, Status};
 
 use crate::client::{Client, reply};
@@ -23,12 +23,15 @@ pub struct CommitOptions {
     pub want: Want,
     /// It is deleted with its session, or with its pin.
     pub ephemeral: bool,
+    /// Where a fence must be, see [`Board::fence`](crate::Board::fence). With one, a conflict of whatever reason
+    /// leaves the object private, see [`PrivateObject::is_used_up`].
+    pub fence: Option<Fence>,
 }
 
 impl Default for CommitOptions {
-    /// Never expires, replaces whatever is there, no descriptor, no pin.
+    /// Never expires, replaces whatever is there, no descriptor, no pin, no fence.
     fn default() -> Self {
-        Self { expires: 0, if_version: IfVersion::Any, want: Want::ENTRY, ephemeral: false }
+        Self { expires: 0, if_version: IfVersion::Any, want: Want::ENTRY, ephemeral: false, fence: None }
     }
 }
 
@@ -43,6 +46,8 @@ pub struct PrivateObject {
     fd: Option<OwnedFd>,
     /// The store no longer knows the handle.
     used_up: bool,
+    /// The last commit carried a fence.
+    fenced: bool,
 }
 
 impl Client {
@@ -58,7 +63,8 @@ impl Client {
         let Reply::Created { handle, tier } = reply(Op::Create, &answer)? else {
             return Err(ProtocolError::WrongKind.into());
         };
-        let mut object = PrivateObject { client: self.clone(), session, handle, tier, fd: None, used_up: false };
+        let mut object =
+            PrivateObject { client: self.clone(), session, handle, tier, fd: None, used_up: false, fenced: false };
         let (Some(fd), true) = (answer.fds.pop(), answer.fds.is_empty()) else {
             // The guard aborts it.
             return Err(ProtocolError::FdCount { expected: 1, got: answer.fds.len() }.into());
@@ -87,6 +93,13 @@ impl PrivateObject {
         &self.session
     }
 
+    /// Whether the store no longer knows it: it was committed, or a commit without a fence met a conflict. Else
+    /// it can be committed, under another URI or without a fence too, or aborted.
+    #[must_use]
+    pub fn is_used_up(&self) -> bool {
+        self.used_up
+    }
+
     /// Its file, for reading and writing, at first of size 0; `None` once it has been taken.
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -102,15 +115,19 @@ impl PrivateObject {
     /// Closes its descriptor; the request that publishes it.
     pub(crate) fn commit_request<'u>(&mut self, uri: ObjUri<'u>, length: u64, options: CommitOptions) -> Request<'u> {
         self.fd = None;
-        let CommitOptions { expires, if_version, want, ephemeral } = options;
-        Request::Commit(Commit { handle: self.handle, length, expires, if_version, uri, want, ephemeral })
+        let CommitOptions { expires, if_version, want, ephemeral, fence } = options;
+        self.fenced = fence.is_some();
+        Request::Commit(Commit { handle: self.handle, length, expires, if_version, uri, want, ephemeral, fence })
     }
 
     /// Takes note of a commit's or an abort's outcome.
     pub(crate) fn settled<T>(&mut self, outcome: &Result<T>) {
         self.used_up |= match outcome {
             Ok(_) => true,
-            Err(why) => matches!(why.status(), Some(Status::Conflict | Status::UnknownHandle)),
+            Err(why) => match why.status() {
+                Some(Status::Conflict) => !self.fenced,
+                status => status == Some(Status::UnknownHandle),
+            },
         };
     }
 
@@ -142,11 +159,11 @@ impl PrivateObject {
     /// descriptor that this guard holds; other writable descriptors and mappings must be gone already.
     ///
     /// After an error the object is still private, and can be committed again, unless the status is
-    /// [`Status::Conflict`].
+    /// [`Status::Conflict`] and there was no fence: [`Self::is_used_up`].
     ///
     /// # Errors
-    /// See [`Error`]; status [`Status::Conflict`] if `if_version` does not hold or the URI was deleted
-    /// since, [`Status::Busy`] while someone can still write to it. After [`Error::Timeout`] and
+    /// See [`Error`]; status [`Status::Conflict`] if `if_version` does not hold, the URI was deleted
+    /// since, or the fence has moved, [`Status::Busy`] while someone can still write to it. After [`Error::Timeout`] and
     /// [`Error::Closed`] it may be published all the same.
     pub fn commit(&mut self, uri: &ObjUri<'_>, length: u64, options: CommitOptions) -> Result<Found> {
         let request = self.commit_request(uri.borrowed(), length, options);

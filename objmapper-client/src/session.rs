@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use objmapper_proto::ext::{BodyPath, Entry, Tier, Token};
 use rustix::fs::{Mode, OFlags, openat};
 
+use crate::board::Board;
 use crate::error::{Error, Result};
 
 /// A tier as it was when the session was attached.
@@ -34,6 +35,7 @@ pub struct Session {
     pub(crate) instance: Token,
     pub(crate) token: Token,
     pub(crate) tiers: Vec<TierDirectory>,
+    pub(crate) board: Option<Board>,
 }
 
 impl Session {
@@ -58,6 +60,15 @@ impl Session {
     #[must_use]
     pub fn tiers(&self) -> &[TierDirectory] {
         &self.tiers
+    }
+
+    /// The board of the server that runs now, or ran last; `None` if it has none.
+    ///
+    /// A server that starts again has another one. A session of its disk tier may go on: [`Client::session`](crate::Client::session)
+    /// then answers another `Session` of the same [`Self::id`].
+    #[must_use]
+    pub fn board(&self) -> Option<&Board> {
+        self.board.as_ref()
     }
 
     /// The directory of a tier, if the store has that tier.

@@ -3,8 +3,8 @@
 use std::num::NonZeroU64;
 
 use objmapper_proto::ext::{
-    Attached, BadRequest, BatchReply, BodyPath, Commit, Entry, EntryFlags, IfVersion, LeaseOutcome, ListPage, Op,
-    Reply, ReplyFrame, Request, Stat, Tier, TierLimits, TierStat, Token, Want,
+    Attached, BadRequest, BatchReply, BodyPath, Commit, Entry, EntryFlags, Fence, IfVersion, LeaseOutcome, ListPage,
+    Op, Reply, ReplyFrame, Request, Stat, Tier, TierLimits, TierStat, Token, Want,
 };
 use objmapper_proto::v2::{ClientFrame, Dialect, ServerFrame};
 use objmapper_proto::{DecodeError, Malformed, ObjUri, Status, limits};
@@ -73,6 +73,9 @@ fn token() -> Token {
     Token([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15])
 }
 
+/// A COMMIT's payload without a fence.
+const COMMIT: &str = "0000000000000007 0000000000000100 0000000000000005 0000000000000000 0002 2f61";
+
 const ENTRY: &str = "0000000000000011 0000000000000022 01 06 0000000000010000 000000000000000a fffffffffffffffe";
 
 fn entry() -> Entry {
@@ -89,7 +92,14 @@ fn entry() -> Entry {
 
 #[test]
 fn requests() {
-    request(&format!("10 00000009 01 01 00000010 {TOKEN}"), &Request::Attach { session: token(), directories: true });
+    request(
+        &format!("10 00000009 01 01 00000010 {TOKEN}"),
+        &Request::Attach { session: token(), directories: true, board: false },
+    );
+    request(
+        &format!("10 00000009 01 03 00000010 {TOKEN}"),
+        &Request::Attach { session: token(), directories: true, board: true },
+    );
     request("10 00000009 02 03 00000004 0002 2f61", &Request::Lookup { uri: uri("/a"), want: Want::FD_AND_PIN });
     request(
         "10 00000009 03 00 0000000d 02 0000000000000100 0002 2f61",
@@ -111,13 +121,23 @@ fn requests() {
         uri: uri("/a"),
         want: Want::PIN,
         ephemeral: true,
+        fence: None,
     };
-    let commit_payload = "0000000000000007 0000000000000100 0000000000000005 0000000000000000 0002 2f61";
+    let commit_payload = COMMIT;
     request(&format!("10 00000009 05 06 00000024 {commit_payload}"), &Request::Commit(commit.clone()));
+    let fenced = Commit { fence: Some(Fence { shard: 0xabc, value: 0xfedc_ba98_7654_3210 }), ..commit.clone() };
+    request(
+        &format!("10 00000009 05 0e 00000030 {commit_payload} 00000abc fedcba9876543210"),
+        &Request::Commit(fenced.clone()),
+    );
     request("10 00000009 06 00 00000008 0000000000000007", &Request::Abort { handle: 7 });
     request(
         "10 00000009 07 00 0000000c ffffffffffffffff 0002 2f61",
-        &Request::Delete { if_version: IfVersion::Any, uri: uri("/a") },
+        &Request::Delete { if_version: IfVersion::Any, uri: uri("/a"), evict: false },
+    );
+    request(
+        "10 00000009 07 01 0000000c 0000000000000007 0002 2f61",
+        &Request::Delete { if_version: IfVersion::from_raw(7), uri: uri("/a"), evict: true },
     );
     request("10 00000009 08 00 00000000", &Request::Stat);
     request(
@@ -142,6 +162,10 @@ fn requests() {
             Request::Commit(commit),
             Request::Release { objects: vec![] },
         ]),
+    );
+    request(
+        &format!("10 00000009 0d 00 00000038 0001 05 0e 00000030 {commit_payload} 00000abc fedcba9876543210"),
+        &Request::Batch(vec![Request::Commit(fenced)]),
     );
     request("10 00000009 0e 00 00000000", &Request::Detach);
 }
@@ -246,6 +270,11 @@ fn a_payload_that_means_nothing_is_answered_and_does_not_end_the_connection() {
         (0x02, 0, "0003 2f6100", "NUL"),
         (0x02, 0, "1001", "a URI over the limit"),
         (0x03, 0, "03 0000000000000000 0000", "an unknown tier"),
+        (0x05, 0x08, &format!("{COMMIT} 00001000 0000000000000000"), "a fence that no board has"),
+        (0x05, 0x08, COMMIT, "no fence where one is announced"),
+        (0x05, 0, &format!("{COMMIT} 00000000 0000000000000000"), "a fence that nothing announces"),
+        (0x07, 0x02, "0000000000000000 0002 2f61", "a reserved flag of DELETE"),
+        (0x01, 0x04, TOKEN, "a reserved flag of ATTACH"),
         (0x0c, 0, "ffff 0000000000000000", "a count beyond the end"),
         (0x0d, 0, "0001 0d 00 00000002 0000", "a batch in a batch"),
         (0x0d, 0, "0001 08 00 00000000", "a STAT in a batch"),
@@ -302,6 +331,7 @@ fn encoding_refuses_what_decoding_would_refuse() {
         uri: long,
         want: Want::ENTRY,
         ephemeral: false,
+        fence: None,
     });
     assert!(Request::Batch(vec![commit.clone(); 256]).encode(1, &mut out).is_err());
     assert_eq!(out, b"before", "a failure leaves the buffer as it was");

@@ -2,8 +2,8 @@
 //! however the bytes arrive.
 
 use objmapper_proto::ext::{
-    Attached, BatchReply, Commit, Entry, EntryFlags, IfVersion, LeaseOutcome, ListPage, Op, Reply, Request, Stat, Tier,
-    TierLimits, TierStat, Token, Want,
+    Attached, BatchReply, Commit, Entry, EntryFlags, Fence, IfVersion, LeaseOutcome, ListPage, Op, Reply, Request,
+    Stat, Tier, TierLimits, TierStat, Token, Want, board,
 };
 use objmapper_proto::v2::{ClientFrame, Dialect, Hello, HelloAck, ServerFrame};
 use objmapper_proto::{Caps, DecodeError, Metadata, ObjUri, Segment, SegmentFlags, SegmentKind, Status, Tlv, v1, v2};
@@ -24,11 +24,15 @@ fn tier() -> impl Strategy<Value = Tier> {
     prop_oneof![Just(Tier::Memory), Just(Tier::Disk)]
 }
 
+fn fence() -> impl Strategy<Value = Fence> {
+    (0..board::SHARDS, any::<u64>()).prop_map(|(shard, value)| Fence { shard, value })
+}
+
 fn commit() -> impl Strategy<Value = Request<'static>> {
-    (any::<(u64, u64, i64, u64, bool)>(), uri(), want()).prop_map(
-        |((handle, length, expires, if_version, ephemeral), uri, want)| {
+    (any::<(u64, u64, i64, u64, bool)>(), uri(), want(), proptest::option::of(fence())).prop_map(
+        |((handle, length, expires, if_version, ephemeral), uri, want, fence)| {
             let if_version = IfVersion::from_raw(if_version);
-            Request::Commit(Commit { handle, length, expires, if_version, uri, want, ephemeral })
+            Request::Commit(Commit { handle, length, expires, if_version, uri, want, ephemeral, fence })
         },
     )
 }
@@ -38,7 +42,11 @@ fn batchable() -> impl Strategy<Value = Request<'static>> {
         (uri(), want()).prop_map(|(uri, want)| Request::Lookup { uri, want }),
         commit(),
         any::<u64>().prop_map(|handle| Request::Abort { handle }),
-        (any::<u64>(), uri()).prop_map(|(raw, uri)| Request::Delete { if_version: IfVersion::from_raw(raw), uri }),
+        (any::<u64>(), uri(), any::<bool>()).prop_map(|(raw, uri, evict)| Request::Delete {
+            if_version: IfVersion::from_raw(raw),
+            uri,
+            evict
+        }),
         vec(any::<u64>(), 0..20).prop_map(|objects| Request::Release { objects }),
     ]
 }
@@ -46,8 +54,11 @@ fn batchable() -> impl Strategy<Value = Request<'static>> {
 fn request() -> impl Strategy<Value = Request<'static>> {
     prop_oneof![
         batchable(),
-        (any::<[u8; 16]>(), any::<bool>())
-            .prop_map(|(t, directories)| Request::Attach { session: Token(t), directories }),
+        any::<([u8; 16], bool, bool)>().prop_map(|(t, directories, board)| Request::Attach {
+            session: Token(t),
+            directories,
+            board
+        }),
         (proptest::option::of(tier()), any::<u64>(), proptest::option::of(uri()))
             .prop_map(|(tier, length, uri)| Request::Create { tier, length, uri }),
         any::<(u64, u64)>().prop_map(|(handle, length)| Request::Reserve { handle, length }),

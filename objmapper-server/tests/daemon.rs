@@ -33,6 +33,7 @@ fn put(peer: &mut Peer, name: &str, body: &[u8], want: Want) -> Result<u64, Stat
         uri: uri(name),
         want,
         ephemeral: false,
+        fence: None,
     });
     let (Answer::Entry(entry), _) = peer.call(&request)? else { panic!() };
     Ok(entry.object)
@@ -169,6 +170,7 @@ fn a_drain_lets_a_private_object_be_finished_and_ends_what_only_waits() {
         uri: uri("/late"),
         want: Want::ENTRY,
         ephemeral: false,
+        fence: None,
     });
     busy.call(&request).unwrap();
     busy.expect_end();
@@ -288,7 +290,7 @@ fn sigkill_loses_no_acknowledged_commit_and_serves_no_half_one() {
             assert!(bodies.contains(&body), "{name} holds {} bytes that nobody committed", body.len());
         }
         if let Some((object, body)) = &pinned {
-            let (_, mut fds) = peer.call(&Request::Attach { session, directories: true }).unwrap();
+            let (_, mut fds) = peer.call(&Request::Attach { session, directories: true, board: false }).unwrap();
             let path = objmapper_proto::ext::BodyPath::new(*object);
             let flags = rustix::fs::OFlags::RDONLY;
             let file = rustix::fs::openat(fds.remove(0), path.as_str(), flags, rustix::fs::Mode::empty());
@@ -365,7 +367,7 @@ fn another_user_can_use_the_store_but_not_write_into_it() {
         }
         let mut peer = Peer::connect(&socket);
         peer.extended();
-        let request = Request::Attach { session: Token::NEW, directories: true };
+        let request = Request::Attach { session: Token::NEW, directories: true, board: false };
         let (_, mut fds) = peer.call(&request).unwrap();
         let dir = fds.remove(0);
         let object = put(&mut peer, "/a", b"hello", Want::ENTRY).unwrap();

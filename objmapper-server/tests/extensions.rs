@@ -24,6 +24,7 @@ fn commit(handle: u64, length: usize, name: &str) -> Commit<'_> {
         uri: uri(name),
         want: Want::ENTRY,
         ephemeral: false,
+        fence: None,
     }
 }
 
@@ -54,7 +55,7 @@ fn nothing_works_without_a_session() {
     peer.extended();
     assert_eq!(lookup(&mut peer, "/a", Want::FD).unwrap_err(), Status::UnknownSession);
     assert_eq!(peer.call(&Request::Stat).unwrap_err(), Status::UnknownSession);
-    let unknown = Request::Attach { session: Token([7; 16]), directories: false };
+    let unknown = Request::Attach { session: Token([7; 16]), directories: false, board: false };
     assert_eq!(peer.call(&unknown).unwrap_err(), Status::UnknownSession);
     peer.attach(Token::NEW);
     assert_eq!(lookup(&mut peer, "/a", Want::FD).unwrap_err(), Status::NotFound);
@@ -83,7 +84,7 @@ fn create_write_commit_look_up_delete() {
     let mut body = File::from(fds.remove(0));
     assert!(body.write_all(b"x").is_err());
     assert!(body.set_len(0).is_err());
-    let delete = |v| Request::Delete { if_version: v, uri: uri("/a") };
+    let delete = |v| Request::Delete { if_version: v, uri: uri("/a"), evict: false };
     let other = IfVersion::from_raw(entry.version + 1);
     assert_eq!(peer.call(&delete(other)).unwrap_err(), Status::Conflict);
     assert_eq!(peer.call(&delete(IfVersion::from_raw(entry.version))).unwrap().0, Answer::Empty);
@@ -95,7 +96,7 @@ fn who_has_the_directory_opens_bodies_himself_and_cannot_change_it() {
     let server = InProcess::new();
     let mut peer = server.attached();
     let entry = put(&mut peer, "/a", b"hello");
-    let attach = Request::Attach { session: Token::NEW, directories: true };
+    let attach = Request::Attach { session: Token::NEW, directories: true, board: false };
     let (_, mut fds) = peer.call(&attach).unwrap();
     let dir = fds.remove(0);
     let flags = rustix::fs::OFlags::RDONLY;
@@ -171,7 +172,7 @@ fn batches_are_carried_out_in_order_each_for_itself() {
     let batch = Request::Batch(vec![
         Request::Lookup { uri: uri("/a"), want: Want::FD },
         Request::Lookup { uri: uri("/none"), want: Want::FD },
-        Request::Delete { if_version: IfVersion::Any, uri: uri("/a") },
+        Request::Delete { if_version: IfVersion::Any, uri: uri("/a"), evict: false },
         Request::Lookup { uri: uri("/a"), want: Want::FD },
         Request::Lookup { uri: uri("/b"), want: Want::FD },
     ]);

@@ -18,12 +18,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod board;
 mod frame;
 mod op;
 mod reply;
 mod request;
 mod types;
 
+pub use board::Fence;
 pub use frame::{ReplyFrame, RequestFrame};
 pub use op::Op;
 pub use reply::{Attached, BatchReply, LeaseOutcome, ListPage, Reply, Stat};

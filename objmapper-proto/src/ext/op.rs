@@ -70,9 +70,9 @@ impl Op {
     /// The request flags that it knows.
     pub(super) const fn known_flags(self) -> u8 {
         match self {
-            Self::Attach => 0x01,
-            Self::Lookup | Self::Lease => 0x03,
-            Self::Commit => 0x07,
+            Self::Attach | Self::Lookup | Self::Lease => 0x03,
+            Self::Commit => 0x0f,
+            Self::Delete => 0x01,
             _ => 0,
         }
     }

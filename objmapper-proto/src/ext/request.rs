@@ -1,5 +1,6 @@
 //! Requests: what a payload asks for.
 
+use super::board::{Fence, SHARDS};
 use super::frame::RequestFrame;
 use super::op::Op;
 use super::types::{IfVersion, Tier, Token, Want};
@@ -26,6 +27,8 @@ pub struct Commit<'a> {
     pub want: Want,
     /// It dies with its session (flag 4).
     pub ephemeral: bool,
+    /// Where a fence must be for it to go ahead (flag 8). It need not be the fence of `uri`.
+    pub fence: Option<Fence>,
 }
 
 /// An extension request.
@@ -35,8 +38,10 @@ pub enum Request<'a> {
     Attach {
         /// The session.
         session: Token,
-        /// Send the tiers' directories.
+        /// Send the tiers' directories (flag 1).
         directories: bool,
+        /// Send the board (flag 2).
+        board: bool,
     },
     /// Look up without creating.
     Lookup {
@@ -74,6 +79,8 @@ pub enum Request<'a> {
         if_version: IfVersion,
         /// What.
         uri: ObjUri<'a>,
+        /// A reader's housekeeping (flag 1): the URI's fence stays, and so do private objects created for it.
+        evict: bool,
     },
     /// Sizes and counts.
     Stat,
@@ -140,16 +147,29 @@ impl BadRequest {
 
 const PIN_BITS: u8 = 0x03;
 const COMMIT_EPHEMERAL: u8 = 0x04;
+const COMMIT_FENCE: u8 = 0x08;
+const ATTACH_DIRECTORIES: u8 = 0x01;
+const ATTACH_BOARD: u8 = 0x02;
+const DELETE_EVICT: u8 = 0x01;
 
 fn read_uri<'a>(r: &mut Reader<'a>) -> Result<ObjUri<'a>, DecodeError> {
     let bytes = r.bytes16("URI", MAX_URI)?;
     Ok(ObjUri::parse(bytes).map_err(Malformed::Uri)?)
 }
 
+fn read_fence(r: &mut Reader<'_>) -> Result<Fence, DecodeError> {
+    let shard = limited("fence", r.u32()?.into(), SHARDS as usize - 1)?;
+    Ok(Fence { shard: shard as u32, value: r.u64()? }) // below SHARDS
+}
+
 /// An `ObjUri` is at most `MAX_URI` long by construction.
 pub(super) fn put_uri(out: &mut Vec<u8>, uri: &ObjUri<'_>) {
     out.put_u16(uri.as_bytes().len() as u16);
     out.put(uri.as_bytes());
+}
+
+const fn bit(set: bool, bit: u8) -> u8 {
+    if set { bit } else { 0 }
 }
 
 impl<'a> Request<'a> {
@@ -166,7 +186,11 @@ impl<'a> Request<'a> {
         reserved("flags", flags, op.known_flags())?;
         payload("request", bytes, |r| {
             Ok(match op {
-                Op::Attach => Self::Attach { session: Token(r.token()?), directories: flags & 1 != 0 },
+                Op::Attach => Self::Attach {
+                    session: Token(r.token()?),
+                    directories: flags & ATTACH_DIRECTORIES != 0,
+                    board: flags & ATTACH_BOARD != 0,
+                },
                 Op::Lookup => Self::Lookup { uri: read_uri(r)?, want: Want::from_bits(flags) },
                 Op::Create => Self::Create {
                     tier: match r.u8()? {
@@ -188,9 +212,17 @@ impl<'a> Request<'a> {
                     uri: read_uri(r)?,
                     want: Want::from_bits(flags & PIN_BITS),
                     ephemeral: flags & COMMIT_EPHEMERAL != 0,
+                    fence: match flags & COMMIT_FENCE {
+                        0 => None,
+                        _ => Some(read_fence(r)?),
+                    },
                 }),
                 Op::Abort => Self::Abort { handle: r.u64()? },
-                Op::Delete => Self::Delete { if_version: IfVersion::from_raw(r.u64()?), uri: read_uri(r)? },
+                Op::Delete => Self::Delete {
+                    if_version: IfVersion::from_raw(r.u64()?),
+                    uri: read_uri(r)?,
+                    evict: flags & DELETE_EVICT != 0,
+                },
                 Op::Stat => Self::Stat,
                 Op::List => Self::List {
                     prefix: r.bytes16("prefix", MAX_URI)?,
@@ -242,9 +274,14 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn flags(&self) -> u8 {
         match self {
-            Self::Attach { directories, .. } => u8::from(*directories),
+            Self::Attach { directories, board, .. } => {
+                bit(*directories, ATTACH_DIRECTORIES) | bit(*board, ATTACH_BOARD)
+            }
+            Self::Delete { evict, .. } => bit(*evict, DELETE_EVICT),
             Self::Lookup { want, .. } | Self::Lease { want, .. } => want.bits(),
-            Self::Commit(c) => c.want.bits() | if c.ephemeral { COMMIT_EPHEMERAL } else { 0 },
+            Self::Commit(c) => {
+                c.want.bits() | bit(c.ephemeral, COMMIT_EPHEMERAL) | bit(c.fence.is_some(), COMMIT_FENCE)
+            }
             _ => 0,
         }
     }
@@ -283,9 +320,13 @@ impl<'a> Request<'a> {
                 out.put_i64(c.expires);
                 out.put_u64(c.if_version.raw());
                 put_uri(out, &c.uri);
+                if let Some(fence) = c.fence {
+                    out.put_u32(fence.shard);
+                    out.put_u64(fence.value);
+                }
             }
             Self::Abort { handle } => out.put_u64(*handle),
-            Self::Delete { if_version, uri } => {
+            Self::Delete { if_version, uri, .. } => {
                 out.put_u64(if_version.raw());
                 put_uri(out, uri);
             }

@@ -260,8 +260,8 @@ impl Connection {
         if self.refused_while_draining(&request) {
             return self.fail(id, op, (Status::Unavailable, "the server is shutting down".into()));
         }
-        if let Request::Attach { session, directories } = request {
-            match ext::attach(&self.shared.store, session, directories) {
+        if let Request::Attach { session, directories, board } = request {
+            match ext::attach(&self.shared.store, session, directories, board) {
                 Ok((session, reply, fds)) => {
                     self.session = Some(session);
                     self.reply(id, Op::Attach, &reply, fds);

@@ -85,6 +85,7 @@ pub(super) fn attach(
     store: &Store,
     token: ext::Token,
     directories: bool,
+    board: bool,
 ) -> Result<(Session, Reply<'static>, Vec<OwnedFd>), Failure> {
     let token = (token != ext::Token::NEW).then_some(token.0);
     let session = store.session(token).map_err(failure)?;
@@ -96,6 +97,10 @@ pub(super) fn attach(
             let dir = dir.try_clone_to_owned().map_err(StoreError::io("duplicating a directory"));
             fds.push(dir.map_err(failure)?);
         }
+    }
+    if board {
+        let board = store.board().try_clone_to_owned().map_err(StoreError::io("duplicating the board"));
+        fds.push(board.map_err(failure)?);
     }
     let reply = Reply::Attached(Attached {
         instance: ext::Token(store.instance()),
@@ -137,12 +142,14 @@ pub(super) fn perform(store: &Store, session: &Session, request: &Request<'_>) -
                 if_version: request.if_version.raw(),
                 pin: request.want.pin,
                 ephemeral: request.ephemeral,
+                fence: request.fence,
             };
             let (entry, fds) = commit_now(session, request.handle, commit, request.want.fd)?;
             Ok((Done::Reply(Reply::Entry(wire_entry(&entry))), fds))
         }
         Request::Abort { handle } => empty(session.abort(*handle)),
-        Request::Delete { if_version, uri } => empty(store.delete(uri.as_bytes(), if_version.raw())),
+        Request::Delete { if_version, uri, evict: false } => empty(store.delete(uri.as_bytes(), if_version.raw())),
+        Request::Delete { if_version, uri, evict: true } => empty(store.evict(uri.as_bytes(), if_version.raw())),
         Request::Stat => Ok((Done::Reply(stat(store)), Vec::new())),
         Request::List { prefix, cursor, max } => {
             if *max == 0 {

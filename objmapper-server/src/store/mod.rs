@@ -6,15 +6,16 @@
 //! | `index` | which URI names which object |
 //! | `tier`, `mount`, `userns` | a directory of body files; the tmpfs under the memory tier |
 //! | `account`, `evict` | a tier's bytes; what goes when room is needed |
+//! | `board` | counters shared with clients; the fences that order commits with deletes |
 //! | `private`, `publish` | create, reserve, abort; commit, delete, evict |
 //! | `session`, `lease` | pins and their owner; who fetches a missing URI |
 //! | `foreign` | objects of v0.1 clients |
 //! | `disk_index` | the disk tier's database |
 //! | `house` | the store's threads |
 //!
-//! Locks, in the order in which one may be taken while another is held: a private object's state,
-//! `measuring`, `evicting`, a shard's `publish`, the lease table, a shard's `map` or a session's
-//! state, an object's state, a tier's order. System calls and database transactions happen under the first four only, and a
+//! Locks, in the order in which one may be taken while another is held: a private object's state, a
+//! fence's gate, `measuring`, `evicting`, a shard's `publish`, the lease table, a shard's `map` or a session's
+//! state, an object's state, a tier's order. System calls and database transactions happen under the first five only, and a
 //! look-up takes none of those (but for objects that a v0.1 client still writes).
 //!
 //! ```
@@ -38,6 +39,7 @@
 //! ```
 
 mod account;
+mod board;
 mod disk_index;
 mod error;
 mod evict;
@@ -68,15 +70,17 @@ pub use error::StoreError;
 pub use lease::{LeaseCallback, LeaseOutcome};
 pub use mount::{MemoryMount, MountAccess, MountKind};
 pub use object::{ANY_VERSION, Entry, MAX_URI, ObjectId, TierChoice, TierKind, Token, check_uri};
+pub use objmapper_proto::ext::Fence;
 pub use private::{Commit, PrivateObject};
 pub use session::Session;
 pub use tier::body_path;
 
+use board::Board;
 use disk_index::DiskIndex;
 use house::Wake;
 use index::Index;
 use object::Object;
-use publish::Ids;
+use publish::{Deletion, Ids};
 use session::SessionCore;
 use tier::Tier;
 
@@ -196,6 +200,7 @@ pub(crate) struct Inner {
     _lock: Option<OwnedFd>,
     disk_index: Option<DiskIndex>,
     instance: Token,
+    board: Board,
     index: Index,
     ids: Mutex<Ids>,
     /// Ids below it are of former runs.
@@ -302,9 +307,20 @@ impl Store {
     }
 
     /// Deletes what `uri` names, if `if_version` is [`ANY_VERSION`] or its version. Private objects
-    /// created for it before can no longer be committed.
+    /// created for it before can no longer be committed, and its fence moves, whatever the outcome.
     pub fn delete(&self, uri: &[u8], if_version: u64) -> Result<(), StoreError> {
-        self.inner.delete(uri, if_version)
+        self.inner.delete(uri, if_version, Deletion::Purge)
+    }
+
+    /// As [`Store::delete`], but for a reader's housekeeping (a damaged body, say): neither does the
+    /// fence move nor are private objects concerned.
+    pub fn evict(&self, uri: &[u8], if_version: u64) -> Result<(), StoreError> {
+        self.inner.delete(uri, if_version, Deletion::Housekeeping)
+    }
+
+    /// The board's file, for mapping: see EXTENSIONS.md of the crate `objmapper-proto`.
+    pub fn board(&self) -> BorrowedFd<'_> {
+        self.inner.board.fd()
     }
 
     /// Up to `max` objects whose URIs begin with `prefix`, after the URI `cursor` (empty: from the

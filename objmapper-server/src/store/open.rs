@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open as open_path};
 
+use super::board::Board;
 use super::disk_index::{DiskIndex, Loaded, Row};
 use super::house::Wake;
 use super::index::Index;
@@ -61,6 +62,7 @@ pub(super) fn open(config: StoreConfig) -> Result<Inner, StoreError> {
         _lock: lock,
         disk_index,
         instance,
+        board: Board::new()?,
         index: Index::new(),
         ids: Mutex::new(Ids { next: loaded.next_id, until: 0 }),
         first_id: loaded.next_id,

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 
+use objmapper_proto::ext::Fence;
+
 use super::account::page_round;
 use super::object::{ANY_VERSION, Entry, check_uri};
 use super::session::Session;
@@ -48,12 +50,14 @@ pub struct Commit<'a> {
     pub pin: bool,
     /// Delete it when the session ends.
     pub ephemeral: bool,
+    /// Where a fence must be. With it, a conflict leaves the object private.
+    pub fence: Option<Fence>,
 }
 
 impl<'a> Commit<'a> {
-    /// An unconditional commit without expiry, not pinned, not ephemeral.
+    /// An unconditional commit without expiry, not pinned, not ephemeral, without a fence.
     pub fn new(uri: &'a [u8], length: u64) -> Self {
-        Commit { uri, length, expires: 0, if_version: ANY_VERSION, pin: false, ephemeral: false }
+        Commit { uri, length, expires: 0, if_version: ANY_VERSION, pin: false, ephemeral: false, fence: None }
     }
 }
 
@@ -86,7 +90,7 @@ impl PrivateObject {
     /// Publishes it: atomically visible under its URI, replacing what was there. Gives back what
     /// is allocated beyond the end and closes the writable file first; every duplicate and writable
     /// mapping of it must be gone, else [`StoreError::Busy`]. After an error that leaves the object
-    /// private (busy, full, wrong length) it may be tried again.
+    /// private (busy, full, wrong length, a conflict where a fence was given) it may be tried again.
     pub fn commit(&mut self, commit: Commit<'_>) -> Result<Entry, StoreError> {
         if let Some(file) = self.file.take()
             && let Err(e) = Tier::trim(file.as_fd(), commit.length)

@@ -19,6 +19,15 @@ use crate::sys;
 /// Ids are taken from the disk index in blocks, one transaction each.
 const ID_BLOCK: u64 = 1 << 16;
 
+/// Why something is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Deletion {
+    /// What the URI stands for has changed: nothing older may be published any more.
+    Purge,
+    /// This one body is of no use.
+    Housekeeping,
+}
+
 /// The source of object ids, which are the versions too: both grow, neither comes back.
 #[derive(Debug)]
 pub(crate) struct Ids {
@@ -174,7 +183,8 @@ impl Inner {
         Ok(id)
     }
 
-    /// Publishes a private object. On success and on a conflict the handle is used up.
+    /// Publishes a private object. The handle is used up on success, and on a conflict of a commit without
+    /// a fence.
     pub(crate) fn commit(
         &self,
         session: &Arc<SessionCore>,
@@ -210,7 +220,7 @@ impl Inner {
                 state.reserved -= measure.charge;
                 self.close_private(private, &mut state);
             }
-            Err(StoreError::Conflict(_)) => self.close_private(private, &mut state),
+            Err(StoreError::Conflict(_)) if commit.fence.is_none() => self.close_private(private, &mut state),
             Err(_) => return outcome.map(|o| o.entry(false)),
         }
         drop(state);
@@ -231,6 +241,13 @@ impl Inner {
         charge: u64,
         commit: Commit<'_>,
     ) -> Result<Arc<Object>, StoreError> {
+        // Held until the object is visible: a delete that moves the fence meanwhile waits, and then finds it.
+        let _passed = match commit.fence {
+            None => None,
+            Some(fence) => {
+                Some(self.board.pass(fence).ok_or(StoreError::Conflict("the fence has moved: something was deleted"))?)
+            }
+        };
         let shard = self.index.shard(commit.uri);
         let now = now_ms();
         let (object, old) = {
@@ -338,9 +355,13 @@ impl Inner {
         }
     }
 
-    /// Deletes what `uri` names, and dooms the private objects created for it.
-    pub(crate) fn delete(&self, uri: &[u8], if_version: u64) -> Result<(), StoreError> {
+    /// Deletes what `uri` names; a purge also dooms the private objects created for it and moves its fence.
+    pub(crate) fn delete(&self, uri: &[u8], if_version: u64, deletion: Deletion) -> Result<(), StoreError> {
         check_uri(uri)?;
+        if deletion == Deletion::Purge {
+            // First: what passed it is visible now, so the deletion meets it; what has not will not pass.
+            self.board.advance(uri);
+        }
         let shard = self.index.shard(uri);
         let (object, freed) = {
             let _publishing = shard.publish.lock();
@@ -349,7 +370,7 @@ impl Inner {
             if if_version != ANY_VERSION && live.is_some_and(|c| c.id != if_version) {
                 return Err(StoreError::Conflict("the object's version is another"));
             }
-            if if_version == ANY_VERSION || live.is_some() {
+            if deletion == Deletion::Purge && (if_version == ANY_VERSION || live.is_some()) {
                 for private in shard.map.write().privates_of(uri) {
                     private.doomed.store(true, SeqCst);
                 }

@@ -216,7 +216,7 @@ impl Peer {
     }
 
     pub fn attach(&mut self, token: Token) -> Token {
-        match self.call(&Request::Attach { session: token, directories: false }).unwrap().0 {
+        match self.call(&Request::Attach { session: token, directories: false, board: false }).unwrap().0 {
             Answer::Attached(session) => session,
             other => panic!("{other:?}"),
         }

@@ -1,0 +1,190 @@
+//! The board: counters that a store shares with its clients through memory, and fences.
+//!
+//! What is where is specified in EXTENSIONS.md of `objmapper-proto`. All unsafe code for it is here.
+
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use memmap2::{MmapOptions, MmapRaw};
+use objmapper_proto::ObjUri;
+use objmapper_proto::ext::board::{
+    AT_ID, AT_SHARDS, AT_SLOTS, AT_VERSION, HEADER_LEN, MAGIC, SHARDS, SIZE, SLOTS, VERSION, Word, slot_of,
+};
+use objmapper_proto::ext::{Fence, Token};
+use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+
+/// Without them another process could cut the file off under the mapping.
+const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+
+/// A store's board, mapped. Every method is a few instructions and asks nobody.
+///
+/// It belongs to one run of the server: [`Session::board`](crate::Session::board) of the session that
+/// [`Client::session`](crate::Client::session) answers is the one to look at, each time anew. Numbers begin
+/// at random values, so that a [`Fence`] of another run does not fit.
+pub struct Board {
+    map: MmapRaw,
+    id: Token,
+}
+
+impl fmt::Debug for Board {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Board").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Board {
+    /// Maps what ATTACH brought. Refused unless it has exactly a board's size, is sealed at it, and begins as one.
+    pub(crate) fn map(fd: &OwnedFd) -> Result<Self> {
+        let refused = || Error::io("the store's board")(Errno::INVAL);
+        let sealed = fcntl_get_seals(fd).map_err(Error::io("seals of the store's board"))?;
+        // In this order: once it is sealed, its size does not change.
+        let size = fstat(fd).map_err(Error::io("fstat"))?.st_size;
+        if !sealed.contains(SEALS) || size != SIZE as i64 {
+            return Err(refused());
+        }
+        let mut header = [0; HEADER_LEN];
+        let read = rustix::io::pread(fd, &mut header, 0).map_err(Error::io("pread"))?;
+        let number = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let numbers = [number(AT_VERSION), number(AT_SHARDS), number(AT_SLOTS)];
+        if read != HEADER_LEN || header[..MAGIC.len()] != MAGIC || numbers != [VERSION, SHARDS, SLOTS] {
+            return Err(refused());
+        }
+        let mut id = Token::default();
+        id.0.copy_from_slice(&header[AT_ID..AT_ID + 16]);
+        let map = MmapOptions::new().len(SIZE).map_raw(fd.as_fd().as_raw_fd());
+        let map = map.map_err(|e| Error::Io { what: "mmap", errno: e.raw_os_error().unwrap_or_default() })?;
+        Ok(Self { map, id })
+    }
+
+    fn word(&self, word: Word) -> &AtomicU64 {
+        let at = word.offset();
+        debug_assert!(at.is_multiple_of(8) && at + 8 <= SIZE);
+        // SAFETY: `map` is SIZE bytes, readable and writable, page-aligned, and lives as long as `self`, from which
+        // the reference borrows. The file is sealed at SIZE bytes (checked before it was mapped), so that
+        // no access raises SIGBUS. `Word::offset` is a multiple of 8 and at most SIZE - 8 whatever the number in
+        // it (its unit tests), so that the word is aligned and inside. Nothing but atomics of 8 bytes is
+        // ever made of this memory; other processes change it, and every value is valid.
+        unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().add(at).cast()) }
+    }
+
+    /// Its name: random, another one after the server has started again.
+    #[must_use]
+    pub fn id(&self) -> Token {
+        self.id
+    }
+
+    /// Where the fence of a URI is now. To be taken before the origin is asked for what will be committed with it.
+    #[must_use]
+    pub fn fence(&self, uri: &ObjUri<'_>) -> Fence {
+        let shard = Fence::shard_of(uri);
+        Fence { shard, value: self.word(Word::Fence(shard)).load(SeqCst) }
+    }
+
+    /// Whether a fence is where it was: no URI of it has been deleted since.
+    #[must_use]
+    pub fn is_current(&self, fence: Fence) -> bool {
+        self.word(Word::Fence(fence.shard)).load(SeqCst) == fence.value
+    }
+
+    /// The slot of a part of the name space, by its prefix.
+    #[must_use]
+    pub fn slot(prefix: &[u8]) -> u32 {
+        slot_of(prefix)
+    }
+
+    /// How many bans have been announced in a slot.
+    #[must_use]
+    pub fn announced(&self, slot: u32) -> u64 {
+        self.word(Word::Announced(slot)).load(SeqCst)
+    }
+
+    /// How many of them are in the log. To be read before [`Self::announced`]: the two are then equal only if nothing
+    /// was pending in between.
+    #[must_use]
+    pub fn recorded(&self, slot: u32) -> u64 {
+        self.word(Word::Recorded(slot)).load(SeqCst)
+    }
+
+    /// Announces a ban: from now on readers wait until it is recorded. Answers how many have been announced.
+    pub fn announce(&self, slot: u32) -> u64 {
+        self.word(Word::Announced(slot)).fetch_add(1, SeqCst).wrapping_add(1)
+    }
+
+    /// Says that `bans` of those announced are in the log. Answers how many are.
+    pub fn record(&self, slot: u32, bans: u64) -> u64 {
+        self.word(Word::Recorded(slot)).fetch_add(bans, SeqCst).wrapping_add(bans)
+    }
+
+    /// Takes the bans that were announced but never recorded for recorded, if nobody else has recorded or healed
+    /// since `seen_recorded` was read. Only for who has made sure that nothing older is used any more. Whether it was done.
+    pub fn heal(&self, slot: u32, seen_recorded: u64, seen_announced: u64) -> bool {
+        self.word(Word::Recorded(slot)).compare_exchange(seen_recorded, seen_announced, SeqCst, SeqCst).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{MemfdFlags, fcntl_add_seals, ftruncate, memfd_create};
+
+    fn image() -> Vec<u8> {
+        let mut image = vec![0; SIZE];
+        image[..MAGIC.len()].copy_from_slice(&MAGIC);
+        for (at, value) in [(AT_VERSION, VERSION), (AT_SHARDS, SHARDS), (AT_SLOTS, SLOTS)] {
+            image[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        }
+        image[AT_ID] = 7;
+        image
+    }
+
+    fn memfd(image: &[u8], size: usize, seals: SealFlags) -> OwnedFd {
+        let fd = memfd_create("board", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        ftruncate(&fd, size as u64).unwrap();
+        assert_eq!(rustix::io::pwrite(&fd, &image[..size.min(image.len())], 0).unwrap(), size.min(image.len()));
+        fcntl_add_seals(&fd, seals).unwrap();
+        fd
+    }
+
+    #[test]
+    fn only_what_is_a_board_and_sealed_is_mapped() {
+        let good = memfd(&image(), SIZE, SEALS);
+        assert_eq!(Board::map(&good).unwrap().id().0[0], 7);
+        for seals in [SealFlags::empty(), SealFlags::SHRINK, SealFlags::GROW] {
+            assert!(Board::map(&memfd(&image(), SIZE, seals)).is_err(), "{seals:?}");
+        }
+        for size in [0, SIZE - 1, SIZE + 4096] {
+            assert!(Board::map(&memfd(&image(), size, SEALS)).is_err(), "{size} bytes");
+        }
+        for at in [0, AT_VERSION, AT_SHARDS, AT_SLOTS] {
+            let mut other = image();
+            other[at] ^= 1;
+            assert!(Board::map(&memfd(&other, SIZE, SEALS)).is_err(), "byte {at}");
+        }
+        let file = tempfile::tempfile().unwrap();
+        assert!(Board::map(&file.into()).is_err(), "a file has no seals");
+    }
+
+    #[test]
+    fn two_mappings_are_one_board() {
+        let fd = memfd(&image(), SIZE, SEALS);
+        let (a, b) = (Board::map(&fd).unwrap(), Board::map(&fd).unwrap());
+        assert_eq!((a.announce(3), b.announced(3), b.recorded(3)), (1, 1, 0));
+        assert_eq!((b.announce(3), b.record(3, 2), a.recorded(3)), (2, 2, 2));
+        assert_eq!((a.announced(4), a.recorded(4)), (0, 0), "another slot");
+        assert_eq!(a.announce(3), 3);
+        assert!(!b.heal(3, 1, 3), "somebody recorded since");
+        assert!(b.heal(3, 2, 3) && a.recorded(3) == 3);
+        let uri = ObjUri::parse(b"/a").unwrap();
+        let fence = a.fence(&uri);
+        assert!(b.is_current(fence));
+        b.word(Word::Fence(fence.shard)).fetch_add(1, SeqCst);
+        assert!(!a.is_current(fence));
+        assert_ne!(a.fence(&uri), fence);
+        // A slot or shard beyond the last is another one, never memory beyond the board.
+        assert!(a.announced(u32::MAX) == 0 && !a.is_current(Fence { shard: u32::MAX, value: 1 }));
+    }
+}
