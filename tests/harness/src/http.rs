@@ -32,8 +32,8 @@ pub struct Client(ureq::Agent);
 pub struct Request<'a> {
     /// Additional headers.
     pub headers: &'a [(&'a str, &'a str)],
-    /// HEAD instead of GET.
-    pub head: bool,
+    /// Instead of GET, without a body: `HEAD`, `PURGE`.
+    pub method: Option<&'a str>,
     /// Take this many bytes at a time, with a pause after each: a slow reader.
     pub slowly: Option<(usize, Duration)>,
 }
@@ -51,6 +51,7 @@ impl Client {
             .timeout_global(Some(Duration::from_secs(60)))
             .http_status_as_error(false)
             .max_redirects(0)
+            .allow_non_standard_methods(true)
             .build();
         Self(config.into())
     }
@@ -63,11 +64,11 @@ impl Client {
     /// Makes the request and reads the response to its end; a response shorter than its length is an
     /// error.
     pub fn send(&self, url: &str, request: &Request<'_>) -> Result<Response> {
-        let mut builder = if request.head { self.0.head(url) } else { self.0.get(url) };
+        let mut builder = ureq::http::Request::builder().method(request.method.unwrap_or("GET")).uri(url);
         for (name, value) in request.headers {
             builder = builder.header(*name, *value);
         }
-        let response = builder.call().with_context(|| format!("request for {url}"))?;
+        let response = self.0.run(builder.body(())?).with_context(|| format!("request for {url}"))?;
         let status = response.status().as_u16();
         let headers = response
             .headers()

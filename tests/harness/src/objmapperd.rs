@@ -4,11 +4,24 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use objmapper_client::{Client, Stat};
 
 use crate::artefacts;
 use crate::process::Process;
+
+/// An objmapperd that does not get on. Goes on when dropped.
+#[derive(Debug)]
+pub struct Stalled(Pid);
+
+impl Drop for Stalled {
+    fn drop(&mut self) {
+        // It may have been killed meanwhile; then there is nothing to let go on.
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
 
 /// A running objmapperd. Stopped when dropped.
 #[derive(Debug)]
@@ -28,6 +41,11 @@ impl Objmapperd {
     pub fn start_on_disk(dir: &Path, size: &str) -> Result<Self> {
         let store = dir.join("store").display().to_string();
         Self::with_tiers(dir, vec!["--dir".to_owned(), store, "--disk".to_owned(), size.to_owned()])
+    }
+
+    /// The directory of the bodies of [`Objmapperd::start_on_disk`].
+    pub fn bodies(&self) -> PathBuf {
+        self.dir.join("store/objmapper-store/objects")
     }
 
     fn with_tiers(dir: &Path, tiers: Vec<String>) -> Result<Self> {
@@ -52,6 +70,14 @@ impl Objmapperd {
     /// The process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Process::pid)
+    }
+
+    /// SIGSTOP: it takes connections and requests, and answers none until the value is dropped.
+    pub fn stall(&self) -> Result<Stalled> {
+        let pid = self.pid().context("objmapperd does not run")?;
+        let pid = Pid::from_raw(i32::try_from(pid)?);
+        kill(pid, Signal::SIGSTOP)?;
+        Ok(Stalled(pid))
     }
 
     /// SIGKILL. The socket's file stays, as after a crash.

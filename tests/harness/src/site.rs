@@ -4,21 +4,19 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::random::Random;
+
 /// Body sizes in bytes of every class: empty, small, around the threshold of 64 KiB, around a page,
 /// large.
 pub const SIZES: [usize; 10] = [0, 1, 1024, 4096, 4097, 65_535, 65_536, 65_537, 1_000_000, 3 * 1024 * 1024 + 17];
 
 /// `length` bytes that depend on `seed`, that no run of zeros, shift or truncation leaves equal.
 pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
-    // splitmix64: every eight bytes are another number.
-    let mut state = seed;
+    // Every eight bytes are another number.
+    let mut numbers = Random::new(seed);
     let mut out = Vec::with_capacity(length + 8);
     while out.len() < length {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        out.extend_from_slice(&(z ^ (z >> 31)).to_le_bytes());
+        out.extend_from_slice(&numbers.next_u64().to_le_bytes());
     }
     out.truncate(length);
     out

@@ -1,5 +1,6 @@
 //! A plain varnishd, outside varnishtest.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -135,6 +136,20 @@ impl Varnishd {
         let stats: serde_json::Value =
             serde_json::from_slice(&output.stdout).with_context(|| format!("varnishstat has no {name}: {output:?}"))?;
         stats["counters"][name]["value"].as_u64().with_context(|| format!("no counter {name} in {stats}"))
+    }
+
+    /// All counters whose full names begin with `prefix`, by what follows it.
+    pub fn counters(&self, prefix: &str) -> Result<BTreeMap<String, u64>> {
+        let output = Command::new("varnishstat")
+            .arg("-n")
+            .arg(&self.workdir)
+            .args(["-1", "-j", "-f", &format!("{prefix}*")])
+            .output()?;
+        let stats: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("varnishstat has no {prefix}*: {output:?}"))?;
+        let counters = stats["counters"].as_object().with_context(|| format!("no counters in {stats}"))?;
+        let value = |v: &serde_json::Value| v["value"].as_u64();
+        Ok(counters.iter().filter_map(|(n, v)| Some((n.strip_prefix(prefix)?.to_owned(), value(v)?))).collect())
     }
 
     /// The log so far, as `varnishlog -d` prints it in groups by request.
