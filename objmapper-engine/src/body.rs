@@ -6,33 +6,41 @@
 //!        └─ stays there: small, or refused ◄──────┘ objmapper fails half-way: the rest is in heap ("mixed")
 //! ```
 //!
+//! A record of others that is [adopted](crate::adopt) is stored from the beginning.
+//!
 //! One thread writes (the fetch), any number read. What was handed out by address stays at that address until the
-//! writer is done *and* no reader follows it any more ([`Body::settle`]); from then on a stored body has no address
-//! at all until somebody asks for a [`Span`], which holds the mapping that it points into.
+//! writer is done *and* no reader follows it any more ([`Body::settle`]), if it is in heap. All else has no address
+//! until somebody asks for a [`Span`], which holds the mapping that it points into.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use memmap2::MmapRaw;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 
+use crate::adopt::Adoption;
 use crate::backing::Stored;
 use crate::counters;
 use crate::draft::Writing;
 use crate::engine::Engine;
 use crate::heap::HeapChunk;
+use crate::publish::{Outcome, Record};
 
 /// Where consecutive bytes of a body are.
 pub(crate) enum Place {
     /// In heap.
     Heap(HeapChunk),
-    /// In a draft's file, seen through a mapping; the piece begins `offset` bytes into it.
+    /// In a draft's file, at the same offset as in the body, and in this part of it.
     Window {
-        /// Shared with the spans that readers hold.
-        map: Arc<MmapRaw>,
-        /// Where in the mapping the piece begins.
-        offset: usize,
+        /// Where it begins; a multiple of the page size.
+        start: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// The readers' mapping of it, read-only; made when the first of them comes.
+        map: Option<Arc<MmapRaw>>,
     },
     /// Given back during a final iteration.
     Gone,
@@ -48,17 +56,6 @@ pub(crate) struct Piece {
     pub(crate) place: Place,
 }
 
-impl Piece {
-    /// The address of the piece's first byte.
-    fn base(&self) -> Option<*mut u8> {
-        match &self.place {
-            Place::Heap(chunk) => Some(chunk.ptr().as_ptr()),
-            Place::Window { map, offset } => Some(map.as_mut_ptr().wrapping_add(*offset)),
-            Place::Gone => None,
-        }
-    }
-}
-
 /// What the lock protects. Held for a few instructions, or while the kernel frees pages; never while objmapper is asked
 /// for something, and never while varnishd runs.
 #[derive(Default)]
@@ -69,20 +66,18 @@ pub(crate) struct Inner {
     pub(crate) len: u64,
     /// The draft, while there is one; the writer takes it out while it works on it.
     pub(crate) writing: Option<Box<Writing>>,
-    /// The published body.
+    /// The draft's file for its readers: a read-only descriptor. Also of a draft that could not be published.
+    pub(crate) reading: Option<Arc<File>>,
+    /// A draft that could not be published: bytes that the account still counts.
+    pub(crate) orphan: Option<u64>,
+    /// The published body; more that came behind an adopted one is in `pieces`.
     pub(crate) stored: Option<Stored>,
+    /// A record shall be the body, or is.
+    pub(crate) adoption: Option<Adoption>,
     /// Heap that was replaced, but may still be read by who follows the fetch.
     pub(crate) retired: Vec<HeapChunk>,
     /// objmapper refused: the body stays in heap.
     pub(crate) heap_only: bool,
-    /// The fetch is over and nobody follows it.
-    pub(crate) settled: bool,
-    /// Others will look the object up.
-    pub(crate) keep: bool,
-    /// A draft is being published: readers wait for the outcome, which comes within a deadline.
-    pub(crate) publishing: bool,
-    /// It could not be published, and could not be kept.
-    pub(crate) lost: bool,
     /// Its loss is counted.
     pub(crate) loss_counted: bool,
     /// A final iteration gave back the draft's bytes before this.
@@ -93,7 +88,6 @@ pub(crate) struct Inner {
 #[derive(Default)]
 pub struct Body {
     inner: Mutex<Inner>,
-    published: Condvar,
 }
 
 /// Bytes of a body that can be read for as long as this lives (and, for bytes in heap, the object).
@@ -105,6 +99,16 @@ pub struct Span {
     /// The body's length now.
     pub total: u64,
     hold: Hold,
+}
+
+/// Where bytes of a body are.
+enum At {
+    /// At an address.
+    There(Span),
+    /// In a published body: up to `end`, of `total`.
+    Stored { stored: Stored, end: u64, total: u64 },
+    /// In a part of a draft that no reader has mapped yet.
+    Unmapped { file: Arc<File>, start: u64, len: u64 },
 }
 
 /// What keeps a span readable.
@@ -121,11 +125,6 @@ impl Span {
     /// Do the bytes stay where they are until the object is dereferenced? Only those of a settled body in heap do.
     pub fn is_stable(&self) -> bool {
         matches!(self.hold, Hold::Object)
-    }
-
-    /// Do the bytes belong to a draft, whose publication waits for its readers ([`Body::reader_done`])?
-    pub fn is_draft(&self) -> bool {
-        matches!(self.hold, Hold::Window(_))
     }
 }
 
@@ -176,55 +175,91 @@ impl Body {
     /// `n` bytes of the room that [`Body::space`] returned last are body now.
     pub fn extend(&self, n: u64) {
         let mut inner = self.inner.lock();
-        if let Some(piece) = inner.pieces.last_mut() {
-            piece.len += n;
-            inner.len += n;
+        let Inner { pieces, stored, len, .. } = &mut *inner;
+        match (pieces.last_mut(), stored) {
+            (Some(piece), _) => piece.len += n,
+            // An adopted record, whose bytes are there already.
+            (None, Some(_)) => {}
+            (None, None) => return,
         }
+        *len += n;
     }
 
     /// The bytes from `offset` on.
     pub fn span(&self, engine: &Engine, offset: u64) -> Result<Span, NoSpan> {
-        let mut inner = self.inner.lock();
-        while inner.publishing {
-            self.published.wait(&mut inner);
+        loop {
+            let (file, start, len) = match self.find(offset)? {
+                At::There(span) => return Ok(span),
+                At::Stored { stored, end, total } => {
+                    let map = engine.map(&stored)?;
+                    let ptr = NonNull::new(map.at(offset)).ok_or(NoSpan::Unmapped)?;
+                    return Ok(Span { ptr, len: (end - offset) as usize, total, hold: Hold::Stored(map) });
+                }
+                At::Unmapped { file, start, len } => (file, start, len),
+            };
+            let mapped = Arc::new(engine.map_window(&file, start, len)?);
+            let mut inner = self.inner.lock();
+            // Others may have been quicker, with this or with publishing it.
+            for piece in &mut inner.pieces {
+                if let Place::Window { start: its, map: map @ None, .. } = &mut piece.place
+                    && *its == start
+                {
+                    *map = Some(mapped.clone());
+                }
+            }
         }
+    }
+
+    /// Where the bytes from `offset` on are.
+    fn find(&self, offset: u64) -> Result<At, NoSpan> {
+        let inner = self.inner.lock();
         if offset >= inner.len {
             return Err(NoSpan::End);
         }
-        if inner.lost {
-            return Err(NoSpan::Lost(std::io::ErrorKind::NotFound.into()));
-        }
-        if let Some(stored) = &inner.stored {
-            let (stored, len) = (stored.clone(), inner.len);
-            drop(inner);
-            let map = engine.map(&stored, len)?;
-            let ptr = NonNull::new(map.at(offset)).ok_or(NoSpan::Unmapped)?;
-            return Ok(Span { ptr, len: (len - offset) as usize, total: len, hold: Hold::Stored(map) });
+        let total = inner.len;
+        if let Some(stored) = inner.stored.as_ref().filter(|stored| offset < stored.body_len) {
+            return Ok(At::Stored { stored: stored.clone(), end: total.min(stored.body_len), total });
         }
         let index = inner.pieces.partition_point(|piece| piece.start <= offset).saturating_sub(1);
         let piece = inner.pieces.get(index).ok_or(NoSpan::End)?;
-        let skip = offset - piece.start;
-        let base = piece.base().ok_or(NoSpan::End)?;
-        let ptr = NonNull::new(base.wrapping_add(skip as usize)).ok_or(NoSpan::End)?;
+        let skip = offset.checked_sub(piece.start).ok_or(NoSpan::End)?;
         let len = piece.len.checked_sub(skip).filter(|len| *len > 0).ok_or(NoSpan::End)? as usize;
-        let hold = match &piece.place {
-            Place::Window { map, .. } => Hold::Window(map.clone()),
-            _ => Hold::Object,
+        let (ptr, hold) = match &piece.place {
+            Place::Heap(chunk) => (chunk.ptr().as_ptr().wrapping_add(skip as usize), Hold::Object),
+            Place::Window { start, map: Some(map), .. } => {
+                (map.as_mut_ptr().wrapping_add((offset - start) as usize), Hold::Window(map.clone()))
+            }
+            Place::Window { start, len, map: None } => {
+                let file = inner.reading.clone().ok_or(NoSpan::End)?;
+                return Ok(At::Unmapped { file, start: *start, len: *len });
+            }
+            Place::Gone => return Err(NoSpan::End),
         };
-        Ok(Span { ptr, len, total: inner.len, hold })
+        let ptr = NonNull::new(ptr).ok_or(NoSpan::End)?;
+        Ok(At::There(Span { ptr, len, total, hold }))
     }
 
-    /// Reads a published body without mapping it. 0 is its end.
+    /// Reads a body, or what is there of it, without mapping it: what [`NoSpan::Unmapped`] is said of. 0 is its end.
     pub fn read_at(&self, engine: &Engine, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
-        let (stored, len) = {
-            let inner = self.inner.lock();
-            match &inner.stored {
-                Some(stored) if offset < inner.len => (stored.clone(), inner.len),
-                _ => return Ok(0),
+        match self.find(offset) {
+            Ok(At::There(span)) => {
+                let n = span.len.min(buffer.len());
+                // SAFETY: a span's bytes can be read while it lives (in heap: while the object does, which the caller
+                // has a reference to), and `n` is at most its length; the buffer is not part of a body.
+                unsafe { std::ptr::copy_nonoverlapping(span.ptr.as_ptr(), buffer.as_mut_ptr(), n) };
+                Ok(n)
             }
-        };
-        let want = buffer.len().min((len - offset) as usize);
-        engine.read_at(&stored, &mut buffer[..want], offset)
+            Ok(At::Stored { stored, end, .. }) => {
+                let want = buffer.len().min((end - offset) as usize);
+                engine.read_at(&stored, &mut buffer[..want], offset)
+            }
+            Ok(At::Unmapped { file, start, len }) => {
+                let end = self.len().min(start + len);
+                let want = buffer.len().min(end.saturating_sub(offset) as usize);
+                file.read_at(&mut buffer[..want], offset)
+            }
+            Err(_) => Ok(0),
+        }
     }
 
     /// A final iteration is done with the bytes before `offset`: gives them back. Nobody else may be reading.
@@ -279,35 +314,28 @@ impl Body {
         crate::space::trim(self, engine);
     }
 
-    /// The fetch is over and nobody follows it: frees what was replaced, and publishes a draft if `keep`, others will
-    /// look the object up. `false`: it could not be published, the object must leave the cache. `owner` names the
-    /// object to [`Engine::sweep`], should objmapper lose the body.
+    /// Publishes the complete body as a record that others find. The fetch has ended well, [`Body::trim`] was called,
+    /// and [`Body::settle`] was not yet. `nuke` is as in [`Body::space`]. It may wait for the store, within a deadline.
+    pub fn publish(&self, engine: &Engine, record: &Record<'_>, nuke: &mut dyn FnMut() -> bool) -> Outcome {
+        crate::publish::publish(self, engine, record, nuke)
+    }
+
+    /// The fetch is over: frees what was replaced, and publishes a draft if `keep`, others will look the object up. Of
+    /// those who followed the fetch, nobody reads in heap any more. `false`: it could not be published or is lost, the
+    /// object must leave the cache. `owner` names the object to [`Engine::sweep`], should objmapper lose the body.
     #[must_use]
     pub fn settle(&self, engine: &Engine, keep: bool, owner: usize) -> bool {
-        let retired = {
+        let (retired, adoption) = {
             let mut inner = self.inner.lock();
-            inner.settled = true;
-            inner.keep = keep;
-            std::mem::take(&mut inner.retired)
+            (std::mem::take(&mut inner.retired), inner.adoption.take())
         };
         for chunk in retired {
             engine.free_piece(chunk);
         }
-        crate::draft::settle(self, engine, owner)
-    }
-
-    /// A reader is done: publishes a draft that could not be published because it was read. As [`Body::settle`].
-    #[must_use]
-    pub fn reader_done(&self, engine: &Engine, owner: usize) -> bool {
-        let waits = {
-            let inner = self.inner.lock();
-            inner.settled && inner.keep && inner.writing.is_some()
-        };
-        !waits || crate::draft::settle(self, engine, owner)
-    }
-
-    pub(crate) fn notify_published(&self) {
-        self.published.notify_all();
+        if let Some(Adoption::Announced(announced)) = adoption {
+            engine.forgo(announced);
+        }
+        crate::publish::settle(self, engine, keep, owner)
     }
 
     /// Gives everything back. Nobody may be reading.
@@ -321,11 +349,17 @@ impl Body {
                 engine.free_piece(chunk);
             }
         }
+        if let Some(Adoption::Announced(announced)) = taken.adoption {
+            engine.forgo(announced);
+        }
         if let Some(writing) = taken.writing {
             writing.discard(engine);
         }
+        if let Some(outstanding) = taken.orphan {
+            engine.lost_draft(outstanding);
+        }
         if let Some(stored) = taken.stored {
-            engine.forget(&stored, taken.len);
+            engine.forget(&stored);
         }
     }
 

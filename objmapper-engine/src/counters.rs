@@ -33,8 +33,8 @@ pub struct Counters {
     pub g_maps: AtomicU64,
     /// Bodies that are written, or could not be published yet
     ///
-    /// Each holds a descriptor and at least one mapping; one that objmapper refused to publish holds the mapping only,
-    /// until its readers are done.
+    /// Each holds two descriptors and a mapping, or two with readers; one that objmapper refused to publish holds one
+    /// descriptor, until its readers are done.
     #[gauge]
     pub g_writing: AtomicU64,
     /// 1 while objmapper answers
@@ -92,6 +92,28 @@ pub struct Counters {
     /// They are delivered to who waits for them, and leave the cache at once.
     #[counter]
     pub c_publish_failed: AtomicU64,
+    /// Bodies published as records
+    ///
+    /// Others that share the objmapper find them. They are among 'c_published'.
+    #[counter]
+    pub c_records: AtomicU64,
+    /// Records not published: deleted meanwhile
+    ///
+    /// The URI was purged while its object was fetched. The object itself is not concerned.
+    #[counter]
+    pub c_record_conflict: AtomicU64,
+    /// Records not published: other reasons
+    #[counter]
+    pub c_record_failed: AtomicU64,
+    /// Records that became the body of an object, without a copy
+    #[counter]
+    pub c_adopted: AtomicU64,
+    /// Records that could not become the body of an object when it came to it
+    ///
+    /// There was no room for them below the limit, they could not be mapped, or another filter was in the way. The body
+    /// is copied.
+    #[counter]
+    pub c_adopt_fallback: AtomicU64,
     /// Connections to objmapper lost
     #[counter]
     pub c_disconnects: AtomicU64,

@@ -1,5 +1,5 @@
-//! A body that is being written to objmapper: its file, the window through which the fetch writes, and the moment in
-//! which it becomes a published, immutable body.
+//! A body that is being written to objmapper: its file, and the window through which the fetch writes. Nobody else uses
+//! that window.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
@@ -11,7 +11,7 @@ use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::sys::stat::Mode;
 use nix::unistd::ftruncate;
 
-use crate::backing::{Draft, Room, Stored};
+use crate::backing::{Draft, Room};
 use crate::body::{Body, Inner, Piece, Place};
 use crate::counters;
 use crate::engine::Engine;
@@ -25,17 +25,11 @@ const LONGEST_HINT: u64 = 64 << 30;
 /// Pages are allocated up to the next multiple of this, ahead of the writer, so that folios of that size can be taken.
 const POPULATE_STEP: u64 = 1 << 20;
 
-/// Where the draft's bytes are kept.
-enum Storage {
-    /// Private to us, writable.
-    Draft(Draft),
-    /// It could not be published: the file lives as long as the window.
-    Orphan,
-}
-
 /// The writer's view of a draft.
 pub(crate) struct Writing {
-    storage: Storage,
+    draft: Draft,
+    /// Its file for the readers.
+    reading: Arc<File>,
     /// Bytes reserved with the account, from the body's start; less what was given back.
     reserved: u64,
     given_back: u64,
@@ -44,7 +38,8 @@ pub(crate) struct Writing {
     file_size: u64,
     /// The expected length.
     hint: u64,
-    window: Arc<MmapRaw>,
+    /// Until the draft is closed.
+    window: Option<MmapRaw>,
     /// Offset in the file of the window's first byte; a multiple of the page size.
     window_start: u64,
     /// The body offset where the window's piece begins.
@@ -55,6 +50,8 @@ pub(crate) struct Writing {
     shown: bool,
     /// The rest of the body is in heap: from here on.
     ends_at: Option<u64>,
+    /// Bytes of a record's tail behind the body, accounted beside `reserved`.
+    tail: u64,
 }
 
 fn page_size() -> u64 {
@@ -75,8 +72,10 @@ impl Writing {
     pub(crate) fn begin(engine: &Engine, body: &Body, hint: u64, reserved: u64, len: u64) -> Option<Box<Writing>> {
         let draft = engine.create_draft(Room { granted: reserved, expected: hint })?;
         let window_len = hint.min(LONGEST_HINT).max(reserved).max(if hint > reserved { 0 } else { FIRST_WINDOW });
-        let window = match map_window(draft.file(), 0, window_len) {
-            Ok(window) => Arc::new(window),
+        let open = || Ok((map_window(draft.file()?, 0, window_len)?, reopen_read_only(draft.file()?)?));
+        let opened = open().or_else(|error| if engine.relieve(&error) { open() } else { Err(error) });
+        let (window, reading) = match opened {
+            Ok(opened) => opened,
             Err(error) => {
                 engine.draft_error("mapping a new body", &error);
                 draft.abort();
@@ -84,17 +83,19 @@ impl Writing {
             }
         };
         let mut writing = Box::new(Writing {
-            storage: Storage::Draft(draft),
+            draft,
+            reading: Arc::new(reading),
             reserved,
             given_back: 0,
             file_size: 0,
             hint,
-            window,
+            window: Some(window),
             window_start: 0,
             piece_start: 0,
             populated: 0,
             shown: false,
             ends_at: None,
+            tail: 0,
         });
         if len > 0 {
             writing.populate(engine, 0, len)?;
@@ -113,23 +114,6 @@ impl Writing {
         counters::add(&engine.counters.g_bodies, 1);
         counters::add(&engine.counters.g_body_bytes, reserved);
         Some(writing)
-    }
-
-    /// A complete body of `len` accounted bytes that could not be published.
-    fn orphan(map: MmapRaw, len: u64) -> Writing {
-        Writing {
-            storage: Storage::Orphan,
-            reserved: len,
-            given_back: 0,
-            file_size: len,
-            hint: len,
-            window: Arc::new(map),
-            window_start: 0,
-            piece_start: 0,
-            populated: len,
-            shown: true,
-            ends_at: None,
-        }
     }
 
     /// Bytes of room in total.
@@ -154,9 +138,8 @@ impl Writing {
     /// `bytes` more were accounted. `false`: objmapper can't have them. What a final iteration gave back is holes in
     /// the file: such a draft is never published, and needs no reservation for them.
     pub(crate) fn grow(&mut self, engine: &Engine, bytes: u64) -> bool {
-        let Storage::Draft(draft) = &mut self.storage else { return false };
         let reserved = self.reserved + bytes;
-        if !engine.reserve(draft, Room { granted: reserved - self.given_back, expected: self.hint }) {
+        if !engine.reserve(&mut self.draft, Room { granted: reserved - self.given_back, expected: self.hint }) {
             return false;
         }
         self.reserved = reserved;
@@ -166,14 +149,13 @@ impl Writing {
 
     /// Where the bytes from `len` on can be written, and how many.
     pub(crate) fn room(&mut self, engine: &Engine, len: u64) -> Option<(NonNull<u8>, usize)> {
-        let mut end = self.window_start + self.window.len() as u64;
+        let mut end = self.window_end();
         if len >= end {
             let start = page_floor(len);
             let expected = (self.reserved.max(self.hint) - start).min(LONGEST_HINT);
             let size = expected.max(len.clamp(FIRST_WINDOW, LARGEST_WINDOW));
-            let Storage::Draft(draft) = &self.storage else { return None };
-            match map_window(draft.file(), start, size) {
-                Ok(window) => self.window = Arc::new(window),
+            match self.draft.file().and_then(|file| map_window(file, start, size)) {
+                Ok(window) => self.window = Some(window),
                 Err(error) => {
                     engine.draft_error("mapping a body", &error);
                     return None;
@@ -183,7 +165,7 @@ impl Writing {
             self.piece_start = len;
             self.populated = self.populated.max(start);
             self.shown = false;
-            end = start + self.window.len() as u64;
+            end = self.window_end();
         }
         let end = end.min(self.reserved);
         if self.populated <= len {
@@ -194,7 +176,12 @@ impl Writing {
     }
 
     fn address(&self, offset: u64) -> Option<NonNull<u8>> {
-        NonNull::new(self.window.as_mut_ptr().wrapping_add((offset - self.window_start) as usize))
+        let window = self.window.as_ref()?;
+        NonNull::new(window.as_mut_ptr().wrapping_add((offset - self.window_start) as usize))
+    }
+
+    fn window_end(&self) -> u64 {
+        self.window_start + self.window.as_ref().map_or(0, MmapRaw::len) as u64
     }
 
     /// Allocates the pages of the bytes `from..to`. A full file system is an error here, not a SIGBUS later.
@@ -205,18 +192,17 @@ impl Writing {
     /// go to the journal: there the pages are made writable in one go.
     fn populate(&mut self, engine: &Engine, from: u64, to: u64) -> Option<()> {
         let start = page_floor(from);
-        let end = page_ceil(to).min(self.window_start + self.window.len() as u64);
-        let Storage::Draft(draft) = &self.storage else { return None };
-        let allocated = if draft.is_in_memory() {
-            let len = end.saturating_sub(start);
-            uninterrupted(|| Ok(fallocate(draft.file(), FallocateFlags::empty(), start as i64, len as i64)?))
-        } else {
-            let size = self.file_size.max(end);
-            set_size(draft.file(), size).and_then(|()| {
-                let (at, len) = ((start - self.window_start) as usize, end.saturating_sub(start) as usize);
-                uninterrupted(|| self.window.advise_range(Advice::PopulateWrite, at, len))
-            })
-        };
+        let end = page_ceil(to).min(self.window_end());
+        let len = end.saturating_sub(start);
+        let allocated = self.draft.file().and_then(|file| {
+            if self.draft.is_in_memory() {
+                return uninterrupted(|| Ok(fallocate(file, FallocateFlags::empty(), start as i64, len as i64)?));
+            }
+            set_size(file, self.file_size.max(end))?;
+            let Some(window) = &self.window else { return Ok(()) };
+            let at = (start - self.window_start) as usize;
+            uninterrupted(|| window.advise_range(Advice::PopulateWrite, at, len as usize))
+        });
         match allocated {
             Ok(()) => {
                 self.populated = end;
@@ -236,8 +222,9 @@ impl Writing {
             return;
         }
         self.shown = true;
-        let offset = (self.piece_start - self.window_start) as usize;
-        let place = Place::Window { map: self.window.clone(), offset };
+        let len = self.window_end() - self.window_start;
+        let place = Place::Window { start: self.window_start, len, map: None };
+        inner.reading.get_or_insert_with(|| self.reading.clone());
         if self.piece_start == 0 {
             for piece in inner.pieces.drain(..) {
                 if let Place::Heap(chunk) = piece.place {
@@ -253,14 +240,12 @@ impl Writing {
     /// Gives the surplus behind `len` back.
     pub(crate) fn trim(&mut self, engine: &Engine, len: u64) {
         let len = self.ends_at.unwrap_or(len);
-        if let Storage::Draft(draft) = &mut self.storage {
-            // Readers are below `len`: nobody touches the pages that go.
-            match set_size(draft.file(), len) {
-                Ok(()) => self.file_size = len,
-                Err(error) => engine.file_error("trimming a body", &error),
-            }
-            engine.reserve_less(draft, len.saturating_sub(self.given_back));
+        // Readers are below `len`: nobody touches the pages that go.
+        match self.draft.file().and_then(|file| set_size(file, len)) {
+            Ok(()) => self.file_size = len,
+            Err(error) => engine.file_error("trimming a body", &error),
         }
+        engine.reserve_less(&mut self.draft, len.saturating_sub(self.given_back));
         // After objmapper's: what this allows somebody, objmapper must not refuse.
         let surplus = self.reserved.saturating_sub(len);
         if surplus > 0 {
@@ -272,25 +257,76 @@ impl Writing {
 
     /// Frees the pages of the bytes `from..to`, which nobody will read again.
     pub(crate) fn punch(&self, engine: &Engine, from: u64, to: u64) {
-        let Storage::Draft(draft) = &self.storage else { return };
         let (from, to) = (page_floor(from), page_floor(to));
         if to <= from {
             return;
         }
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let punched = uninterrupted(|| Ok(fallocate(draft.file().as_fd(), flags, from as i64, (to - from) as i64)?));
+        let punched = self
+            .draft
+            .file()
+            .and_then(|file| uninterrupted(|| Ok(fallocate(file.as_fd(), flags, from as i64, (to - from) as i64)?)));
         if let Err(error) = punched {
             engine.file_error("giving back a body's pages", &error);
         }
     }
 
+    /// Is all of the body in the file?
+    pub(crate) fn is_whole(&self) -> bool {
+        self.ends_at.is_none() && self.given_back == 0
+    }
+
+    /// The body is complete with `len` bytes: sees to it that the file ends there. `false`: it does not.
+    pub(crate) fn finish(&mut self, engine: &Engine, len: u64) -> bool {
+        if self.tail == 0 && (self.reserved != len || self.file_size != len) {
+            // A fetch that ended without saying so.
+            self.trim(engine, len);
+        }
+        self.file_size == len + self.tail
+    }
+
+    /// The draft itself, to be published.
+    pub(crate) fn draft(&mut self) -> &mut Draft {
+        &mut self.draft
+    }
+
+    /// Bytes of a record's tail behind the body.
+    pub(crate) fn tail(&self) -> u64 {
+        self.tail
+    }
+
+    /// So many bytes were written behind the body, and accounted.
+    pub(crate) fn add_tail(&mut self, bytes: u64) {
+        self.tail = bytes;
+        self.file_size += bytes;
+    }
+
+    /// Nothing more is written: unmaps the window and closes the writable descriptor.
+    pub(crate) fn close(&mut self) {
+        self.window = None;
+        self.draft.close();
+    }
+
+    /// See [`Writing::close`].
+    pub(crate) fn is_closed(&self) -> bool {
+        self.window.is_none()
+    }
+
+    /// Bytes that the account counts.
+    pub(crate) fn outstanding(&self) -> u64 {
+        self.reserved - self.given_back + self.tail
+    }
+
+    /// The file for readers.
+    pub(crate) fn into_reading(self) -> Arc<File> {
+        self.reading
+    }
+
     /// The body is not wanted any more.
     pub(crate) fn discard(self, engine: &Engine) {
-        let outstanding = self.reserved - self.given_back;
+        let outstanding = self.outstanding();
         drop(self.window);
-        if let Storage::Draft(draft) = self.storage {
-            draft.abort();
-        }
+        self.draft.abort();
         // After objmapper's, as in `trim`.
         engine.lost_draft(outstanding);
     }
@@ -321,142 +357,4 @@ fn reopen_read_only(file: &File) -> std::io::Result<File> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let fd = nix::fcntl::open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     Ok(File::from(fd))
-}
-
-/// See [`Body::settle`].
-pub(crate) fn settle(body: &Body, engine: &Engine, owner: usize) -> bool {
-    let (writing, len) = match begin_publishing(body) {
-        Publishing::Nothing => return true,
-        Publishing::Empty(writing) => {
-            writing.discard(engine);
-            return true;
-        }
-        Publishing::Body(writing, len) => (writing, len),
-    };
-    // Readers wait from here on: whatever happens, they are woken.
-    let _awaited = Awaited(body);
-    let outcome = publish(engine, writing, len, owner);
-    let mut inner = body.lock();
-    inner.publishing = false;
-    match outcome {
-        Ok((stored, kept)) => {
-            inner.stored = Some(stored);
-            inner.loss_counted = !kept;
-            kept
-        }
-        Err(Some(orphan)) => {
-            let place = Place::Window { map: orphan.window.clone(), offset: 0 };
-            inner.pieces.push(Piece { start: 0, len, place });
-            inner.writing = Some(orphan);
-            false
-        }
-        Err(None) => {
-            inner.lost = true;
-            inner.loss_counted = true;
-            false
-        }
-    }
-}
-
-/// A body whose readers wait for the end of its publication.
-struct Awaited<'a>(&'a Body);
-
-impl Drop for Awaited<'_> {
-    fn drop(&mut self) {
-        let mut inner = self.0.lock();
-        if inner.publishing {
-            // A panic on the way: the draft is gone.
-            inner.publishing = false;
-            inner.lost = true;
-        }
-        drop(inner);
-        self.0.notify_published();
-    }
-}
-
-enum Publishing {
-    /// There is nothing to publish, or not yet.
-    Nothing,
-    /// A draft without a byte.
-    Empty(Box<Writing>),
-    /// This, of so many bytes. Until the outcome is known the body has no address, and readers wait.
-    Body(Box<Writing>, u64),
-}
-
-/// Takes a complete draft out of the body, if nobody reads through its windows any more: objmapper publishes only what
-/// nobody can write to, and the windows are writable. Otherwise the last of those readers will try again.
-fn begin_publishing(body: &Body) -> Publishing {
-    let mut inner = body.lock();
-    if !inner.settled || !inner.keep {
-        return Publishing::Nothing;
-    }
-    let Some(writing) = &inner.writing else { return Publishing::Nothing };
-    let ours_alone = inner.pieces.iter().all(|piece| match &piece.place {
-        Place::Window { map, .. } => Arc::strong_count(map) == 1 + usize::from(Arc::ptr_eq(map, &writing.window)),
-        Place::Heap(_) | Place::Gone => false,
-    });
-    if !ours_alone || writing.ends_at.is_some() || matches!(writing.storage, Storage::Orphan) {
-        return Publishing::Nothing;
-    }
-    let len = inner.len;
-    inner.pieces.clear();
-    match inner.writing.take() {
-        Some(writing) if len == 0 => Publishing::Empty(writing),
-        Some(writing) => {
-            inner.publishing = true;
-            Publishing::Body(writing, len)
-        }
-        None => Publishing::Nothing,
-    }
-}
-
-/// `Ok`: and is it to stay in the cache? `Err`: the body that could not be published, or nothing if it is lost.
-fn publish(
-    engine: &Engine,
-    mut writing: Box<Writing>,
-    len: u64,
-    owner: usize,
-) -> Result<(Stored, bool), Option<Box<Writing>>> {
-    if writing.reserved != len || writing.file_size != len {
-        // A fetch that ended without saying so.
-        writing.trim(engine, len);
-    }
-    let outstanding = writing.reserved - writing.given_back;
-    let Storage::Draft(draft) = std::mem::replace(&mut writing.storage, Storage::Orphan) else {
-        return Err(Some(writing));
-    };
-    let reopened = reopen_read_only(draft.file())
-        .or_else(|error| if engine.relieve(&error) { reopen_read_only(draft.file()) } else { Err(error) });
-    let orphaned = match reopened {
-        Ok(read_only) => {
-            let Writing { window, .. } = *writing;
-            drop(window);
-            if let Some(stored) = engine.publish(draft, len) {
-                counters::sub(&engine.counters.g_writing, 1);
-                counters::add(&engine.counters.c_published, 1);
-                let kept = engine.remember(&stored, read_only, owner);
-                return Ok((stored, kept));
-            }
-            map_orphan(&read_only, len)
-        }
-        Err(error) => {
-            engine.file_error("opening a complete body", &error);
-            map_orphan(draft.file(), len)
-        }
-    };
-    counters::add(&engine.counters.c_publish_failed, 1);
-    match orphaned {
-        Ok(map) => Err(Some(Box::new(Writing::orphan(map, outstanding)))),
-        Err(error) => {
-            engine.file_error("mapping a body that could not be published", &error);
-            engine.lost_draft(outstanding);
-            Err(None)
-        }
-    }
-}
-
-/// All of a complete body, read-only. The mapping keeps the file.
-fn map_orphan(file: &File, len: u64) -> std::io::Result<MmapRaw> {
-    let len = usize::try_from(len).map_err(std::io::Error::other)?;
-    MmapOptions::new().len(len).map_raw_read_only(file)
 }

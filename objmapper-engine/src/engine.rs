@@ -7,18 +7,20 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use memmap2::MmapRaw;
 use nix::errno::Errno;
 use objmapper_client::Cache;
 
 use crate::account::Account;
-use crate::backing::{Backing, Draft, Failure, Room, Stored};
+use crate::backing::{Backing, Draft, Failure, Lengths, Name, Room, Stored};
 use crate::body::NoSpan;
 use crate::counters::{self, Counters};
 use crate::heap::HeapChunk;
 use crate::house::{House, Verdict};
 use crate::log::StateLog;
-use crate::maps::BodyMap;
+use crate::maps::{BodyMap, map_read_only};
 use crate::options::Options;
+use crate::publish::Record;
 use crate::registry::Registry;
 
 /// One storage.
@@ -109,11 +111,11 @@ impl Engine {
         }
     }
 
-    /// Publishes a draft; `None` is counted.
-    pub(crate) fn publish(&self, draft: Draft, length: u64) -> Option<Stored> {
-        let key = self.next_key.fetch_add(1, Relaxed);
+    /// Publishes a complete draft, which is closed, under a name of its own; a failure is counted.
+    pub(crate) fn publish(&self, draft: &mut Draft, lengths: Lengths) -> Option<Stored> {
+        let key = self.new_key();
         let uri = format!("{}/{key:x}", self.uri_base);
-        match self.backing.publish(draft, &uri, length, key) {
+        match self.backing.publish(draft, Name::Own(&uri), lengths, key) {
             Ok(stored) => Some(stored),
             Err(failure) => {
                 self.count_failure(&failure);
@@ -123,13 +125,45 @@ impl Engine {
         }
     }
 
-    fn count_failure(&self, failure: &Failure) {
+    /// As [`Engine::publish`], as a record that others find.
+    pub(crate) fn publish_record(
+        &self,
+        draft: &mut Draft,
+        record: &Record<'_>,
+        lengths: Lengths,
+    ) -> Result<Stored, Failure> {
+        let name = Name::Record { uri: record.uri, expires: record.expires, fence: record.fence };
+        let published = self.backing.publish(draft, name, lengths, self.new_key());
+        if let Err(failure) = &published
+            && !matches!(failure, Failure::Conflict)
+        {
+            self.count_failure(failure);
+        }
+        published
+    }
+
+    /// Sets the reservation of a complete draft that is to become a record.
+    pub(crate) fn reserve_tail(&self, draft: &mut Draft, length: u64) -> Result<(), Failure> {
+        let reserved = self.backing.reserve(draft, Room { granted: length, expected: 0 });
+        if let Err(failure) = &reserved {
+            self.count_failure(failure);
+        }
+        reserved
+    }
+
+    /// A name for a body that this process has not used before.
+    pub(crate) fn new_key(&self) -> u64 {
+        self.next_key.fetch_add(1, Relaxed)
+    }
+
+    pub(crate) fn count_failure(&self, failure: &Failure) {
         let c = self.counters;
         match failure {
             Failure::Down(_) | Failure::Full(_) => {}
             Failure::Timeout(_) => counters::add(&c.c_err_timeout, 1),
             Failure::Io(_) => counters::add(&c.c_err_io, 1),
-            Failure::Protocol(_) => counters::add(&c.c_err_protocol, 1),
+            // Only a record has a fence, and there a conflict is no error.
+            Failure::Protocol(_) | Failure::Conflict => counters::add(&c.c_err_protocol, 1),
         }
     }
 
@@ -141,7 +175,7 @@ impl Engine {
                 Failure::Down(_) => &c.c_fallback_down,
                 Failure::Full(_) => &c.c_fallback_full,
                 Failure::Timeout(_) => &c.c_fallback_timeout,
-                Failure::Io(_) | Failure::Protocol(_) => &c.c_fallback_error,
+                Failure::Io(_) | Failure::Protocol(_) | Failure::Conflict => &c.c_fallback_error,
             },
             1,
         );
@@ -172,6 +206,11 @@ impl Engine {
         self.file_error(what, error);
     }
 
+    /// Something went wrong with a record; the log hears of it once.
+    pub(crate) fn complain(&self, message: &str) {
+        self.state_log.fails(message);
+    }
+
     /// A draft's accounting ends.
     pub(crate) fn lost_draft(&self, outstanding: u64) {
         self.account.dealloc(outstanding);
@@ -187,19 +226,22 @@ impl Engine {
         chunk.free(&self.account);
     }
 
-    /// A body of `owner`'s was just published: who asks for it next finds it open. `false`: it is lost already.
-    pub(crate) fn remember(&self, stored: &Stored, file: File, owner: usize) -> bool {
-        let mut lost = false;
-        if let Some(whereabouts) = stored.whereabouts() {
-            self.registry.enter(stored.key, whereabouts, owner);
-            // The verdict may have been carried out before it was entered.
-            lost = self.house.condemns(whereabouts);
-            if lost {
-                self.count_loss(Some(stored));
-            }
-        }
-        self.fds.insert(stored.key, Arc::new(file));
+    /// A body was just published: who asks for it next finds it open.
+    pub(crate) fn remember(&self, stored: &Stored, file: Arc<File>) {
+        self.fds.insert(stored.key, file);
         self.show_caches();
+    }
+
+    /// A published body belongs to `owner`, which is cached: from now on [`Engine::sweep`] may name that. `false`: the
+    /// body is lost already.
+    pub(crate) fn register(&self, stored: &Stored, owner: usize) -> bool {
+        let Some(whereabouts) = stored.whereabouts() else { return true };
+        self.registry.enter(stored.key, whereabouts, owner);
+        // The verdict may have been carried out before it was entered.
+        let lost = self.house.condemns(whereabouts);
+        if lost {
+            self.count_loss(Some(stored));
+        }
         !lost
     }
 
@@ -211,18 +253,23 @@ impl Engine {
         }
     }
 
-    /// A published body of `len` bytes is not wanted any more. Afterwards, [`Engine::sweep`] does not name its owner.
-    pub(crate) fn forget(&self, stored: &Stored, len: u64) {
+    /// A published body is not wanted any more. Afterwards, [`Engine::sweep`] does not name its owner.
+    pub(crate) fn forget(&self, stored: &Stored) {
         if stored.whereabouts().is_some() {
             self.registry.remove(stored.key);
         }
+        self.close(stored);
+        self.backing.release(stored);
+        self.account.dealloc(stored.file_len);
+        counters::sub(&self.counters.g_body_bytes, stored.file_len);
+        counters::sub(&self.counters.g_bodies, 1);
+    }
+
+    /// Takes a body's descriptor and mapping out of the caches.
+    pub(crate) fn close(&self, stored: &Stored) {
         self.maps.invalidate(&stored.key);
         self.fds.invalidate(&stored.key);
         self.show_caches();
-        self.backing.release(stored);
-        self.account.dealloc(len);
-        counters::sub(&self.counters.g_body_bytes, len);
-        counters::sub(&self.counters.g_bodies, 1);
     }
 
     /// Names the owners of all bodies that a verdict calls lost. While `kill` runs, the owner is not freed.
@@ -267,7 +314,7 @@ impl Engine {
     }
 
     /// A published body's bytes, mapped.
-    pub(crate) fn map(&self, stored: &Stored, len: u64) -> Result<Arc<BodyMap>, NoSpan> {
+    pub(crate) fn map(&self, stored: &Stored) -> Result<Arc<BodyMap>, NoSpan> {
         if let Some(map) = self.maps.get(&stored.key) {
             return Ok(map);
         }
@@ -276,7 +323,7 @@ impl Engine {
                 self.file_error("opening a cached body", &error);
                 if ran_out(&error) { NoSpan::NotNow(error) } else { NoSpan::Lost(error) }
             })?;
-            let map = BodyMap::new(&file, len).map_err(|error| {
+            let map = BodyMap::new(&file, stored).map_err(|error| {
                 self.file_error("mapping a cached body", &error);
                 if error.kind() == io::ErrorKind::UnexpectedEof { NoSpan::Lost(error) } else { NoSpan::Unmapped }
             })?;
@@ -285,6 +332,16 @@ impl Engine {
         });
         self.show_caches();
         map
+    }
+
+    /// The part of a body that comes in that its writer sees through a window, mapped for its readers. An error is
+    /// counted.
+    pub(crate) fn map_window(&self, file: &File, start: u64, len: u64) -> Result<MmapRaw, NoSpan> {
+        let map = || map_read_only(file, start, len);
+        map().or_else(|error| if self.relieve(&error) { map() } else { Err(error) }).map_err(|error| {
+            self.file_error("mapping a body that comes in", &error);
+            NoSpan::Unmapped
+        })
     }
 
     /// Reads a published body.

@@ -2,10 +2,13 @@
 //!
 //! A body is *in heap* while it is small, *a draft* (a private file, seen through a writable window) while a large one
 //! comes in, and *stored* (a published, immutable file in objmapper, neither open nor mapped unless somebody reads it)
-//! afterwards. [`engine::Engine`] is one storage with its limit, counters and bounded caches of descriptors and
+//! afterwards. It may be published as a record that others find, and a record of others may be adopted as a body.
+//!
+//! [`engine::Engine`] is one storage with its limit, counters and bounded caches of descriptors and
 //! mappings; [`body::Body`] is one body. The cdylib `stevedore_objmapper` makes varnishd's `obj_methods` of them.
 
 pub mod account;
+pub mod adopt;
 pub mod backing;
 pub mod body;
 pub mod counters;
@@ -16,5 +19,6 @@ pub mod house;
 pub mod log;
 mod maps;
 pub mod options;
+pub mod publish;
 mod registry;
 mod space;

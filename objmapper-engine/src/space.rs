@@ -22,6 +22,9 @@ pub(crate) fn space(
     limits: ChunkLimits,
     nuke: &mut dyn FnMut() -> bool,
 ) -> Option<(NonNull<u8>, usize)> {
+    if let Some(room) = crate::adopt::room(body, engine, want, limits, nuke) {
+        return Some(room);
+    }
     let (len, in_draft, heap_only) = {
         let inner = body.lock();
         if let Some(room) = heap_room(&inner) {

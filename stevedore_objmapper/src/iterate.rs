@@ -27,8 +27,6 @@ struct Sink {
     func: ObjIterateFn,
     priv_: *mut c_void,
     finished: bool,
-    /// Has it been given bytes of a draft?
-    saw_draft: bool,
 }
 
 impl Sink {
@@ -40,7 +38,6 @@ impl Sink {
     }
 
     fn send_span(&mut self, flags: c_uint, span: &Span, len: usize) -> c_int {
-        self.saw_draft |= span.is_draft();
         self.send(flags, span.ptr.as_ptr().cast_const().cast(), len)
     }
 }
@@ -56,7 +53,7 @@ pub(crate) unsafe extern "C" fn objiterator(
         let Some(func) = func else { return -1 };
         // SAFETY: varnishd's objcore of ours, referenced by the caller.
         let (engine, object) = unsafe { object_of(oc) };
-        let mut sink = Sink { func, priv_, finished: false, saw_draft: false };
+        let mut sink = Sink { func, priv_, finished: false };
         let is_final = is_final != 0;
         // SAFETY: as above.
         let boc = unsafe { HSH_RefBoc(oc) };
@@ -70,11 +67,8 @@ pub(crate) unsafe extern "C" fn objiterator(
             // SAFETY: the reference of HSH_RefBoc above.
             unsafe { HSH_DerefBoc(wrk, oc) };
         }
-        let kept = !sink.saw_draft || object.body.reader_done(engine, oc.expose_provenance());
-        if !kept || matches!(result, Err(Lost)) {
-            if kept {
-                object.body.count_loss(engine);
-            }
+        if matches!(result, Err(Lost)) {
+            object.body.count_loss(engine);
             // SAFETY: the caller's reference to the objcore.
             unsafe { HSH_Kill(oc) };
         }
@@ -96,7 +90,12 @@ fn cached(engine: &Engine, object: &Object, sink: &mut Sink, is_final: bool) -> 
                 let end = end_flag(offset + len as u64, span.total);
                 (len, span.total, sink.send_span(flush | end, &span, len))
             }
-            Err(NoSpan::Unmapped) => read(engine, object, sink, offset)?,
+            Err(NoSpan::Unmapped) => {
+                let total = object.body.len();
+                let (len, result) =
+                    read(engine, object, sink, offset, total, |end| end_flag(end, total)).ok_or(Lost)?;
+                (len, total, result)
+            }
             // Empty, or given back by a final iteration before this one.
             Err(NoSpan::End) if offset == 0 => return Ok(0),
             Err(NoSpan::End | NoSpan::NotNow(_)) => return Ok(-1),
@@ -116,16 +115,23 @@ fn end_flag(offset: u64, total: u64) -> c_uint {
     if offset == total { OBJ_ITER_END } else { 0 }
 }
 
-/// Sends bytes that cannot be mapped, by reading them. Returns how many, of how many, and what became of it.
-fn read(engine: &Engine, object: &Object, sink: &mut Sink, offset: u64) -> Result<(usize, u64, c_int), Lost> {
-    let total = object.body.len();
-    let mut buffer = vec![0; READ_STEP];
+/// Sends bytes that cannot be mapped, before `to`, by reading them, with the flag that `end` has for the offset of their
+/// end. Returns how many, and what became of it.
+fn read(
+    engine: &Engine,
+    object: &Object,
+    sink: &mut Sink,
+    offset: u64,
+    to: u64,
+    end: impl FnOnce(u64) -> c_uint,
+) -> Option<(usize, c_int)> {
+    let mut buffer = vec![0; READ_STEP.min((to - offset) as usize)];
     match object.body.read_at(engine, &mut buffer, offset) {
         Ok(len) if len > 0 => {
-            let flags = OBJ_ITER_FLUSH | end_flag(offset + len as u64, total);
-            Ok((len, total, sink.send(flags, buffer.as_ptr().cast(), len)))
+            let flags = OBJ_ITER_FLUSH | end(offset + len as u64);
+            Some((len, sink.send(flags, buffer.as_ptr().cast(), len)))
         }
-        _ => Err(Lost),
+        _ => None,
     }
 }
 
@@ -160,11 +166,18 @@ unsafe fn followed(
         if there <= offset {
             break 0;
         }
-        let Ok(span) = object.body.span(engine, offset) else { break -1 };
-        let len = span.len.min((there - offset) as usize).min(if is_final { FINAL_STEP } else { usize::MAX });
-        let end = if state == BOS_FINISHED { end_flag(offset + len as u64, there) } else { 0 };
-        let result = sink.send_span(OBJ_ITER_FLUSH | end, &span, len);
-        drop(span);
+        let end = |offset| if state == BOS_FINISHED { end_flag(offset, there) } else { 0 };
+        let (len, result) = match object.body.span(engine, offset) {
+            Ok(span) => {
+                let len = span.len.min((there - offset) as usize).min(if is_final { FINAL_STEP } else { usize::MAX });
+                (len, sink.send_span(OBJ_ITER_FLUSH | end(offset + len as u64), &span, len))
+            }
+            Err(NoSpan::Unmapped) => match read(engine, object, sink, offset, there, end) {
+                Some(sent) => sent,
+                None => break -1,
+            },
+            Err(_) => break -1,
+        };
         offset += len as u64;
         if is_final {
             object.body.give_back(engine, offset);

@@ -7,15 +7,17 @@ use std::sync::Arc;
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
-use objmapper_server::store::{Commit, Session, Store, StoreError, TierChoice, TierKind, body_path};
+use objmapper_server::store::{Commit, Entry, Session, Store, StoreError, TierChoice, TierKind, body_path};
 
-use super::{Draft, Failure, Stored};
+use super::pins::Pins;
+use super::{Draft, Failure, Home, Lengths, Name, Stored};
 
 /// A store in this process, and our session with it.
 pub struct Embedded {
     session: Arc<Session>,
     tier_kind: TierKind,
     tier: Arc<OwnedFd>,
+    pins: Pins,
 }
 
 /// A draft's number. Dropping it aborts the draft, unless it was published.
@@ -30,7 +32,7 @@ impl Embedded {
         let session = store.session(None).map_err(failure)?;
         let tier = store.tier_dir(tier_kind).map_err(failure)?;
         let tier = tier.try_clone_to_owned().map_err(|e| Failure::Io(e.to_string()))?;
-        Ok(Embedded { session: Arc::new(session), tier_kind, tier: Arc::new(tier) })
+        Ok(Embedded { session: Arc::new(session), tier_kind, tier: Arc::new(tier), pins: Pins::default() })
     }
 
     pub(super) fn create(&self, length: u64) -> Result<Draft, Failure> {
@@ -38,21 +40,88 @@ impl Embedded {
         let (number, file) = private.into_parts().ok_or_else(|| Failure::Io("a new draft has no file".to_owned()))?;
         let handle = Handle { session: self.session.clone(), number: Some(number) };
         let in_memory = self.tier_kind == TierKind::Memory;
-        Ok(Draft { file: File::from(file), in_memory, handle: super::Handle::Embedded(handle) })
+        Ok(Draft { file: Some(File::from(file)), in_memory, handle: super::Handle::Embedded(handle) })
     }
 
-    pub(super) fn publish(&self, mut handle: Handle, uri: &str, length: u64, key: u64) -> Result<Stored, Failure> {
+    pub(super) fn publish(
+        &self,
+        handle: &mut Handle,
+        name: Name<'_>,
+        lengths: Lengths,
+        key: u64,
+    ) -> Result<Stored, Failure> {
         let number = handle.number.ok_or_else(|| Failure::Protocol("published twice".to_owned()))?;
-        let mut commit = Commit::new(uri.as_bytes(), length);
+        let mut commit = Commit::new(name.uri(), lengths.file);
         commit.pin = true;
-        commit.ephemeral = true;
-        let entry = self.session.commit(number, commit).map_err(failure)?;
-        handle.number = None;
-        Ok(Stored { key, object: entry.object, home: super::Home::Embedded(self.tier.clone()) })
+        match name {
+            Name::Own(_) => {
+                commit.ephemeral = true;
+                let entry = self.session.commit(number, commit).map_err(failure)?;
+                handle.number = None;
+                Ok(self.stored(key, entry.object, lengths, false))
+            }
+            Name::Record { expires, fence, .. } => {
+                commit.expires = expires;
+                commit.fence = Some(fence);
+                self.pins.committing(
+                    || {
+                        let entry = self.session.commit(number, commit).map_err(failure)?;
+                        handle.number = None;
+                        Ok((self.stored(key, entry.object, lengths, true), (0, entry.object)))
+                    },
+                    |(_, object)| self.session.release(&[object]),
+                )
+            }
+        }
+    }
+
+    fn stored(&self, key: u64, object: u64, lengths: Lengths, shared: bool) -> Stored {
+        let Lengths { body: body_len, file: file_len } = lengths;
+        Stored { key, object, body_len, file_len, shared, home: Home::Embedded(self.tier.clone()) }
+    }
+
+    pub(super) fn pin(&self, uri: &[u8], object: u64, lengths: Lengths, key: u64) -> Result<Option<Stored>, Failure> {
+        // Releases are carried out when they are called for: none is under way.
+        let _ = self.pins.acquire((0, object));
+        let found = self.session.lookup(uri, true).map_err(failure);
+        let wanted = |entry: &Entry| {
+            entry.object == object
+                && entry.length == lengths.file
+                && entry.tier == self.tier_kind
+                && !entry.foreign
+                && !entry.ephemeral
+        };
+        match found {
+            Ok(Some(entry)) if wanted(&entry) => Ok(Some(self.stored(key, object, lengths, true))),
+            found => {
+                if let Ok(Some(other)) = &found
+                    && other.object != object
+                    && !other.ephemeral
+                {
+                    // That is pinned now, and may be what another body needs.
+                    let _ = self.pins.acquire((0, other.object));
+                    self.unpin(other.object);
+                }
+                self.unpin(object);
+                found.map(|_| None)
+            }
+        }
+    }
+
+    fn unpin(&self, object: u64) {
+        self.pins.release((0, object), |(_, object)| self.session.release(&[object]));
+    }
+
+    pub(super) fn instance(&self) -> [u8; 16] {
+        self.session.store().instance()
     }
 
     pub(super) fn release(&self, stored: &Stored) {
-        self.session.release(&[stored.object]);
+        if stored.shared {
+            self.unpin(stored.object);
+        } else {
+            self.session.release(&[stored.object]);
+        }
     }
 }
 
@@ -83,6 +152,7 @@ impl Drop for Handle {
 
 fn failure(error: StoreError) -> Failure {
     match error {
+        StoreError::Conflict(_) => Failure::Conflict,
         StoreError::Full { .. } => Failure::Full(error.to_string()),
         StoreError::Io { .. } | StoreError::TooMany { .. } => Failure::Io(error.to_string()),
         other => Failure::Protocol(other.to_string()),

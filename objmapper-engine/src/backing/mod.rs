@@ -1,6 +1,7 @@
 //! Where published bodies are: the store inside this process, or an objmapperd.
 
 mod embedded;
+mod pins;
 mod remote;
 
 use std::fs::File;
@@ -9,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use objmapper_client::Session;
-use objmapper_proto::ext::Tier;
+use objmapper_proto::ext::{Fence, Tier};
 
 pub use embedded::Embedded;
 pub use remote::Remote;
@@ -29,6 +30,9 @@ pub enum Failure {
     /// No descriptors, no memory, input or output.
     #[error("{0}")]
     Io(String),
+    /// The URI was deleted since its fence was looked at.
+    #[error("the URI was deleted meanwhile")]
+    Conflict,
     /// It answered what it may not.
     #[error("objmapper refused: {0}")]
     Protocol(String),
@@ -41,7 +45,45 @@ pub struct Stored {
     pub(crate) key: u64,
     /// objmapper's name for it.
     pub(crate) object: u64,
+    /// Bytes of body, from the file's first byte on.
+    pub(crate) body_len: u64,
+    /// Bytes of the file: longer than the body by a record's tail.
+    pub(crate) file_len: u64,
+    /// Under a URI that others know: a record, whose pin other bodies may need too.
+    shared: bool,
     home: Home,
+}
+
+/// Under which URI a body is published, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Name<'a> {
+    /// Its own, which nobody else knows: it dies with our session or pin.
+    Own(&'a str),
+    /// A record that others find, and that outlives us.
+    Record {
+        /// As bytes.
+        uri: &'a [u8],
+        /// Milliseconds since 1970; 0 is never.
+        expires: i64,
+        /// Where the fence must be.
+        fence: Fence,
+    },
+}
+
+impl<'a> Name<'a> {
+    fn uri(&self) -> &'a [u8] {
+        match *self {
+            Name::Own(uri) => uri.as_bytes(),
+            Name::Record { uri, .. } => uri,
+        }
+    }
+}
+
+/// How long a complete body is, and its file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lengths {
+    pub(crate) body: u64,
+    pub(crate) file: u64,
 }
 
 /// The directory that a body's file is in. Holding it keeps a memory tier's file system alive, objmapperd or not.
@@ -89,7 +131,8 @@ pub struct Whereabouts {
 
 /// A body's file while it is private and writable.
 pub struct Draft {
-    file: File,
+    /// Until it is closed for good.
+    file: Option<File>,
     in_memory: bool,
     handle: Handle,
 }
@@ -100,9 +143,14 @@ enum Handle {
 }
 
 impl Draft {
-    /// The file, readable and writable.
-    pub(crate) fn file(&self) -> &File {
-        &self.file
+    /// The file, readable and writable; an error after [`Draft::close`].
+    pub(crate) fn file(&self) -> io::Result<&File> {
+        self.file.as_ref().ok_or_else(|| io::Error::other("the draft is closed"))
+    }
+
+    /// Closes the writable descriptor, as publishing demands.
+    pub(crate) fn close(&mut self) {
+        self.file = None;
     }
 
     /// Is it in memory, and not on a disk?
@@ -154,18 +202,35 @@ impl Backing {
         }
     }
 
-    /// Publishes a draft of `length` bytes under `uri`, closing its file. Nothing of it may be mapped writable.
-    pub(crate) fn publish(&self, draft: Draft, uri: &str, length: u64, key: u64) -> Result<Stored, Failure> {
-        match (self, draft.handle) {
-            (Backing::Embedded(store), Handle::Embedded(handle)) => {
-                drop(draft.file);
-                store.publish(handle, uri, length, key)
-            }
-            (Backing::Remote(store), Handle::Remote(handle)) => {
-                drop(draft.file);
-                store.publish(handle, uri, length, key)
-            }
+    /// Publishes a draft that is closed; nothing of it may be mapped writable. After a failure it is still a draft,
+    /// unless the store did not answer or has lost it.
+    pub(crate) fn publish(
+        &self,
+        draft: &mut Draft,
+        name: Name<'_>,
+        lengths: Lengths,
+        key: u64,
+    ) -> Result<Stored, Failure> {
+        match (self, &mut draft.handle) {
+            (Backing::Embedded(store), Handle::Embedded(handle)) => store.publish(handle, name, lengths, key),
+            (Backing::Remote(store), Handle::Remote(handle)) => store.publish(handle, name, lengths, key),
             _ => Err(Failure::Protocol("a draft of another store".to_owned())),
+        }
+    }
+
+    /// Pins the record that is object number `object` under `uri`. `None`: it is not there any more.
+    pub(crate) fn pin(&self, uri: &[u8], object: u64, lengths: Lengths, key: u64) -> Result<Option<Stored>, Failure> {
+        match self {
+            Backing::Embedded(store) => store.pin(uri, object, lengths, key),
+            Backing::Remote(store) => store.pin(uri, object, lengths, key),
+        }
+    }
+
+    /// Names the store's run; `None` while it was never reached. A record of another run is in another store.
+    pub fn instance(&self) -> Option<[u8; 16]> {
+        match self {
+            Backing::Embedded(store) => Some(store.instance()),
+            Backing::Remote(store) => store.instance(),
         }
     }
 

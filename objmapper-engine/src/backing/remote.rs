@@ -9,11 +9,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use objmapper_client::{Client, CommitOptions, ConnectionState, Error, Event, PrivateObject, Session};
-use objmapper_proto::ext::{Tier, Want};
+use objmapper_proto::ext::{Entry, EntryFlags, Tier, Want};
 use objmapper_proto::{ObjUri, Status};
 use parking_lot::Mutex;
 
-use super::{Draft, Failure, Home, Stored};
+use super::pins::{Pinned, Pins};
+use super::{Draft, Failure, Home, Lengths, Name, Stored};
 use crate::house::{House, Verdict};
 use crate::log::line;
 
@@ -32,6 +33,9 @@ pub struct Remote {
     memory_epoch: Arc<AtomicU64>,
     /// URIs whose commit got no answer, and how often we will still look whether it was carried out all the same.
     doubtful: Mutex<Vec<(ObjUri<'static>, u8)>>,
+    /// The pins of records.
+    pins: Pins,
+    timeout: Duration,
 }
 
 /// A draft in objmapperd. Dropping it aborts the draft, unless it was published.
@@ -74,7 +78,7 @@ impl Remote {
             })
             .build()
             .map_err(failure)?;
-        Ok(Remote { client, memory_epoch, doubtful: Mutex::default() })
+        Ok(Remote { client, memory_epoch, doubtful: Mutex::default(), pins: Pins::default(), timeout })
     }
 
     pub(super) fn answers(&self) -> bool {
@@ -98,25 +102,101 @@ impl Remote {
         let in_memory = private.tier() == Tier::Memory;
         let fd = private.take_fd().ok_or_else(|| Failure::Protocol("a new draft has no file".to_owned()))?;
         let handle = Handle { private, reserved: length, memory_epoch };
-        Ok(Draft { file: File::from(fd), in_memory, handle: super::Handle::Remote(handle) })
+        Ok(Draft { file: Some(File::from(fd)), in_memory, handle: super::Handle::Remote(handle) })
     }
 
-    pub(super) fn publish(&self, mut handle: Handle, uri: &str, length: u64, key: u64) -> Result<Stored, Failure> {
-        let uri = ObjUri::parse(uri.as_bytes()).map_err(|error| Failure::Protocol(error.to_string()))?;
-        let options =
-            CommitOptions { want: Want { pin: true, ..Want::ENTRY }, ephemeral: true, ..CommitOptions::default() };
-        let found = handle.private.commit(&uri, length, options).map_err(|error| {
+    pub(super) fn instance(&self) -> Option<[u8; 16]> {
+        self.client.session().map(|session| session.instance().0)
+    }
+
+    pub(super) fn publish(
+        &self,
+        handle: &mut Handle,
+        name: Name<'_>,
+        lengths: Lengths,
+        key: u64,
+    ) -> Result<Stored, Failure> {
+        let uri = ObjUri::parse(name.uri()).map_err(|error| Failure::Protocol(error.to_string()))?;
+        let mut options = CommitOptions { want: Want { pin: true, ..Want::ENTRY }, ..CommitOptions::default() };
+        match name {
+            Name::Own(_) => {
+                options.ephemeral = true;
+                let entry = self.commit(handle, &uri, lengths, options)?;
+                Ok(stored(handle.private.session(), &entry, handle.memory_epoch, lengths, key, false))
+            }
+            Name::Record { expires, fence, .. } => {
+                (options.expires, options.fence) = (expires, Some(fence));
+                self.pins.committing(
+                    || {
+                        let entry = self.commit(handle, &uri, lengths, options)?;
+                        let session = handle.private.session();
+                        let stored = stored(session, &entry, handle.memory_epoch, lengths, key, true);
+                        Ok((stored, (session.id(), entry.object)))
+                    },
+                    |(session, object)| self.client.release(session, &[object]),
+                )
+            }
+        }
+    }
+
+    fn commit(
+        &self,
+        handle: &mut Handle,
+        uri: &ObjUri<'_>,
+        lengths: Lengths,
+        options: CommitOptions,
+    ) -> Result<Entry, Failure> {
+        let found = handle.private.commit(uri, lengths.file, options).map_err(|error| {
             if matches!(error, Error::Timeout { .. } | Error::Closed) {
-                self.doubt(uri.into_owned());
+                self.doubt(uri.borrowed().into_owned());
             }
             failure(error)
         })?;
-        let session = handle.private.session().clone();
-        Ok(Stored {
-            key,
-            object: found.entry.object,
-            home: Home::Remote(session, found.entry.tier, handle.memory_epoch),
-        })
+        Ok(found.entry)
+    }
+
+    pub(super) fn pin(&self, uri: &[u8], object: u64, lengths: Lengths, key: u64) -> Result<Option<Stored>, Failure> {
+        let uri = ObjUri::parse(uri).map_err(|error| Failure::Protocol(error.to_string()))?;
+        let Some(session) = self.client.session() else { return Err(Failure::Down("never connected".to_owned())) };
+        let pinned = (session.id(), object);
+        // Read before, as in `create`.
+        let memory_epoch = self.memory_epoch.load(Relaxed);
+        if self.pins.acquire(pinned)
+            && let Err(failure) = self.await_releases()
+        {
+            self.unpin(pinned);
+            return Err(failure);
+        }
+        let found = self.client.lookup(&uri, Want { pin: true, ..Want::ENTRY }).map_err(failure);
+        if let Ok(Some(found)) = &found {
+            let entry = &found.entry;
+            let unfit = entry.flags.contains(EntryFlags::FOREIGN) || entry.flags.contains(EntryFlags::EPHEMERAL);
+            if (found.session, entry.object, entry.length) == (pinned.0, object, lengths.file) && !unfit {
+                return Ok(Some(stored(&session, entry, memory_epoch, lengths, key, true)));
+            }
+            let other = (found.session, entry.object);
+            if other != pinned && !entry.flags.contains(EntryFlags::EPHEMERAL) {
+                // That is pinned now, and may be what another body needs.
+                let _ = self.pins.acquire(other);
+                self.unpin(other);
+            }
+        }
+        self.unpin(pinned);
+        found.map(|_| None)
+    }
+
+    /// Waits until the store has heard of all releases so far.
+    fn await_releases(&self) -> Result<(), Failure> {
+        let releases = self.pins.under_way();
+        if !self.client.flush_deferred(self.timeout) {
+            return Err(Failure::Timeout("releases are under way".to_owned()));
+        }
+        self.pins.arrived(&releases);
+        Ok(())
+    }
+
+    fn unpin(&self, pinned: Pinned) {
+        self.pins.release(pinned, |(session, object)| self.client.release(session, &[object]));
     }
 
     /// A commit of `uri` got no answer. Carried out, it left a pinned body that nobody knows of.
@@ -132,11 +212,21 @@ impl Remote {
         if !self.answers() {
             return;
         }
+        let releases = self.pins.under_way();
+        if !releases.is_empty() && self.client.flush_deferred(Duration::ZERO) {
+            self.pins.arrived(&releases);
+        }
         let mut uris = std::mem::take(&mut *self.doubtful.lock()).into_iter();
         let mut again = Vec::new();
         for (uri, looks) in uris.by_ref() {
             match self.client.lookup(&uri, Want::ENTRY) {
-                Ok(Some(found)) => self.client.release(found.session, &[found.entry.object]),
+                // What another body pins under that URI by now stays.
+                Ok(Some(found)) => {
+                    let pinned = (found.session, found.entry.object);
+                    if found.entry.flags.contains(EntryFlags::PINNED) && !self.pins.is_held(pinned) {
+                        self.client.release(found.session, &[found.entry.object]);
+                    }
+                }
                 // It may still be on its way.
                 Ok(None) if looks > 1 => again.push((uri, looks - 1)),
                 Ok(None) => {}
@@ -151,9 +241,25 @@ impl Remote {
 
     pub(super) fn release(&self, stored: &Stored) {
         if let Home::Remote(session, _, _) = &stored.home {
-            self.client.release(session.id(), &[stored.object]);
+            if stored.shared {
+                self.unpin((session.id(), stored.object));
+            } else {
+                self.client.release(session.id(), &[stored.object]);
+            }
         }
     }
+}
+
+fn stored(
+    session: &Arc<Session>,
+    entry: &Entry,
+    memory_epoch: u64,
+    lengths: Lengths,
+    key: u64,
+    shared: bool,
+) -> Stored {
+    let home = Home::Remote(session.clone(), entry.tier, memory_epoch);
+    Stored { key, object: entry.object, body_len: lengths.body, file_len: lengths.file, shared, home }
 }
 
 impl Handle {
@@ -189,6 +295,7 @@ fn failure(error: Error) -> Failure {
             Failure::Down(text)
         }
         Error::Timeout { .. } => Failure::Timeout(text),
+        Error::Status { status: Status::Conflict, .. } => Failure::Conflict,
         Error::Status { status: Status::Full, .. } => Failure::Full(text),
         Error::Status { status: Status::Timeout, .. } => Failure::Timeout(text),
         Error::Io { .. } => Failure::Io(text),
@@ -236,11 +343,12 @@ mod tests {
         let remote = Remote::new("s0", &socket, PATIENCE, Arc::default()).unwrap();
         until("the store answers", || remote.answers());
 
-        let draft = remote.create(10).unwrap();
-        draft.file.write_all_at(b"0123456789", 0).unwrap();
-        drop(draft.file);
-        let super::super::Handle::Remote(handle) = draft.handle else { panic!("a draft of another store") };
-        let stored = remote.publish(handle, "/varnish/s0/1/0", 10, 0).unwrap();
+        let mut draft = remote.create(10).unwrap();
+        draft.file().unwrap().write_all_at(b"0123456789", 0).unwrap();
+        draft.close();
+        let super::super::Handle::Remote(handle) = &mut draft.handle else { panic!("a draft of another store") };
+        let lengths = Lengths { body: 10, file: 10 };
+        let stored = remote.publish(handle, Name::Own("/varnish/s0/1/0"), lengths, 0).unwrap();
         assert!(store.stats().tiers[0].used > 0);
         // Its answer is lost, and so is what it says.
         drop(stored);

@@ -1,0 +1,130 @@
+//! Pins of records, which more than one body may have: the store pins an object once per session, however often it is
+//! asked to, and one release undoes them all.
+
+use std::collections::{HashMap, HashSet};
+
+use parking_lot::Mutex;
+
+/// A record in one session of ours: the session's number (0 for the store in this process) and the object's.
+pub(super) type Pinned = (u64, u64);
+
+#[derive(Debug, Default)]
+struct State {
+    /// How many bodies (or look-ups under way) need the pin.
+    held: HashMap<Pinned, u32>,
+    /// Releases that may not have reached the store yet.
+    released: HashSet<Pinned>,
+    /// Commits under way: each may pin an object that somebody adopts before its publisher has taken note.
+    committing: u32,
+    /// What nobody held any more meanwhile.
+    postponed: Vec<Pinned>,
+}
+
+/// Who needs which pin.
+#[derive(Debug, Default)]
+pub(super) struct Pins(Mutex<State>);
+
+impl Pins {
+    /// Somebody needs this pin, and is about to ask the store for it. `true`: a release of it may still be under way,
+    /// and must have reached the store before.
+    #[must_use]
+    pub(super) fn acquire(&self, pinned: Pinned) -> bool {
+        let mut state = self.0.lock();
+        *state.held.entry(pinned).or_default() += 1;
+        state.released.contains(&pinned)
+    }
+
+    /// Somebody needs it no more. `release` is called under the lock, and must not wait, if that was the last one.
+    pub(super) fn release(&self, pinned: Pinned, release: impl FnOnce(Pinned)) {
+        let mut state = self.0.lock();
+        let Some(count) = state.held.get_mut(&pinned) else { return };
+        *count -= 1;
+        if *count == 0 {
+            state.held.remove(&pinned);
+            if state.committing > 0 {
+                state.postponed.push(pinned);
+            } else {
+                state.released.insert(pinned);
+                release(pinned);
+            }
+        }
+    }
+
+    /// Does somebody need it?
+    pub(super) fn is_held(&self, pinned: Pinned) -> bool {
+        self.0.lock().held.contains_key(&pinned)
+    }
+
+    /// Releases wait until `commit` has said what it pinned.
+    pub(super) fn committing<T>(
+        &self,
+        commit: impl FnOnce() -> Result<(T, Pinned), super::Failure>,
+        mut release: impl FnMut(Pinned),
+    ) -> Result<T, super::Failure> {
+        self.0.lock().committing += 1;
+        let outcome = commit();
+        let mut state = self.0.lock();
+        state.committing -= 1;
+        if let Ok((_, pinned)) = &outcome {
+            *state.held.entry(*pinned).or_default() += 1;
+        }
+        if state.committing == 0 {
+            for pinned in std::mem::take(&mut state.postponed) {
+                if !state.held.contains_key(&pinned) {
+                    state.released.insert(pinned);
+                    release(pinned);
+                }
+            }
+        }
+        outcome.map(|(value, _)| value)
+    }
+
+    /// Releases so far whose arrival in the store is not known; told to [`Pins::arrived`] when it is.
+    pub(super) fn under_way(&self) -> Vec<Pinned> {
+        self.0.lock().released.iter().copied().collect()
+    }
+
+    /// These releases have reached the store.
+    pub(super) fn arrived(&self, releases: &[Pinned]) {
+        let mut state = self.0.lock();
+        for pinned in releases {
+            state.released.remove(pinned);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_one_releases_and_a_release_under_way_is_known() {
+        let pins = Pins::default();
+        let mut released = Vec::new();
+        assert!(!pins.acquire((1, 7)) && !pins.acquire((1, 7)));
+        pins.release((1, 7), |pinned| released.push(pinned));
+        assert!(released.is_empty() && pins.is_held((1, 7)));
+        pins.release((1, 7), |pinned| released.push(pinned));
+        assert_eq!((released.as_slice(), pins.is_held((1, 7))), ([(1, 7)].as_slice(), false));
+        assert!(pins.acquire((1, 7)), "the release may overtake what is asked for now");
+        pins.arrived(&pins.under_way());
+        assert!(!pins.acquire((1, 7)));
+    }
+
+    #[test]
+    fn what_an_adopter_releases_before_its_publisher_has_taken_note_stays_pinned() {
+        let pins = Pins::default();
+        let mut released = Vec::new();
+        let outcome = pins.committing(
+            || {
+                assert!(!pins.acquire((0, 3)) && !pins.acquire((0, 4)));
+                pins.release((0, 3), |_| unreachable!("a commit is under way"));
+                pins.release((0, 4), |_| unreachable!("a commit is under way"));
+                Ok(((), (0, 3)))
+            },
+            |pinned| released.push(pinned),
+        );
+        assert!(outcome.is_ok());
+        assert_eq!((released.as_slice(), pins.is_held((0, 3))), ([(0, 4)].as_slice(), true));
+    }
+}
