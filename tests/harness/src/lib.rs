@@ -6,15 +6,18 @@
 
 pub mod arrangement;
 pub mod artefacts;
+pub mod cell;
 pub mod conformance;
 pub mod h2o;
 pub mod http;
 pub mod objmapperd;
+pub mod outage;
 pub mod proc;
 pub mod process;
 pub mod random;
 pub mod shared;
 pub mod site;
+pub mod unit;
 pub mod varnishd;
 pub mod versioned;
 pub mod vtc;

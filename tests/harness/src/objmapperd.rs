@@ -29,6 +29,8 @@ pub struct Objmapperd {
     process: Option<Process>,
     dir: PathBuf,
     tiers: Vec<String>,
+    /// What a shell does before it becomes the daemon, in a mount namespace of its own.
+    mount: Option<String>,
 }
 
 impl Objmapperd {
@@ -43,13 +45,24 @@ impl Objmapperd {
         Self::with_tiers(dir, vec!["--dir".to_owned(), store, "--disk".to_owned(), size.to_owned()])
     }
 
+    /// [`Objmapperd::start_on_disk`], on a file system that has only `room`. Takes root.
+    pub fn start_on_small_disk(dir: &Path, size: &str, room: &str) -> Result<Self> {
+        let store = dir.join("store").display().to_string();
+        std::fs::create_dir(&store)?;
+        let tiers = vec!["--dir".to_owned(), store.clone(), "--disk".to_owned(), size.to_owned()];
+        let mount = format!("mount -t tmpfs -o mode=0755,size={room} objm {store} && exec \"$@\"");
+        let mut daemon = Self { process: None, dir: dir.to_owned(), tiers, mount: Some(mount) };
+        daemon.start_again()?;
+        Ok(daemon)
+    }
+
     /// The directory of the bodies of [`Objmapperd::start_on_disk`].
     pub fn bodies(&self) -> PathBuf {
         self.dir.join("store/objmapper-store/objects")
     }
 
     fn with_tiers(dir: &Path, tiers: Vec<String>) -> Result<Self> {
-        let mut daemon = Self { process: None, dir: dir.to_owned(), tiers };
+        let mut daemon = Self { process: None, dir: dir.to_owned(), tiers, mount: None };
         daemon.start_again()?;
         Ok(daemon)
     }
@@ -91,7 +104,15 @@ impl Objmapperd {
     /// Starts the daemon with the arguments that it had.
     pub fn start_again(&mut self) -> Result<()> {
         let socket = self.socket();
-        let mut command = Command::new(artefacts::objmapperd()?);
+        let program = artefacts::objmapperd()?;
+        let mut command = match &self.mount {
+            None => Command::new(program),
+            Some(mount) => {
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "sh", "-c", mount, "sh"]).arg(program);
+                command
+            }
+        };
         // varnishd's child has another uid than we, so the socket is open to everybody: it lies in a
         // directory of this test alone.
         command.arg("--socket").arg(&socket).args(["--socket-mode", "0666"]);

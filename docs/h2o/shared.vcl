@@ -1,0 +1,29 @@
+# /etc/varnish/default.vcl with the shared second level: what this varnishd does not have is looked up in objmapper,
+# and only then asked of H2O.
+vcl 4.1;
+
+import objmapper;
+include "objmapper.vcl";
+
+backend h2o {
+	.path = "/run/h2o/h2o.sock";
+	.probe = {
+		.url = "/";
+		.interval = 2s;
+	}
+}
+
+sub vcl_init {
+	# No socket named: the objmapperd of the storage engine (-s objmapper,…,socket=…), so that bodies are adopted
+	# without a copy.
+	new om = objmapper.director(prefix = "cdn://example.com");
+	om.set_backend(h2o);
+}
+
+sub vcl_recv {
+	set req.backend_hint = om.backend();
+}
+
+sub vcl_backend_response {
+	set beresp.http.X-L2 = om.status();
+}
