@@ -61,7 +61,7 @@ impl Stage {
         let h2o = H2o::start(dir, &root)?;
         let daemon = store(dir)?;
         let socket = socket(dir);
-        let deadline = format!(", timeout = {}s", DEADLINE.as_secs_f64());
+        let deadline = format!(", deadline = {}s", DEADLINE.as_secs_f64());
         let setup = Setup {
             arrangement,
             engine_socket: Some(socket.as_path()).filter(|_| arrangement.has_daemon()),

@@ -174,8 +174,8 @@ sub vcl_init {{
 	new om = objmapper.director({arguments});
 	om.set_backend(h2o);
 }}
-sub vcl_backend_fetch {{
-	set bereq.backend = om.backend();
+sub vcl_recv {{
+	set req.backend_hint = om.backend();
 }}
 {more}
 # what tests need beyond that

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use objmapper_harness::arrangement::Arrangement;
+use objmapper_harness::http::Request;
 use objmapper_harness::objmapperd::Objmapperd;
 use objmapper_harness::outage::{DEADLINE, Stage, socket};
 use objmapper_harness::process::wait_for;
@@ -169,6 +170,30 @@ fn killed_with_a_disk_tier() -> Result<()> {
             ensure!(stage.h2o.requests()?.len() == asked, "H2O was asked");
             stage.shares()?;
         }
+        stage.end()?;
+    }
+    Ok(())
+}
+
+/// A purge that may not hold is not confirmed: what was to be purged is still in the store when that is back.
+#[test]
+fn a_purge_that_the_store_cannot_confirm() -> Result<()> {
+    for arrangement in BOTH {
+        let mut stage = Stage::set(arrangement, |dir| Objmapperd::start_on_disk(dir, "1g").map(Some))?;
+        let path = stage.published(200_000)?;
+        stage.daemon()?.kill()?;
+        stage.wait_state(false)?;
+        let purge = Request { method: Some("PURGE"), ..Request::default() };
+        let url = stage.cache.varnishd()?.url(&path);
+        let response = stage.client.send(&url, &purge)?;
+        ensure!(response.status == 503, "PURGE: status {}", response.status);
+        ensure!(stage.cache.counter("c_purge_failed")? == 1, "{:?}", stage.cache.counters());
+
+        stage.daemon()?.start_again()?;
+        stage.wait_state(true)?;
+        ensure!(stage.client.send(&url, &purge)?.status == 200, "PURGE: not with the store either");
+        let response = stage.miss(&path)?;
+        ensure!(status(&response) == "miss", "{:?}", response.headers);
         stage.end()?;
     }
     Ok(())
