@@ -1,108 +1,12 @@
 //! Bodies over a real store in memory: where they live, what they cost, and that every byte and every limit holds.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+mod common;
 
-use objmapper_engine::account::{Account, SmaCounters, UNLIMITED};
-use objmapper_engine::backing::{Backing, Embedded};
-use objmapper_engine::body::{Body, ChunkLimits, NoSpan};
-use objmapper_engine::counters::Counters;
-use objmapper_engine::engine::Engine;
-use objmapper_engine::house::House;
+use common::{CHUNK, LIMITS, THRESHOLD, fixture, fixture_on, pattern, unlimited};
+use objmapper_engine::account::UNLIMITED;
+use objmapper_engine::body::Body;
 use objmapper_engine::options::Options;
-use objmapper_server::store::{MemoryMount, MemoryTier, MountAccess, Store, StoreConfig, TierKind};
-
-const CHUNK: usize = 16 << 10;
-const LIMITS: ChunkLimits = ChunkLimits { chunk: CHUNK, max: 256 << 20 };
-const THRESHOLD: u64 = 64 << 10;
-
-struct Fixture {
-    engine: Engine,
-    store: Store,
-}
-
-fn fixture(options: Options, store_limit: u64) -> Fixture {
-    fixture_on(options, MemoryTier { limit: store_limit, mount: None })
-}
-
-fn fixture_on(options: Options, memory: MemoryTier) -> Fixture {
-    let config = StoreConfig { memory: Some(memory), session_grace: Duration::ZERO, ..StoreConfig::default() };
-    let store = Store::open(config).unwrap();
-    let backing = Backing::Embedded(Embedded::new(&store, TierKind::Memory).unwrap());
-    let sma: &'static SmaCounters = Box::leak(Box::default());
-    let counters: &'static Counters = Box::leak(Box::default());
-    let account = Account::new(options.size, sma);
-    let house = Arc::new(House::default());
-    let engine = Engine::new("s0", options, account, counters, backing, house, "/varnish/s0/1".to_owned());
-    Fixture { engine, store }
-}
-
-fn unlimited() -> Fixture {
-    fixture(Options::default(), 256 << 20)
-}
-
-impl Fixture {
-    fn stored(&self) -> u64 {
-        self.store.stats().tiers[0].used
-    }
-
-    fn counter(&self, pick: impl Fn(&Counters) -> &AtomicU64) -> u64 {
-        pick(self.engine.counters).load(Relaxed)
-    }
-
-    /// Writes `len` bytes as a fetch does, in reads of at most `step`. `false`: no room.
-    fn write(&self, body: &Body, len: u64, known: bool, step: usize) -> bool {
-        let mut done = 0;
-        while done < len {
-            let want = if known { (len - done) as usize } else { CHUNK };
-            let Some((ptr, room)) = body.space(&self.engine, want, known, LIMITS, &mut || false) else {
-                return false;
-            };
-            let n = room.min(step).min((len - done) as usize);
-            for i in 0..n {
-                // SAFETY: `room >= n` bytes at `ptr` are ours to write until `extend`.
-                unsafe { ptr.as_ptr().add(i).write(pattern(done + i as u64)) };
-            }
-            body.extend(n as u64);
-            done += n as u64;
-        }
-        true
-    }
-
-    fn fetch(&self, len: u64, known: bool, keep: bool) -> Body {
-        let body = Body::default();
-        assert!(self.write(&body, len, known, 10_000));
-        body.trim(&self.engine);
-        assert!(body.settle(&self.engine, keep, 0));
-        body
-    }
-
-    /// Reads all, checks every byte, and returns the number of spans.
-    fn check(&self, body: &Body, len: u64) -> usize {
-        let (mut offset, mut spans) = (0, 0);
-        loop {
-            let span = match body.span(&self.engine, offset) {
-                Ok(span) => span,
-                Err(NoSpan::End) => break,
-                Err(other) => panic!("{other:?}"),
-            };
-            for i in 0..span.len {
-                // SAFETY: a span's bytes can be read while it lives, and the object does.
-                assert_eq!(unsafe { span.ptr.as_ptr().add(i).read() }, pattern(offset + i as u64));
-            }
-            offset += span.len as u64;
-            spans += 1;
-        }
-        assert_eq!((offset, body.len()), (len, len));
-        spans
-    }
-}
-
-fn pattern(offset: u64) -> u8 {
-    (offset.wrapping_mul(2_654_435_761) >> 13) as u8
-}
+use objmapper_server::store::{MemoryMount, MemoryTier, MountAccess};
 
 #[test]
 fn bodies_of_every_size_read_back_and_leave_nothing() {
@@ -180,26 +84,6 @@ fn an_address_that_was_handed_out_stays_while_the_body_moves() {
     f.check(&body, 4 << 20);
     assert_eq!(f.counter(|c| &c.g_heap_pieces), 0);
     body.slim(&f.engine);
-}
-
-impl Fixture {
-    /// Continues a body of unknown length up to `len`.
-    fn write_more(&self, body: &Body, len: u64) -> bool {
-        let mut done = body.len();
-        while done < len {
-            let Some((ptr, room)) = body.space(&self.engine, CHUNK, false, LIMITS, &mut || false) else {
-                return false;
-            };
-            let n = room.min((len - done) as usize);
-            for i in 0..n {
-                // SAFETY: as in `write`.
-                unsafe { ptr.as_ptr().add(i).write(pattern(done + i as u64)) };
-            }
-            body.extend(n as u64);
-            done += n as u64;
-        }
-        true
-    }
 }
 
 #[test]

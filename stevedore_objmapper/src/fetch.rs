@@ -10,6 +10,7 @@ use varnish_stevedore_sys::{boc, objcore, worker};
 
 use crate::boundary::{checked_objcore, fallible, infallible, stevedore_ref, worker_ref};
 use crate::object::object_of;
+use crate::table;
 
 /// A fetch waits so many times for room that others take before it gives up.
 const MOST_WAITS: u32 = 16;
@@ -38,10 +39,14 @@ pub(crate) unsafe extern "C" fn objgetspace(
         let (engine, object) = unsafe { object_of(oc) };
         // SAFETY: as above; ObjGetSpace checked that there is a boc, which the fetch holds a reference to and alone
         // changes the `transit_buffer` of.
-        let (stv, transit_buffer) = unsafe {
+        let (stv, adopts, transit_buffer) = unsafe {
             let checked = checked_objcore(oc);
-            (stevedore_ref((*checked).stobj[0].stevedore.cast()), (*(*checked).boc).transit_buffer)
+            let stobj = &(*checked).stobj[0];
+            (stevedore_ref(stobj.stevedore.cast()), stobj.priv2 != 0, (*(*checked).boc).transit_buffer)
         };
+        if adopts && !table::only_reads(oc) {
+            object.body.give_up_adoption(engine);
+        }
         // SAFETY: `sz` and `ptr` are the caller's own variables (ObjGetSpace asserts that they are not null).
         let (sz, ptr) = unsafe { (&mut *sz, &mut *ptr) };
         let limits = chunk_limits();

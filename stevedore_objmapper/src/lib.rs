@@ -14,3 +14,4 @@ mod object;
 mod panic;
 mod register;
 mod storage;
+mod table;

@@ -17,6 +17,7 @@ use varnish_stevedore_sys::{objcore, vsc, worker};
 
 use crate::boundary::{checked_objcore, fallible, infallible, stevedore_ref};
 use crate::storage::engine_of;
+use crate::table;
 
 const OBJECT_MAGIC: u32 = 0x6f62_6d70;
 
@@ -42,7 +43,7 @@ struct Variable {
     len: AtomicU32,
 }
 
-/// `oc->stobj->priv` points to a leaked `Box` of this.
+/// `oc->stobj->priv` points to a leaked `Box` of this; `priv2` is 1 if a record shall be its body.
 pub(crate) struct Object {
     magic: u32,
     /// Fixed attributes, then variable ones.
@@ -228,7 +229,9 @@ pub(crate) unsafe extern "C" fn allocobj(
         let size = HEAD + (wsl as usize).next_multiple_of(8);
         // SAFETY: `wrk` is varnishd's.
         let Some(head) = (unsafe { alloc_exactly(wrk, checked, engine, size) }) else { return 0 };
-        let object = Box::into_raw(Box::new(Object::new(head)));
+        let object = Object::new(head);
+        let adopts = table::take_announced(oc, engine).map(|announced| object.body.adopt(announced)).is_some();
+        let object = Box::into_raw(Box::new(object));
         // SAFETY: STV_NewObject's caller owns the objcore, which has no stevedore yet: nobody else looks at `stobj`.
         let stobj = unsafe {
             checked_objcore(oc);
@@ -236,7 +239,7 @@ pub(crate) unsafe extern "C" fn allocobj(
         };
         stobj.stevedore = stv.cast();
         stobj.priv_ = object.cast();
-        stobj.priv2 = 0;
+        stobj.priv2 = u64::from(adopts);
         1
     })
 }

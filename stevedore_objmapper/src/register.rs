@@ -12,12 +12,12 @@ use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore, TailqEntry};
 use varnish_stevedore_sys::version;
 
 use crate::boundary::infallible;
-use crate::{buffer, fetch, iterate, logger, object, panic, storage};
+use crate::{buffer, fetch, iterate, logger, object, panic, storage, table};
 
 /// For tests: registers the engine a second time under this name (`default` makes it the storage of whoever names none).
 const REGISTER_AS: &str = "OBJMAPPER_REGISTER_AS";
 
-static METHODS: ObjMethods = ObjMethods {
+pub(crate) static METHODS: ObjMethods = ObjMethods {
     // Required.
     objfree: Some(object::objfree),
     objiterator: Some(iterate::objiterator),
@@ -40,7 +40,7 @@ static STEVEDORE: Stevedore = Stevedore {
     open: Some(storage::open),
     close: Some(storage::close),
     allocobj: Some(object::allocobj),
-    baninfo: None,
+    baninfo: Some(table::baninfo),
     banexport: None,
     panic: Some(panic::panic),
     allocbuf: Some(buffer::allocbuf),

@@ -2,6 +2,8 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::ptr::null_mut;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -12,6 +14,7 @@ use objmapper_engine::counters::Counters;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::house::House;
 use objmapper_engine::options::Options;
+use objmapper_server::net::InProcess;
 use objmapper_server::store::{
     DiskTier, MemoryMount, MemoryTier, MountAccess, MountKind, Store, StoreConfig, StoreError, TierKind,
 };
@@ -23,7 +26,7 @@ use varnish_stevedore_sys::stevedore::Stevedore;
 use varnish_stevedore_sys::vsc::{VSC_sma_New, VscSma};
 
 use crate::boundary::{fallible, infallible, stevedore_ref};
-use crate::house;
+use crate::{house, table};
 
 /// For tests: options that every storage gets which does not set them itself.
 const OPTIONS: &str = "OBJMAPPER_OPTIONS";
@@ -41,6 +44,10 @@ struct Storage {
     mount: Mutex<Option<Result<MemoryMount, StoreError>>>,
     engine: OnceLock<Engine>,
     house: Mutex<Option<house::Thread>>,
+    /// The store in this process, for others in it.
+    store: OnceLock<Store>,
+    /// Serves it, once somebody has asked for that.
+    server: Mutex<Option<InProcess>>,
 }
 
 // The engine counts in the memory of varnishd's own counters.
@@ -145,6 +152,8 @@ pub(crate) unsafe extern "C" fn init(stv: *mut Stevedore, ac: c_int, av: *const 
             mount: Mutex::new(mount),
             engine: OnceLock::new(),
             house: Mutex::new(None),
+            store: OnceLock::new(),
+            server: Mutex::new(None),
         };
         // SAFETY: STV_Init's own stevedore; nobody else runs yet.
         unsafe { (*stv).priv_ = Box::into_raw(Box::new(storage)).cast::<c_void>() };
@@ -189,6 +198,7 @@ pub(crate) unsafe extern "C" fn open(stv: *mut Stevedore) {
         // SAFETY: as above.
         unsafe { (*stv).lru = lru };
         *storage.house.lock() = Some(house::start(engine, lru));
+        table::opened(stv);
     });
 }
 
@@ -228,7 +238,26 @@ fn backing(storage: &Storage, ident: &str, house: &Arc<House>) -> Result<Backing
         Some(dir) => format!("dir \"{}\": {error}", dir.display()),
         None => error.to_string(),
     })?;
-    Embedded::new(&store, kind).map(Backing::Embedded).map_err(|error| error.to_string())
+    let embedded = Embedded::new(&store, kind).map_err(|error| error.to_string())?;
+    storage.store.get_or_init(|| store);
+    Ok(Backing::Embedded(embedded))
+}
+
+/// A connection to the store inside this process, for a client of another library in it. `None`: the store is an
+/// objmapperd.
+///
+/// # Safety
+/// As for [`engine_of`].
+pub(crate) unsafe fn connect_in_process(stv: *const Stevedore) -> Option<io::Result<OwnedFd>> {
+    // SAFETY: by contract.
+    let storage = unsafe { storage_of(stv) };
+    let store = storage.store.get()?;
+    let mut server = storage.server.lock();
+    let started = match server.take() {
+        Some(running) => Ok(running),
+        None => InProcess::start(store.clone(), 1),
+    };
+    Some(started.and_then(|running| server.insert(running).connect()))
 }
 
 pub(crate) unsafe extern "C" fn close(stv: *const Stevedore, pass: c_int) {

@@ -24,7 +24,13 @@ pub type StorageOpen = unsafe extern "C" fn(*mut Stevedore);
 pub type StorageAllocObj = unsafe extern "C" fn(*mut worker, *const Stevedore, *mut objcore, c_uint) -> c_int;
 /// `storage_close_f`: the child ends; called twice, with 1 (warning) and 0.
 pub type StorageClose = unsafe extern "C" fn(*const Stevedore, c_int);
-/// `storage_baninfo_f`: a ban came or went.
+/// `BI_NEW` of `enum baninfo`: a ban came.
+pub const BI_NEW: c_uint = 0;
+/// `BI_DROP`: the oldest ban went.
+pub const BI_DROP: c_uint = 1;
+
+/// `storage_baninfo_f`: a ban (its spec and the spec's length) came or went, as the second argument (`enum baninfo`)
+/// says. Called with `ban_mtx` held, for every storage; not 0 asks for a `banexport`.
 pub type StorageBanInfo = unsafe extern "C" fn(*const Stevedore, c_uint, *const u8, c_uint) -> c_int;
 /// `storage_banexport_f`: the whole list of bans.
 pub type StorageBanExport = unsafe extern "C" fn(*const Stevedore, *const u8, c_uint);
@@ -115,6 +121,8 @@ const _: () = {
     assert!(size_of::<Stevedore>() == 25 * P);
     assert!(offset_of!(Stevedore, name) == P);
     assert!(offset_of!(Stevedore, allocobj) == 5 * P);
+    assert!(offset_of!(Stevedore, baninfo) == 6 * P);
+    assert!(offset_of!(Stevedore, banexport) == 7 * P);
     assert!(offset_of!(Stevedore, methods) == 14 * P);
     assert!(offset_of!(Stevedore, lru) == 15 * P);
     assert!(offset_of!(Stevedore, var_free_space) == 16 * P);

@@ -1,0 +1,129 @@
+#![allow(dead_code, reason = "no test needs all of it")]
+//! An engine over a real store in memory, and bodies whose every byte is known.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use objmapper_engine::account::{Account, SmaCounters};
+use objmapper_engine::backing::{Backing, Embedded};
+use objmapper_engine::body::{Body, ChunkLimits, NoSpan};
+use objmapper_engine::counters::Counters;
+use objmapper_engine::engine::Engine;
+use objmapper_engine::house::House;
+use objmapper_engine::options::Options;
+use objmapper_server::store::{MemoryTier, Store, StoreConfig, TierKind};
+
+pub(crate) const CHUNK: usize = 16 << 10;
+pub(crate) const LIMITS: ChunkLimits = ChunkLimits { chunk: CHUNK, max: 256 << 20 };
+pub(crate) const THRESHOLD: u64 = 64 << 10;
+
+pub(crate) struct Fixture {
+    pub(crate) engine: Engine,
+    pub(crate) store: Store,
+}
+
+pub(crate) fn fixture(options: Options, store_limit: u64) -> Fixture {
+    fixture_on(options, MemoryTier { limit: store_limit, mount: None })
+}
+
+pub(crate) fn fixture_on(options: Options, memory: MemoryTier) -> Fixture {
+    let config = StoreConfig { memory: Some(memory), session_grace: Duration::ZERO, ..StoreConfig::default() };
+    let store = Store::open(config).unwrap();
+    let backing = Backing::Embedded(Embedded::new(&store, TierKind::Memory).unwrap());
+    Fixture { engine: engine(options, backing, Arc::default()), store }
+}
+
+/// An engine over that store.
+pub(crate) fn engine(options: Options, backing: Backing, house: Arc<House>) -> Engine {
+    let sma: &'static SmaCounters = Box::leak(Box::default());
+    let counters: &'static Counters = Box::leak(Box::default());
+    let account = Account::new(options.size, sma);
+    Engine::new("s0", options, account, counters, backing, house, "/varnish/s0/1".to_owned())
+}
+
+pub(crate) fn unlimited() -> Fixture {
+    fixture(Options::default(), 256 << 20)
+}
+
+impl Fixture {
+    pub(crate) fn stored(&self) -> u64 {
+        self.store.stats().tiers[0].used
+    }
+
+    pub(crate) fn counter(&self, pick: impl Fn(&Counters) -> &AtomicU64) -> u64 {
+        pick(self.engine.counters).load(Relaxed)
+    }
+
+    /// Writes `len` bytes as a fetch does, in reads of at most `step`. `false`: no room.
+    pub(crate) fn write(&self, body: &Body, len: u64, known: bool, step: usize) -> bool {
+        let mut done = 0;
+        while done < len {
+            let want = if known { (len - done) as usize } else { CHUNK };
+            let Some((ptr, room)) = body.space(&self.engine, want, known, LIMITS, &mut || false) else {
+                return false;
+            };
+            let n = room.min(step).min((len - done) as usize);
+            for i in 0..n {
+                // SAFETY: `room >= n` bytes at `ptr` are ours to write until `extend`.
+                unsafe { ptr.as_ptr().add(i).write(pattern(done + i as u64)) };
+            }
+            body.extend(n as u64);
+            done += n as u64;
+        }
+        true
+    }
+
+    pub(crate) fn fetch(&self, len: u64, known: bool, keep: bool) -> Body {
+        let body = Body::default();
+        assert!(self.write(&body, len, known, 10_000));
+        body.trim(&self.engine);
+        assert!(body.settle(&self.engine, keep, 0));
+        body
+    }
+
+    /// Reads all, checks every byte, and returns the number of spans.
+    pub(crate) fn check(&self, body: &Body, len: u64) -> usize {
+        let (mut offset, mut spans) = (0, 0);
+        loop {
+            let span = match body.span(&self.engine, offset) {
+                Ok(span) => span,
+                Err(NoSpan::End) => break,
+                Err(other) => panic!("{other:?}"),
+            };
+            for i in 0..span.len {
+                // SAFETY: a span's bytes can be read while it lives, and the object does.
+                assert_eq!(unsafe { span.ptr.as_ptr().add(i).read() }, pattern(offset + i as u64));
+            }
+            offset += span.len as u64;
+            spans += 1;
+        }
+        assert_eq!((offset, body.len()), (len, len));
+        spans
+    }
+}
+
+pub(crate) fn pattern(offset: u64) -> u8 {
+    (offset.wrapping_mul(2_654_435_761) >> 13) as u8
+}
+
+impl Fixture {
+    /// Continues a body of unknown length up to `len`.
+    pub(crate) fn write_more(&self, body: &Body, len: u64) -> bool {
+        let mut done = body.len();
+        while done < len {
+            let Some((ptr, room)) = body.space(&self.engine, CHUNK, false, LIMITS, &mut || false) else {
+                return false;
+            };
+            let n = room.min((len - done) as usize);
+            for i in 0..n {
+                // SAFETY: as in `write`.
+                unsafe { ptr.as_ptr().add(i).write(pattern(done + i as u64)) };
+            }
+            body.extend(n as u64);
+            done += n as u64;
+        }
+        true
+    }
+}

@@ -1,0 +1,270 @@
+//! The table of C functions through which the VMOD reaches its storage's store (`objmapper-abi`).
+
+use std::cell::RefCell;
+use std::ffi::{c_int, c_uint, c_void};
+use std::os::fd::IntoRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::ptr::null;
+use std::sync::atomic::AtomicPtr;
+use std::sync::atomic::Ordering::{Acquire, Release};
+
+use objmapper_abi::{Adoption, Bytes, Engine as Table, MAGIC, OnBan, Publication, Published, Record, Store, VERSION};
+use objmapper_engine::adopt::{Announced, NotAdopted, Wanted};
+use objmapper_engine::engine::Engine;
+use objmapper_engine::publish::{self, Fence, Outcome};
+use varnish_stevedore_sys::bindings::{BUSYOBJ_MAGIC, THR_GetBusyobj, THR_GetWorker, VFP_testgunzip, WORKER_MAGIC};
+use varnish_stevedore_sys::functions::LRU_NukeOne;
+use varnish_stevedore_sys::objcore;
+use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore};
+
+use crate::boundary::{checked_objcore, fallible, stevedore_ref};
+use crate::object::object_of;
+use crate::register::METHODS;
+use crate::storage::{connect_in_process, engine_of};
+
+/// What the VMOD finds.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals)]
+pub(crate) static objmapper_engine: Table = Table {
+    magic: MAGIC,
+    version: VERSION,
+    size: size_of::<Table>(),
+    is_ours,
+    default_storage,
+    store,
+    connect,
+    adopt,
+    forgo,
+    adopted,
+    publish,
+    on_ban,
+};
+
+/// The first storage that was opened.
+static FIRST: AtomicPtr<Stevedore> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Who is told of new bans: an [`OnBan`], or null.
+static BAN_LISTENER: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+
+/// A record that is pinned for the next object of an objcore. Dropped, the pin is given up.
+struct Announcement {
+    oc: *const objcore,
+    engine: &'static Engine,
+    announced: Option<Announced>,
+}
+
+impl Drop for Announcement {
+    fn drop(&mut self) {
+        if let Some(announced) = self.announced.take() {
+            self.engine.forgo(announced);
+        }
+    }
+}
+
+thread_local! {
+    static ANNOUNCEMENT: RefCell<Option<Announcement>> = const { RefCell::new(None) };
+}
+
+/// A storage was opened.
+pub(crate) fn opened(stv: *mut Stevedore) {
+    let _ = FIRST.compare_exchange(std::ptr::null_mut(), stv, Release, Acquire);
+}
+
+/// What was announced in this thread for the object that is being made for `oc`.
+pub(crate) fn take_announced(oc: *const objcore, engine: &'static Engine) -> Option<Announced> {
+    ANNOUNCEMENT.with_borrow_mut(|announcement| {
+        let matches = |its: &mut Announcement| std::ptr::eq(its.oc, oc) && std::ptr::eq(its.engine, engine);
+        announcement.take_if(matches)?.announced.take()
+    })
+}
+
+/// Do all filters of the fetch of `oc` but the first only look at what they are given? The room of an adopted body cannot
+/// be written to.
+pub(crate) fn only_reads(oc: *const objcore) -> bool {
+    // SAFETY: the busyobj of this thread's fetch, or null (cache_main.c); its filters are this thread's.
+    unsafe {
+        let Some(bo) = THR_GetBusyobj().as_ref() else { return false };
+        if bo.magic != BUSYOBJ_MAGIC || !std::ptr::eq(bo.fetch_objcore, oc) || bo.vfc.is_null() {
+            return false;
+        }
+        let mut entry = (*bo.vfc).vfp.vtqh_first;
+        while let Some(filter) = entry.as_ref() {
+            let next = filter.list.vtqe_next;
+            if !next.is_null() && !std::ptr::eq(filter.vfp, &raw const VFP_testgunzip) {
+                return false;
+            }
+            entry = next;
+        }
+    }
+    true
+}
+
+/// The stevedore, if it is an open one of ours.
+///
+/// # Safety
+/// `stv` must be null or point to a stevedore of varnishd's.
+unsafe fn ours<'a>(stv: *const c_void) -> Option<&'a Stevedore> {
+    let stv = stv.cast::<Stevedore>();
+    if stv.is_null() {
+        return None;
+    }
+    // SAFETY: by contract.
+    let checked = unsafe { stevedore_ref(stv) };
+    (checked.magic == STEVEDORE_MAGIC && std::ptr::eq(checked.methods, &raw const METHODS)).then_some(checked)
+}
+
+/// The storage of an objcore's object, if it is one of ours.
+///
+/// # Safety
+/// `oc` must be null or point to an objcore that the caller references.
+unsafe fn storage_of_object<'a>(oc: *const c_void) -> Option<(*const objcore, &'a Stevedore)> {
+    let oc = oc.cast::<objcore>();
+    if oc.is_null() {
+        return None;
+    }
+    // SAFETY: by contract; `stobj` is written when the object is made, by the thread that fetches it.
+    unsafe { ours((*checked_objcore(oc)).stobj[0].stevedore.cast()) }.map(|stv| (oc, stv))
+}
+
+/// # Safety
+/// There must be such bytes, for as long as the result is used.
+unsafe fn slice<'a>(bytes: Bytes) -> &'a [u8] {
+    if bytes.len == 0 || bytes.ptr.is_null() {
+        return &[];
+    }
+    // SAFETY: by contract.
+    unsafe { std::slice::from_raw_parts(bytes.ptr, bytes.len) }
+}
+
+unsafe extern "C" fn is_ours(stv: *const c_void) -> bool {
+    // SAFETY: the table's contract.
+    fallible("is_ours", false, || unsafe { ours(stv) }.is_some())
+}
+
+unsafe extern "C" fn default_storage() -> *const c_void {
+    FIRST.load(Acquire).cast_const().cast()
+}
+
+unsafe extern "C" fn store(stv: *const c_void, store: *mut Store) -> bool {
+    fallible("store", false, || {
+        // SAFETY: the table's contract.
+        let Some(stv) = (unsafe { ours(stv) }) else { return false };
+        // SAFETY: an open stevedore of ours.
+        let engine = unsafe { engine_of(stv) };
+        let socket = engine.options.socket.as_ref().map_or(&b""[..], |path| path.as_os_str().as_bytes());
+        let told = Store {
+            instance: engine.backing().instance().unwrap_or_default(),
+            socket: Bytes { ptr: socket.as_ptr(), len: socket.len() },
+        };
+        // SAFETY: the caller's own variable.
+        unsafe { store.write(told) };
+        true
+    })
+}
+
+unsafe extern "C" fn connect(stv: *const c_void) -> c_int {
+    const ENOTSUP: c_int = 95;
+    const EIO: c_int = 5;
+    fallible("connect", -EIO, || {
+        // SAFETY: the table's contract.
+        let Some(stv) = (unsafe { ours(stv) }) else { return -ENOTSUP };
+        // SAFETY: an open stevedore of ours.
+        match unsafe { connect_in_process(stv) } {
+            None => -ENOTSUP,
+            Some(Ok(fd)) => fd.into_raw_fd(),
+            Some(Err(error)) => -error.raw_os_error().unwrap_or(EIO),
+        }
+    })
+}
+
+unsafe extern "C" fn adopt(stv: *const c_void, oc: *const c_void, record: *const Record) -> Adoption {
+    fallible("adopt", Adoption::Failed, || {
+        ANNOUNCEMENT.take();
+        // SAFETY: the table's contract: a stevedore or null, and a record whose URI lives during the call.
+        let (stv, record) = unsafe { (ours(stv), &*record) };
+        let Some(stv) = stv else { return Adoption::Elsewhere };
+        // SAFETY: an open stevedore of ours; the URI as above.
+        let (engine, uri) = unsafe { (engine_of(stv), slice(record.uri)) };
+        let Record { instance, object, body_len, file_len, .. } = *record;
+        match engine.adopt(&Wanted { instance, uri, object, body_len, file_len }) {
+            Ok(announced) => {
+                let announcement = Announcement { oc: oc.cast(), engine, announced: Some(announced) };
+                ANNOUNCEMENT.set(Some(announcement));
+                Adoption::Adopted
+            }
+            Err(NotAdopted::Elsewhere) => Adoption::Elsewhere,
+            Err(NotAdopted::Small) => Adoption::Small,
+            Err(NotAdopted::Gone) => Adoption::Gone,
+            Err(NotAdopted::Down) => Adoption::Down,
+            Err(NotAdopted::Failed) => Adoption::Failed,
+        }
+    })
+}
+
+unsafe extern "C" fn forgo() {
+    fallible("forgo", (), || drop(ANNOUNCEMENT.take()));
+}
+
+unsafe extern "C" fn adopted(oc: *const c_void, ptr: *const u8, len: usize) -> usize {
+    fallible("adopted", 0, || {
+        // SAFETY: the table's contract: an objcore that the caller, its fetch, references.
+        let Some((oc, _)) = (unsafe { storage_of_object(oc) }) else { return 0 };
+        // SAFETY: as above, and its object is ours.
+        let (_, object) = unsafe { object_of(oc) };
+        object.body.adopted(ptr, len)
+    })
+}
+
+unsafe extern "C" fn publish(oc: *const c_void, publication: *const Publication) -> Published {
+    fallible("publish", Published::Failed, || {
+        // SAFETY: the table's contract: an objcore that the caller, its fetch, references, and a publication whose
+        // bytes live during the call.
+        let (found, publication) = unsafe { (storage_of_object(oc), &*publication) };
+        let Some((oc, stv)) = found else { return Published::Elsewhere };
+        // SAFETY: as above, and its object is ours.
+        let (engine, object) = unsafe { object_of(oc) };
+        // SAFETY: as above.
+        let (uri, tail) = unsafe { (slice(publication.uri), slice(publication.tail)) };
+        let fence = Fence { shard: publication.shard, value: publication.fence };
+        let record = publish::Record { uri, tail, expires: publication.expires, fence };
+        // SAFETY: this thread's worker, or null.
+        let wrk = unsafe { THR_GetWorker() };
+        let mut nuke = || {
+            // SAFETY: as above; the list was allocated in `open`, and no lock of ours is held here.
+            unsafe { wrk.as_ref().is_some_and(|its| its.magic == WORKER_MAGIC) && LRU_NukeOne(wrk, stv.lru) != 0 }
+        };
+        match object.body.publish(engine, &record, &mut nuke) {
+            Outcome::Done => Published::Done,
+            Outcome::Elsewhere => Published::Elsewhere,
+            Outcome::Conflict => Published::Conflict,
+            Outcome::Full => Published::Full,
+            Outcome::Down => Published::Down,
+            Outcome::Timeout => Published::Timeout,
+            Outcome::Failed => Published::Failed,
+        }
+    })
+}
+
+unsafe extern "C" fn on_ban(listener: Option<OnBan>) {
+    BAN_LISTENER.store(listener.map_or(std::ptr::null_mut(), |listener| listener as *mut c_void), Release);
+}
+
+/// `baninfo` of a stevedore: called for each storage, under varnishd's ban mutex. 0: varnishd need not export its list.
+pub(crate) unsafe extern "C" fn baninfo(stv: *const Stevedore, event: c_uint, ban: *const u8, len: c_uint) -> c_int {
+    use varnish_stevedore_sys::stevedore::BI_NEW;
+    fallible("baninfo", (), || {
+        // Once per ban, however many storages there are.
+        if event != BI_NEW || !std::ptr::eq(stv, FIRST.load(Acquire)) {
+            return;
+        }
+        let listener = BAN_LISTENER.load(Acquire);
+        if !listener.is_null() {
+            // SAFETY: what `on_ban` put there, which is a function that stays loaded.
+            let listener = unsafe { std::mem::transmute::<*mut c_void, OnBan>(listener) };
+            let ptr = if len == 0 { null() } else { ban };
+            // SAFETY: varnishd's bytes, valid during the call; called as the table promises.
+            unsafe { listener(Bytes { ptr, len: len as usize }) };
+        }
+    });
+    0
+}
