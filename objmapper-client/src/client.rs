@@ -9,7 +9,7 @@ use objmapper_proto::Status;
 use objmapper_proto::ext::{Op, Reply, Request};
 use parking_lot::Mutex;
 
-use crate::config::Config;
+use crate::config::{Config, Connector};
 use crate::connection::Connection;
 use crate::counters::{Counters, Snapshot};
 use crate::deferred::Deferred;
@@ -63,6 +63,12 @@ impl Client {
     /// ```
     pub fn builder(socket: impl Into<PathBuf>) -> Config {
         Config::new(socket)
+    }
+
+    /// [`Self::builder`] for a store that is reached through connected sockets which `connector` makes: it is called for
+    /// each connection, again after one was lost. Such as those of a server in the same process.
+    pub fn builder_with(connector: Connector) -> Config {
+        Config::with(connector)
     }
 
     pub(crate) fn start(config: Config) -> Result<Self> {

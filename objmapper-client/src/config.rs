@@ -1,6 +1,8 @@
 //! What a client is told when it is made.
 
 use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,12 +23,32 @@ pub enum Protocol {
     V1,
 }
 
+/// What makes a connection: answers a connected Unix stream socket, at once or soon: the client's connect timeout
+/// does not interrupt it.
+pub type Connector = Arc<dyn Fn() -> io::Result<OwnedFd> + Send + Sync>;
+
+/// How the store is reached.
+#[derive(Clone)]
+pub(crate) enum Target {
+    Path(PathBuf),
+    Connector(Connector),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Connector(_) => f.write_str("(in this process)"),
+        }
+    }
+}
+
 type Listener = Arc<dyn Fn(&Event) + Send + Sync>;
 
 /// Options of a [`Client`]; see [`Client::builder`].
 #[derive(Clone)]
 pub struct Config {
-    pub(crate) socket: PathBuf,
+    pub(crate) target: Target,
     pub(crate) connections: usize,
     pub(crate) pipeline: u16,
     pub(crate) call_timeout: Duration,
@@ -39,7 +61,7 @@ pub struct Config {
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
-            .field("socket", &self.socket)
+            .field("target", &format_args!("{}", self.target))
             .field("connections", &self.connections)
             .field("pipeline", &self.pipeline)
             .field("call_timeout", &self.call_timeout)
@@ -54,8 +76,17 @@ impl Config {
     /// Defaults: 2 connections, 256 requests outstanding on each, 1 s for a call and for connecting, at most
     /// 500 ms between attempts to reconnect.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self::to(Target::Path(socket.into()))
+    }
+
+    /// [`Self::new`] for a store that is reached through sockets which `connector` makes, one for each connection.
+    pub fn with(connector: Connector) -> Self {
+        Self::to(Target::Connector(connector))
+    }
+
+    fn to(target: Target) -> Self {
         Self {
-            socket: socket.into(),
+            target,
             connections: 2,
             pipeline: 256,
             call_timeout: Duration::from_secs(1),

@@ -62,7 +62,7 @@ fn greet(config: &Config, least: Least, counters: &Counters, deadline: Instant) 
     };
     for &caps in hellos {
         for _ in 0..HANGUPS {
-            match hello(Socket::connect(&config.socket, deadline)?, caps, config.pipeline, deadline) {
+            match hello(Socket::open(&config.target, deadline)?, caps, config.pipeline, deadline) {
                 Ok(greeted) if extended_only && greeted.version != Version::Extended => {
                     return Err(Error::Unsupported(OpName::Ext(Op::Attach)));
                 }
@@ -84,7 +84,7 @@ fn greet(config: &Config, least: Least, counters: &Counters, deadline: Instant) 
         return Err(Error::Closed);
     }
     Counters::add(&counters.fallbacks, 1);
-    let socket = Socket::connect(&config.socket, deadline)?;
+    let socket = Socket::open(&config.target, deadline)?;
     Ok(Greeted { socket, inbox: Inbox::default(), version: Version::V1, depth: 1 })
 }
 

@@ -50,7 +50,7 @@ pub use batch::{Batch, BatchOutcome};
 pub use board::Board;
 pub use cache::Cache;
 pub use client::Client;
-pub use config::{Config, Protocol};
+pub use config::{Config, Connector, Protocol};
 pub use counters::Snapshot;
 pub use error::{Error, NextStep, OpName, ProtocolError, Result};
 pub use lease::{Lease, Leased};

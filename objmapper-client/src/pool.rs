@@ -138,8 +138,8 @@ impl Pool {
     fn announce(&self, event: &Event) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         match event {
-            Event::Down => log::warn!("objmapper at {}: connection lost", self.config.socket.display()),
-            event => log::info!("objmapper at {}: {event:?}", self.config.socket.display()),
+            Event::Down => log::warn!("objmapper at {}: connection lost", self.config.target),
+            event => log::info!("objmapper at {}: {event:?}", self.config.target),
         }
         if let Some(listener) = &self.config.listener {
             listener(event);
@@ -155,7 +155,9 @@ impl Pool {
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         self.retire();
-        for connection in self.connections.read().iter() {
+        // Out of the lock: the keeper may have `order`, which `lost` waits for, and want `connections`.
+        let connections = self.connections.read().clone();
+        for connection in connections {
             connection.fail(&Error::ShutDown);
         }
     }
@@ -190,7 +192,7 @@ impl Pool {
                         Counters::add(&self.counters.connect_failures, 1);
                         if !logged {
                             // Once per outage; the state and the counters tell the rest.
-                            log::warn!("objmapper at {}: {why}", self.config.socket.display());
+                            log::warn!("objmapper at {}: {why}", self.config.target);
                             logged = true;
                         }
                         next_attempt = Instant::now() + backoff;
@@ -304,7 +306,7 @@ impl Owner for Pool {
     fn lost(&self, _connection: &Connection, why: &Error) {
         if *why != Error::ShutDown {
             self.counters.lost(why);
-            log::debug!("objmapper at {}: connection dropped: {why}", self.config.socket.display());
+            log::debug!("objmapper at {}: connection dropped: {why}", self.config.target);
         }
         let order = self.order.lock();
         let went_down = {

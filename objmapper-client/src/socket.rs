@@ -15,6 +15,7 @@ use rustix::net::{
 };
 use smallvec::SmallVec;
 
+use crate::config::Target;
 use crate::error::{Error, ProtocolError, Result};
 
 /// Descriptors of one answer: nearly always none or one.
@@ -70,6 +71,20 @@ fn wait(fd: BorrowedFd<'_>, flags: PollFlags, deadline: Instant) -> Result<PollF
 }
 
 impl Socket {
+    /// A connection to the store.
+    pub(crate) fn open(target: &Target, deadline: Instant) -> Result<Self> {
+        match target {
+            Target::Path(path) => Self::connect(path, deadline),
+            Target::Connector(connector) => {
+                let failed = |e: std::io::Error| Error::Io {
+                    what: "connect in this process",
+                    errno: e.raw_os_error().unwrap_or(Errno::CONNREFUSED.raw_os_error()),
+                };
+                Self::from_connected(connector().map_err(failed)?)
+            }
+        }
+    }
+
     /// Connects. A full backlog is waited for until `deadline`, as the kernel would for ever.
     pub(crate) fn connect(path: &Path, deadline: Instant) -> Result<Self> {
         let address = SocketAddrUnix::new(path).map_err(Error::io("socket path"))?;

@@ -2,20 +2,19 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::net::UnixListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use super::Shared;
-use super::event_loop::{EventLoop, Inbox};
+use super::workers::{Workers, join};
 use crate::store::Store;
 
 const LISTENER: Token = Token(0);
@@ -72,19 +71,12 @@ pub enum NetError {
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
-    shared: Arc<Shared>,
+    workers: Arc<Workers>,
     path: PathBuf,
     /// Of the socket file that is ours.
     identity: (u64, u64),
     stop: Arc<Waker>,
     accepting: Option<JoinHandle<()>>,
-    loops: Vec<(Arc<Inbox>, JoinHandle<()>)>,
-}
-
-impl std::fmt::Debug for Inbox {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Inbox")
-    }
 }
 
 impl Server {
@@ -96,61 +88,47 @@ impl Server {
             what: "stat",
             source,
         })?;
-        let threads = config.threads.max(1);
-        let shared = Arc::new(Shared {
-            store,
-            connections: AtomicUsize::new(0),
-            draining: AtomicBool::new(false),
-            loops: threads,
-            accepted: AtomicUsize::new(0),
-            refused: AtomicU64::new(0),
-            protocol_errors: AtomicU64::new(0),
-        });
-        let mut loops = Vec::new();
-        for i in 0..threads {
-            let (event_loop, inbox) = EventLoop::new(shared.clone()).map_err(NetError::Threads)?;
-            let handle = thread::Builder::new()
-                .name(format!("objm-loop-{i}"))
-                .spawn(move || event_loop.run())
-                .map_err(NetError::Threads)?;
-            loops.push((inbox, handle));
-        }
+        let workers = Workers::start(store, config.threads, config.max_connections).map_err(NetError::Threads)?;
+        let workers = Arc::new(workers);
         let poll = Poll::new().map_err(NetError::Threads)?;
         let stop = Arc::new(Waker::new(poll.registry(), STOP).map_err(NetError::Threads)?);
         let path = config.socket.clone();
-        let acceptor = Acceptor {
-            config,
-            poll,
-            listener: UnixListener::from_std(listener),
-            shared: shared.clone(),
-            inboxes: loops.iter().map(|(inbox, _)| inbox.clone()).collect(),
-        };
+        let acceptor = Acceptor { config, poll, listener: UnixListener::from_std(listener), workers: workers.clone() };
         let accepting = thread::Builder::new()
             .name("objm-accept".into())
             .spawn(move || acceptor.run())
             .map_err(NetError::Threads)?;
-        Ok(Server { shared, path, identity, stop, accepting: Some(accepting), loops })
+        Ok(Server { workers, path, identity, stop, accepting: Some(accepting) })
+    }
+
+    /// Serves a connected Unix stream socket beside those that are accepted, whoever is at its other end: its
+    /// credentials are not looked at.
+    ///
+    /// # Errors
+    /// If there are too many connections, or the server is shutting down.
+    pub fn adopt(&self, socket: OwnedFd) -> io::Result<()> {
+        Ok(self.workers.adopt(socket)?)
     }
 
     /// Connections now.
     pub fn connections(&self) -> usize {
-        self.shared.connections.load(Relaxed)
+        self.workers.shared.connections.load(Relaxed)
     }
 
     /// Connections refused so far: by credentials or by number.
     pub fn refused(&self) -> u64 {
-        self.shared.refused.load(Relaxed)
+        self.workers.shared.refused.load(Relaxed)
     }
 
     /// Connections ended so far because of what they sent.
     pub fn protocol_errors(&self) -> u64 {
-        self.shared.protocol_errors.load(Relaxed)
+        self.workers.shared.protocol_errors.load(Relaxed)
     }
 
     /// Stops: takes no more connections, removes the socket, lets the present connections finish
     /// what they have begun (replies, private objects) for at most `timeout`.
     pub fn drain(mut self, timeout: Duration) {
-        self.shared.draining.store(true, Relaxed);
+        self.workers.shared.draining.store(true, Relaxed);
         if let Err(e) = self.stop.wake() {
             log::error!("waking the accepting thread: {e}");
         }
@@ -163,19 +141,7 @@ impl Server {
         {
             log::warn!("removing {}: {e}", self.path.display());
         }
-        let deadline = Instant::now() + timeout;
-        for (inbox, _) in &self.loops {
-            inbox.drain(deadline);
-        }
-        for (_, thread) in self.loops.drain(..) {
-            join(thread);
-        }
-    }
-}
-
-fn join(thread: JoinHandle<()>) {
-    if thread.join().is_err() {
-        log::error!("a thread of the server has panicked");
+        self.workers.drain(timeout);
     }
 }
 
@@ -231,8 +197,7 @@ struct Acceptor {
     config: ListenConfig,
     poll: Poll,
     listener: UnixListener,
-    shared: Arc<Shared>,
-    inboxes: Vec<Arc<Inbox>>,
+    workers: Arc<Workers>,
 }
 
 impl Acceptor {
@@ -243,7 +208,7 @@ impl Acceptor {
         }
         let mut events = Events::with_capacity(8);
         let mut backoff = None;
-        while !self.shared.draining.load(Relaxed) {
+        while !self.workers.shared.draining.load(Relaxed) {
             if let Err(e) = self.poll.poll(&mut events, backoff)
                 && e.kind() != io::ErrorKind::Interrupted
             {
@@ -257,7 +222,7 @@ impl Acceptor {
 
     /// Returns how long to pause where the process is out of descriptors.
     fn accept_all(&self, paused: bool) -> Option<Duration> {
-        while !self.shared.draining.load(Relaxed) {
+        while !self.workers.shared.draining.load(Relaxed) {
             // Not mio's accept, whose stream would have to be registered here first.
             let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
             match rustix::net::accept_with(self.listener.as_fd(), flags) {
@@ -277,23 +242,12 @@ impl Acceptor {
 
     fn admit(&self, stream: StdStream) {
         if let Err(reason) = self.check(&stream) {
-            self.shared.refused.fetch_add(1, Relaxed);
+            self.workers.shared.refused.fetch_add(1, Relaxed);
             log::warn!("a connection is refused: {reason}");
             return;
         }
-        let number = self.shared.connections.fetch_add(1, Relaxed);
-        if number >= self.config.max_connections {
-            self.shared.connections.fetch_sub(1, Relaxed);
-            self.shared.refused.fetch_add(1, Relaxed);
-            log::warn!(
-                "a connection is refused: there are {} already (--max-connections)",
-                self.config.max_connections
-            );
-            return;
-        }
-        let turn = self.shared.accepted.fetch_add(1, Relaxed);
-        if let Some(inbox) = self.inboxes.get(turn % self.inboxes.len().max(1)) {
-            inbox.connection(stream);
+        if let Err(refused) = self.workers.adopt(stream.into()) {
+            log::warn!("a connection is refused: {refused}");
         }
     }
 

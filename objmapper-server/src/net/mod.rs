@@ -1,7 +1,9 @@
-//! The store on a Unix socket: protocol V1, V2 and our extensions.
+//! The store on Unix sockets: protocol V1, V2 and our extensions.
 //!
 //! | file | concept |
 //! |---|---|
+//! | `workers` | the threads that serve connections |
+//! | `in_process` | a server for clients in the same process |
 //! | `listener` | the socket, who may connect, how many; the accepting thread |
 //! | `event_loop` | a thread that serves its share of the connections |
 //! | `connection` | one peer: its bytes in, its protocol, its replies out |
@@ -12,12 +14,15 @@
 mod connection;
 mod event_loop;
 mod ext;
+mod in_process;
 mod listener;
 mod output;
 mod v1;
+mod workers;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
+pub use in_process::InProcess;
 pub use listener::{ListenConfig, NetError, Server};
 
 use crate::store::Store;

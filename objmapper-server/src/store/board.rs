@@ -53,7 +53,7 @@ impl Board {
 
     fn fence(&self, shard: u32) -> &AtomicU64 {
         let at = Word::Fence(shard).offset();
-        debug_assert!(at % 8 == 0 && at + 8 <= SIZE);
+        debug_assert!(at.is_multiple_of(8) && at + 8 <= SIZE);
         // SAFETY: `map` is SIZE bytes, readable and writable, page-aligned, and lives as long as
         // `self`, from which the reference borrows; the file is sealed at SIZE bytes, so that no access
         // raises SIGBUS. `Word::offset` is a multiple of 8 and at most SIZE - 8 for every number (its unit

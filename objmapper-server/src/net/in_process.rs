@@ -1,0 +1,79 @@
+//! A server without a listening socket: for clients in the same process.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use super::workers::Workers;
+use crate::store::Store;
+
+/// Most connections of an [`InProcess`] server: a client holds at most 64.
+const MAX_CONNECTIONS: usize = 1024;
+
+/// Serves a store on socket pairs, so that other parts of this process reach it as clients of a daemon would:
+/// the same protocol, sessions and leases, whatever libraries they were linked into. No path, no file mode,
+/// no credentials: who can call [`InProcess::connect`] may connect.
+///
+/// Dropped, it closes all connections and ends its threads.
+///
+/// ```
+/// use objmapper_server::net::InProcess;
+/// use objmapper_server::store::{MemoryTier, Store, StoreConfig};
+/// use std::io::{Read, Write};
+/// use std::os::unix::net::UnixStream;
+///
+/// let memory = MemoryTier { limit: 16 << 20, mount: None };
+/// let store = Store::open(StoreConfig { memory: Some(memory), ..StoreConfig::default() })?;
+/// let server = InProcess::start(store, 1)?;
+/// let mut peer = UnixStream::from(server.connect()?);
+/// peer.write_all(b"1\0\x0b/delete/a/b")?; // protocol V1
+/// let mut answer = [0; 11];
+/// peer.read_exact(&mut answer)?;
+/// assert_eq!(answer[0], 1); // not found
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct InProcess {
+    workers: Workers,
+}
+
+impl InProcess {
+    /// Starts `threads` threads (`objm-loop-N`), at least one.
+    ///
+    /// # Errors
+    /// If they or their pollers cannot be made.
+    pub fn start(store: Store, threads: u8) -> io::Result<Self> {
+        Ok(InProcess { workers: Workers::start(store, threads, MAX_CONNECTIONS)? })
+    }
+
+    /// A new connection: the client's end of a socket pair, close-on-exec.
+    ///
+    /// # Errors
+    /// If there are no descriptors, or too many connections.
+    pub fn connect(&self) -> io::Result<OwnedFd> {
+        let (client, server) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        self.adopt(server)?;
+        Ok(client)
+    }
+
+    /// Serves a connected Unix stream socket, whoever is at its other end.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub fn adopt(&self, socket: OwnedFd) -> io::Result<()> {
+        Ok(self.workers.adopt(socket)?)
+    }
+
+    /// Connections now.
+    pub fn connections(&self) -> usize {
+        self.workers.shared.connections.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Stops: takes no more connections, lets the present ones finish what they have begun (replies, private
+    /// objects) for at most `timeout`.
+    pub fn drain(self, timeout: Duration) {
+        self.workers.drain(timeout);
+    }
+}
