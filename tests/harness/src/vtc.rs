@@ -69,12 +69,16 @@ pub fn run(file: &Path, arrangement: Arrangement) -> Result<Outcome> {
         macros.push(("vmod", copy.display().to_string()));
     }
 
-    let daemon = match arrangement.has_daemon() {
+    // Without the engine there is no store that a director could use by default.
+    let director_needs_one = !arrangement.has_engine() && text.contains("${objm_store}");
+    let daemon = match arrangement.has_daemon() || director_needs_one {
         true => Some(Objmapperd::start(dir.path(), "1g")?),
         false => None,
     };
     let socket = daemon.as_ref().map(Objmapperd::socket);
-    let mut options = arrangement.options(socket.as_deref());
+    let store = socket.as_ref().filter(|_| director_needs_one).map(|s| format!("\"{}\"", s.display()));
+    macros.push(("objm_store", store.unwrap_or_default()));
+    let mut options = arrangement.options(socket.as_deref().filter(|_| arrangement.has_daemon()));
     if !options.is_empty() {
         options.insert(0, ',');
     }
