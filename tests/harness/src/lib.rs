@@ -10,6 +10,7 @@ pub mod cell;
 pub mod conformance;
 pub mod h2o;
 pub mod http;
+pub mod meddler;
 pub mod objmapperd;
 pub mod outage;
 pub mod proc;
