@@ -1,14 +1,18 @@
 //! What a look-up finds.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use objmapper_client::{Entry, ObjUri};
+use objmapper_client::{Entry, Fence, ObjUri, Session};
 
+use crate::bans::keeper::Copy;
 use crate::head::{BodySum, Head};
 use crate::outage::Outage;
+use crate::reading::read_exact_at;
 use crate::request::RequestView;
-use crate::space::L2;
+use crate::space::{Core, L2};
+use crate::stored::Mark;
 use crate::ticket::Ticket;
 
 /// What a look-up found.
@@ -80,6 +84,13 @@ pub struct Stale {
     pub ticket: Option<Ticket>,
 }
 
+/// What a look-up is based on.
+#[derive(Debug, Clone)]
+pub(crate) enum Grounds {
+    /// The store's board, as it was, and the bans that were known.
+    Board { session: Arc<Session>, fence: Fence, bans: Arc<Copy> },
+}
+
 /// A record.
 #[derive(Debug)]
 pub struct Hit {
@@ -89,32 +100,53 @@ pub struct Hit {
     pub record: RecordFile,
     /// Whether another's fetch was waited for.
     pub waited: bool,
+    pub(crate) mark: Mark,
+    pub(crate) grounds: Grounds,
 }
 
 impl Hit {
     /// Whether no purge and no ban has outlawed the record since it was found. Atomic loads when nothing happened.
     #[must_use]
     pub fn still_valid(&self, l2: &L2, request: &dyn RequestView) -> bool {
-        let _ = (l2, request);
-        todo!()
+        l2.core.is_still_valid(self, request)
     }
 
     /// Seconds since the origin made it, at least 0.
     #[must_use]
     pub fn age(&self, now: f64) -> f64 {
-        todo!("{now}")
+        self.head.age(now)
     }
 
     /// Whether it may be served while the origin does not answer.
     #[must_use]
     pub fn in_grace(&self, now: f64) -> bool {
-        todo!("{now}")
+        self.head.in_grace(now)
     }
 
     /// Whether it has an ETag or a Last-Modified date.
     #[must_use]
     pub fn has_validator(&self) -> bool {
-        todo!()
+        self.head.has_validator()
+    }
+}
+
+impl Core {
+    fn is_still_valid(&self, hit: &Hit, request: &dyn RequestView) -> bool {
+        match &hit.grounds {
+            Grounds::Board { session, fence, bans } => {
+                let Some(board) = session.board() else { return false };
+                // Nobody moves the fences of a board that is not used any more.
+                let current = self.client.session();
+                let in_use = current.and_then(|s| s.board().map(|b| b.id())) == Some(board.id());
+                let allowed = || {
+                    self.is_newest(session, bans)
+                        || self
+                            .current_bans(session)
+                            .is_ok_and(|bans| bans.log.allows(&hit.mark, &hit.head, request, &bans.patterns))
+                };
+                in_use && board.is_current(*fence) && allowed()
+            }
+        }
     }
 }
 
@@ -175,7 +207,17 @@ impl RecordFile {
     /// # Errors
     /// [`Outage::Io`] if the file cannot be read or is shorter than it was.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize, Outage> {
-        let _ = (buf, offset, &self.file);
-        todo!()
+        let left = self.body_len.saturating_sub(offset);
+        let n = usize::try_from(left).map_or(buf.len(), |left| left.min(buf.len()));
+        let buf = &mut buf[..n];
+        if let Some(bytes) = &self.bytes {
+            // At most `body_len`, which is how many there are.
+            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+            buf.copy_from_slice(bytes.get(from..from + n).ok_or(Outage::Io)?);
+        } else {
+            let file = self.file.as_ref().ok_or(Outage::Io)?;
+            read_exact_at(file, buf, offset).map_err(|_| Outage::Io)?;
+        }
+        Ok(n)
     }
 }

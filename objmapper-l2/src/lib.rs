@@ -15,16 +15,27 @@
 //!
 //! Times are seconds since 1970 as `f64`, as varnishd's own; durations that travel with a record are seconds as `f32`.
 
+mod bans;
+mod bytes;
 mod config;
 mod counters;
+mod find;
 mod finding;
+mod freshness;
 mod head;
 mod key;
 mod outage;
+mod publish;
+mod purge;
+mod reading;
+mod record;
 mod regex;
 mod request;
 mod space;
+mod stored;
 mod ticket;
+mod v01;
+mod vary;
 
 pub use config::{Config, Connect, Log, Notice};
 pub use counters::Counters;

@@ -2,16 +2,23 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use objmapper_client::{UriError, UriSpace};
+use objmapper_client::{Client, ConnectionState, Error, Event, IfVersion, ObjUri, Session, UriError, UriSpace};
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
 
-use crate::config::Config;
+use crate::bans::keeper::Keeper;
+use crate::config::{Config, Connect, Log, Notice};
 use crate::counters::Counters;
 use crate::finding::Finding;
 use crate::key::Key;
 use crate::outage::Outage;
+use crate::regex::Regexes;
 use crate::request::Lookup;
+use crate::vary::hex;
 
 /// Why a second level cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +28,10 @@ pub enum OpenError {
     Prefix(#[from] UriError),
     /// A thread cannot be started.
     #[error(transparent)]
-    Client(#[from] objmapper_client::Error),
+    Client(#[from] Error),
+    /// A thread cannot be started.
+    #[error("start a thread: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
 /// Whether and how the store can be used.
@@ -31,6 +41,8 @@ pub enum State {
     Up,
     /// By a peer of protocol v0.1: no waiting for another's fetch, no adoption, small bodies only.
     UpV01,
+    /// It answers, but offers no board: it cannot be used.
+    NoBoard,
     /// Not at all: since when.
     Down(Duration),
 }
@@ -40,16 +52,91 @@ impl fmt::Display for State {
         match self {
             Self::Up => f.write_str("up"),
             Self::UpV01 => f.write_str("up (v0.1)"),
+            Self::NoBoard => f.write_str("not usable (no board)"),
             Self::Down(since) => write!(f, "down for {}s", since.as_secs()),
         }
     }
 }
 
+/// What all parts of a second level have in common.
+pub(crate) struct Core {
+    pub(crate) client: Client,
+    pub(crate) space: UriSpace,
+    /// Without a slash at its end.
+    pub(crate) prefix: Vec<u8>,
+    pub(crate) call_timeout: Duration,
+    pub(crate) regexes: Arc<dyn Regexes>,
+    pub(crate) log: Log,
+    pub(crate) bans: Keeper,
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("client", &self.client).field("space", &self.space).finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    /// The session, if the store is up and has extensions and a board.
+    pub(crate) fn session(&self) -> Result<Arc<Session>, Outage> {
+        if !self.client.is_up() {
+            return Err(Outage::Down);
+        }
+        match self.client.session() {
+            Some(session) if session.board().is_some() => Ok(session),
+            _ => Err(Outage::Protocol),
+        }
+    }
+
+    /// The URI that stands for something derived from `parts`.
+    pub(crate) fn derived(&self, kind: &[u8], parts: &[&[u8]]) -> ObjUri<'static> {
+        let mut hash = Sha256::new();
+        for part in parts {
+            // Lengths make it unambiguous.
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        self.space.uri(&[kind, &hex(&hash.finalize().into())])
+    }
+
+    /// Removes what a reader found to be of no use, unless it was replaced meanwhile. Does not matter if it fails: the
+    /// next reader finds it again.
+    pub(crate) fn evict(&self, uri: &ObjUri<'_>, version: u64) -> Result<(), Outage> {
+        match self.client.evict(uri, IfVersion::from_raw(version)) {
+            Ok(_) => Ok(()),
+            Err(why) if why.status() == Some(objmapper_client::Status::Conflict) => Ok(()),
+            Err(why) => Err(Outage::from(&why)),
+        }
+    }
+}
+
 /// The records of one prefix in one store. One per process, store and prefix; for many threads.
+///
+/// Its threads end when it is dropped; tickets that are still held do not keep them.
 #[derive(Debug)]
 pub struct L2 {
-    space: UriSpace,
-    prefix: Vec<u8>,
+    pub(crate) core: Arc<Core>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Tells of the client's events as an operator understands them.
+fn announcer(log: Log) -> impl Fn(&Event) + Send + Sync {
+    let down = AtomicBool::new(false);
+    move |event| {
+        let notice = match event {
+            Event::UpV01 { .. } => Notice::Up("a peer of protocol v0.1".into()),
+            Event::SessionStarted { instance_changed: true, .. } => Notice::Up("it has started anew".into()),
+            Event::SessionStarted { .. } => Notice::Up("connected".into()),
+            Event::SessionResumed { .. } => Notice::Up("connected again".into()),
+            Event::Down => Notice::Down("no connection".into()),
+            _ => return,
+        };
+        let is_down = matches!(notice, Notice::Down(_));
+        if !is_down || !down.load(Ordering::Relaxed) {
+            log(&notice);
+        }
+        down.store(is_down, Ordering::Relaxed);
+    }
 }
 
 impl L2 {
@@ -58,45 +145,85 @@ impl L2 {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(config: Config) -> Result<Arc<Self>, OpenError> {
-        let _ = config;
-        todo!()
+        let prefix = config.prefix.trim_ascii();
+        let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix).to_vec();
+        let scheme = prefix.windows(3).position(|w| w == b"://").map_or(0, |at| at + 3);
+        let parts: Vec<&[u8]> = prefix[scheme..].split(|b| *b == b'/').filter(|part| !part.is_empty()).collect();
+        let space = UriSpace::new(&parts)?;
+        let builder = match config.store {
+            Connect::Socket(path) => Client::builder(path),
+            Connect::With(connector) => Client::builder_with(connector),
+        };
+        let client = builder
+            .connections(config.connections)
+            .call_timeout(config.call_timeout)
+            .connect_timeout(config.call_timeout)
+            .on_event(announcer(Arc::clone(&config.log)))
+            .build()?;
+        let core = Arc::new(Core {
+            bans: Keeper::new(&space),
+            client,
+            space,
+            prefix,
+            call_timeout: config.call_timeout,
+            regexes: config.regexes,
+            log: config.log,
+        });
+        let worker = Arc::clone(&core);
+        let thread = std::thread::Builder::new().name("objm-bans".into()).spawn(move || worker.keep_bans())?;
+        Ok(Arc::new(Self { core, thread: Mutex::new(Some(thread)) }))
     }
 
     /// Whether and how the store can be used.
     #[must_use]
     pub fn state(&self) -> State {
-        todo!()
+        match self.core.client.state() {
+            ConnectionState::Down { since } => State::Down(since.elapsed()),
+            ConnectionState::V01 { .. } => State::UpV01,
+            ConnectionState::Extended { .. } => match self.core.session() {
+                Ok(_) => State::Up,
+                Err(_) => State::NoBoard,
+            },
+        }
     }
 
-    /// Whether the store can be used: an atomic load.
+    /// Whether the store can be reached: an atomic load.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        todo!()
+        self.core.client.is_up()
+    }
+
+    /// Waits until the store can be reached; whether it can be.
+    pub fn wait_up(&self, timeout: Duration) -> bool {
+        self.core.client.wait_connected(timeout).is_ok()
     }
 
     /// The store's instance, by which another user of the same store knows it; `None` while it is unknown, and of a v0.1
     /// peer.
     #[must_use]
     pub fn instance(&self) -> Option<[u8; 16]> {
-        todo!()
+        self.core.client.session().map(|session| session.instance().0)
     }
 
     /// The key of a request. `extra` is what else tells it from others.
     #[must_use]
     pub fn key(&self, host: &[u8], url: &[u8], extra: Option<&[u8]>) -> Key {
-        Key::of_request(&self.space, &self.prefix, host, url, extra)
+        Key::of_request(&self.core.space, &self.core.prefix, host, url, extra)
     }
 
     /// The key that has this text; see [`Key::text`].
     #[must_use]
     pub fn key_from_text(&self, text: &[u8]) -> Key {
-        Key::of_text(&self.space, &self.prefix, text)
+        Key::of_text(&self.core.space, &self.core.prefix, text)
     }
 
     /// Looks for what answers a request.
     pub fn find(&self, lookup: &Lookup<'_>, counters: &Counters) -> Finding {
-        let _ = (lookup, counters);
-        todo!()
+        let began = Instant::now();
+        let finding = self.core.find(lookup, counters);
+        Counters::add(&counters.t_find_us, began.elapsed().as_micros() as u64);
+        counters.g_up.store(self.is_up().into(), Ordering::Relaxed);
+        finding
     }
 
     /// Deletes the record of a key with all its variants; whether there was one. When it returns, nobody finds what was
@@ -105,20 +232,37 @@ impl L2 {
     /// # Errors
     /// The store was of no help: the record may still be there.
     pub fn purge(&self, key: &Key, counters: &Counters) -> Result<bool, Outage> {
-        let _ = (key, counters);
-        todo!()
+        Counters::add(&counters.c_purges, 1);
+        self.core.purge(key).inspect_err(|outage| {
+            Counters::add(&counters.c_purge_failed, 1);
+            counters.outage(*outage);
+        })
     }
 
     /// Announces a ban, as varnishd encodes it. When it returns, nobody finds what it outlaws. Never blocks and never
-    /// fails: it is recorded in the background, and until it is every look-up waits or is a miss.
+    /// fails: it is recorded in the background, and until it is every look-up waits or is a miss. One that cannot be
+    /// understood outlaws everything.
+    ///
+    /// While the store is down, others that use it cannot know of it before it is recorded, which is done as soon as the
+    /// store is back and before this process uses it again.
     pub fn announce_ban(&self, spec: &[u8]) {
-        let _ = spec;
-        todo!()
+        self.core.announce_ban(spec);
     }
 
     /// Announced bans that are not recorded yet.
     #[must_use]
     pub fn pending_bans(&self) -> usize {
-        todo!()
+        self.core.bans.pending()
+    }
+}
+
+impl Drop for L2 {
+    fn drop(&mut self) {
+        self.core.bans.stop();
+        if let Some(thread) = self.thread.get_mut().take()
+            && thread.join().is_err()
+        {
+            (self.core.log)(&Notice::BanDelayed("the thread that records bans panicked".into()));
+        }
     }
 }

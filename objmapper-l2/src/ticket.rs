@@ -1,14 +1,20 @@
 //! The right, and the duty, to ask the origin and to publish what it says.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use objmapper_client::ObjUri;
+use objmapper_client::{Lease, Leased, ObjUri, Want};
 
 use crate::counters::Counters;
-use crate::finding::Hit;
+use crate::finding::{Grounds, Hit};
 use crate::head::{BodySum, Head};
+use crate::key::Key;
 use crate::outage::Outage;
+use crate::publish::{Draft, Place};
 use crate::request::RequestView;
+use crate::space::Core;
+use crate::stored::{Stored, Target};
+use crate::vary::{Spec, VaryKey};
 
 /// What became of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,13 +33,83 @@ pub enum Outcome {
     Outage(Outage),
 }
 
+impl From<Outage> for Outcome {
+    fn from(outage: Outage) -> Self {
+        Self::Outage(outage)
+    }
+}
+
+impl Outcome {
+    pub(crate) fn count(self, body_len: u64, began: Instant, counters: &Counters) -> Self {
+        Counters::add(&counters.t_publish_us, began.elapsed().as_micros() as u64);
+        match self {
+            Self::Published => {
+                Counters::add(&counters.c_published, 1);
+                Counters::add(&counters.b_published, body_len);
+            }
+            Self::Conflict => Counters::add(&counters.c_publish_conflict, 1),
+            Self::Overtaken => Counters::add(&counters.c_publish_overtaken, 1),
+            Self::TooLarge => Counters::add(&counters.c_publish_too_large, 1),
+            Self::Unmatchable => Counters::add(&counters.c_unmatchable, 1),
+            Self::Outage(outage) => {
+                Counters::add(&counters.c_publish_failed, 1);
+                counters.outage(outage);
+            }
+        }
+        self
+    }
+}
+
+/// The record that a ticket may renew.
+#[derive(Debug)]
+pub(crate) struct Renews {
+    pub(crate) target: Target,
+    pub(crate) vary: Option<VaryKey>,
+    pub(crate) record_uri: ObjUri<'static>,
+    /// Of the renewal.
+    pub(crate) uri: ObjUri<'static>,
+}
+
 /// The right, and the duty, to ask the origin and to publish what it says. Dropped, it goes to the next one who waits.
 #[derive(Debug)]
 pub struct Ticket {
-    // fields follow
+    pub(crate) core: Arc<Core>,
+    pub(crate) key: Key,
+    /// `None` with a v0.1 peer.
+    lease: Option<Lease>,
+    pub(crate) grounds: Grounds,
+    /// Whether the key has an index.
+    pub(crate) indexed: bool,
+    /// The version of what was at the key, or of the variant that shall be renewed; 0: there was nothing.
+    pub(crate) base: u64,
+    renews: Option<Renews>,
 }
 
 impl Ticket {
+    pub(crate) fn new(
+        core: Arc<Core>,
+        key: Key,
+        lease: Lease,
+        grounds: Grounds,
+        indexed: bool,
+        base: u64,
+        renews: Option<Renews>,
+    ) -> Self {
+        Self { core, key, lease: Some(lease), grounds, indexed, base, renews }
+    }
+
+    fn stored(&self, head: Head, vary: Option<VaryKey>, target: Option<Target>) -> Stored {
+        Stored { target, text: self.key.text().to_vec(), vary, mark: self.grounds.mark(), head }
+    }
+
+    fn vary(&self, head: &Head, request: &dyn RequestView) -> Result<Option<VaryKey>, Outcome> {
+        let unmatchable = |_| Outcome::Unmatchable;
+        let spec = Spec::of_response(&head.headers).map_err(unmatchable)?;
+        let vary = spec.key(request).map_err(unmatchable)?;
+        // Beside an index, what does not vary is a variant too.
+        Ok(if spec.is_empty() && !self.indexed { None } else { Some(vary) })
+    }
+
     /// Begins to publish a copy: for bodies that are not in the store. `request` is the one that the origin was asked, for
     /// Vary. `expected` is the body's length, if it is known.
     ///
@@ -46,11 +122,20 @@ impl Ticket {
         expected: Option<u64>,
         counters: &Counters,
     ) -> Result<Writer, Outcome> {
-        let _ = (head, request, expected, counters);
-        todo!()
+        let began = Instant::now();
+        let begun = self.vary(&head, request).and_then(|vary| {
+            let draft = Draft::new(&self.core, &self.grounds, expected)?;
+            Ok((draft, self.stored(head, vary, None)))
+        });
+        match begun {
+            Ok((draft, stored)) => Ok(Writer { ticket: self, draft, stored, failed: None }),
+            Err(outcome) => Err(outcome.count(0, began, counters)),
+        }
     }
 
-    /// For a body that is in the store already: what must be appended to it, and how it must be committed.
+    /// For a body that is in the store already: what must be appended to it, and how it must be committed. `sum` is the
+    /// body's checksum: bodies up to [`RecordFile::READ_LIMIT`](crate::RecordFile::READ_LIMIT) should have one, as readers
+    /// verify them.
     ///
     /// # Errors
     /// Why it cannot be published; the ticket is given up.
@@ -62,30 +147,90 @@ impl Ticket {
         sum: Option<BodySum>,
         counters: &Counters,
     ) -> Result<Sealed, Outcome> {
-        let _ = (head, request, body_len, sum, counters);
-        todo!()
+        let began = Instant::now();
+        let expires_ms = head.expires_ms();
+        let sealed = self.vary(&head, request).and_then(|vary| {
+            let (_, fence) = self.grounds.board()?;
+            let place = self.place(vary.as_ref())?;
+            let tail = self.stored(head, vary, None).tail(body_len, sum).ok_or(Outcome::TooLarge)?;
+            Ok((fence, place, tail))
+        });
+        Counters::add(&counters.t_publish_us, began.elapsed().as_micros() as u64);
+        match sealed {
+            Ok((fence, place, tail)) => Ok(Sealed {
+                uri: place.uri(&self.key).clone(),
+                ticket: self,
+                place,
+                body_len,
+                tail,
+                expires_ms,
+                shard: fence.shard,
+                fence: fence.value,
+            }),
+            Err(outcome) => Err(outcome.count(0, Instant::now(), counters)),
+        }
     }
 
-    /// After a 304: publishes the new head of the record that was revalidated.
-    pub fn renew(self, hit: &Hit, head: &Head, counters: &Counters) -> Outcome {
-        let _ = (hit, head, counters);
-        todo!()
+    /// After a 304: publishes the new head of the record that was revalidated. Its body and what it varies by stay.
+    pub fn renew(mut self, hit: &Hit, head: &Head, counters: &Counters) -> Outcome {
+        let began = Instant::now();
+        let outcome = self.publish_renewal(hit, head);
+        Counters::add(&counters.t_publish_us, began.elapsed().as_micros() as u64);
+        if outcome == Outcome::Published {
+            Counters::add(&counters.c_renewed, 1);
+            if let Some(lease) = self.lease.take() {
+                lease.fulfilled();
+            }
+            return outcome;
+        }
+        outcome.count(0, Instant::now(), counters)
+    }
+
+    fn publish_renewal(&mut self, hit: &Hit, head: &Head) -> Outcome {
+        let Some(renews) = self.renews.take() else { return self.renew_whole(hit, head) };
+        let stored = self.stored(head.clone(), renews.vary, Some(renews.target));
+        let Some(bytes) = stored.tail(0, None) else { return Outcome::TooLarge };
+        self.put(&renews.uri, &bytes, objmapper_client::IfVersion::Any, head.end_ms())
     }
 
     /// There is nothing to share: for this long others are told so, and do not wait.
-    pub fn refuse(self, retry: Duration, counters: &Counters) {
-        let _ = (retry, counters);
-        todo!()
+    pub fn refuse(mut self, retry: Duration, counters: &Counters) {
+        Counters::add(&counters.c_uncacheable, 1);
+        let Some(lease) = self.lease.take() else { return };
+        let Some(renews) = self.renews.take() else {
+            lease.refuse_later(retry);
+            return;
+        };
+        // What the stale record said is over: it goes, and who asks for the key is told.
+        drop(lease);
+        if self.core.evict(&renews.record_uri, renews.target.version).is_err() {
+            return;
+        }
+        if let Ok(Leased::Granted(lease)) =
+            self.core.client.lease(&renews.record_uri, Duration::ZERO, retry, Want::ENTRY)
+        {
+            lease.refuse_later(retry);
+        }
     }
 
     /// The fetch failed: the next one who waits is given the ticket. The same as dropping it.
     pub fn give_up(self) {}
+
+    /// After a commit to the URI that the lease is for.
+    pub(crate) fn fulfilled(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.fulfilled();
+        }
+    }
 }
 
 /// A copy that is being written. Dropped before [`Self::finish`], nothing is published.
 #[derive(Debug)]
 pub struct Writer {
-    // fields follow
+    ticket: Ticket,
+    draft: Draft,
+    stored: Stored,
+    failed: Option<Outcome>,
 }
 
 impl Writer {
@@ -93,15 +238,23 @@ impl Writer {
     ///
     /// # Errors
     /// Why it cannot be published; then [`Self::finish`] says the same.
-    pub fn write(&mut self, bytes: &[u8], counters: &Counters) -> Result<(), Outcome> {
-        let _ = (bytes, counters);
-        todo!()
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Outcome> {
+        if let Some(failed) = self.failed {
+            return Err(failed);
+        }
+        self.draft.write(bytes).inspect_err(|outcome| self.failed = Some(*outcome))
     }
 
     /// The body is complete: publishes it.
     pub fn finish(self, counters: &Counters) -> Outcome {
-        let _ = counters;
-        todo!()
+        let began = Instant::now();
+        let Self { mut ticket, draft, stored, failed } = self;
+        let body_len = draft.len();
+        let outcome = match failed {
+            Some(failed) => failed,
+            None => ticket.publish(draft, &stored).unwrap_or_else(|outcome| outcome),
+        };
+        outcome.count(body_len, began, counters)
     }
 }
 
@@ -120,6 +273,8 @@ pub enum SealedOutcome {
 #[derive(Debug)]
 pub struct Sealed {
     ticket: Ticket,
+    place: Place,
+    body_len: u64,
     /// The URI to commit it under.
     pub uri: ObjUri<'static>,
     /// What follows its last byte.
@@ -140,8 +295,15 @@ impl Sealed {
     }
 
     /// Says what became of it.
-    pub fn settle(self, outcome: SealedOutcome, counters: &Counters) -> Outcome {
-        let _ = (outcome, counters);
-        todo!()
+    pub fn settle(mut self, outcome: SealedOutcome, counters: &Counters) -> Outcome {
+        let began = Instant::now();
+        let outcome = match outcome {
+            SealedOutcome::Done => {
+                self.ticket.committed(self.place).map_or_else(|outcome| outcome, |()| Outcome::Published)
+            }
+            SealedOutcome::Conflict => self.ticket.grounds.why_not(),
+            SealedOutcome::Failed(outage) => Outcome::Outage(outage),
+        };
+        outcome.count(self.body_len, began, counters)
     }
 }

@@ -1,0 +1,504 @@
+//! Who keeps up with bans: announces this process's own and records them, and reads what others recorded.
+//!
+//! The order on the board (`EXTENSIONS.md` of objmapper-proto) makes it safe: a ban is announced before it is
+//! acknowledged, and recorded after it is in the log. Who finds the two counters equal, and read the log no earlier than
+//! the number of recorded bans was what it is now, knows every ban that was acknowledged.
+//!
+//! A process that dies between announcing and recording leaves the counters apart for ever. Who sees them apart and
+//! unmoved for [`HEAL_AFTER`] *heals*: writes a log with a new nonce (which outlaws everything older, the lost ban's
+//! victims too) that says up to which announcement it does so, then sets `recorded` to that. A recorder that was merely
+//! slow must not count such a ban once more, or a later one would seem to be recorded before it is: see
+//! [`Core::count_recorded`].
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use objmapper_client::{Board, CommitOptions, Entry, IfVersion, ObjUri, Session, Status, Token, UriSpace, Want};
+use parking_lot::{Condvar, Mutex, RwLock};
+use rustix::io::Errno;
+
+use crate::bans::evaluate::Patterns;
+use crate::bans::log::{Healed, Log};
+use crate::bans::spec::Ban;
+use crate::config::Notice;
+use crate::outage::Outage;
+use crate::reading::{Opened, Unreadable};
+use crate::record::{Kind, tail};
+use crate::space::Core;
+
+/// Counters that are apart and unmoved for so long belong to a recorder that is no more.
+const HEAL_AFTER: Duration = Duration::from_secs(2);
+/// A recorder that needs longer than this looks whether somebody has healed over its ban. Less than [`HEAL_AFTER`].
+const LATE: Duration = Duration::from_secs(1);
+/// How long a look-up waits for another's recording at most.
+const MAX_WAIT: Duration = Duration::from_millis(250);
+/// The longest pause between attempts to record.
+const MAX_BACKOFF: Duration = Duration::from_millis(200);
+/// How often a log that others change at the same time is tried to be changed in a row.
+const MAX_CONFLICTS: usize = 64;
+
+/// Bans that are kept apart until they are recorded; beyond that one that outlaws everything stands for them.
+const MAX_QUEUED: usize = 4096;
+
+/// A ban that this process announced and has not recorded yet.
+#[derive(Debug, Clone)]
+struct Queued {
+    /// `None`: the one before says it too.
+    ban: Option<Ban>,
+    announced: Option<Announced>,
+}
+
+/// Its announcement.
+#[derive(Debug, Clone, Copy)]
+struct Announced {
+    board: Token,
+    number: u64,
+    at: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    bans: VecDeque<Queued>,
+    heal: bool,
+    stop: bool,
+}
+
+/// This process's copy of the log.
+#[derive(Debug)]
+pub(crate) struct Copy {
+    board: Token,
+    /// How many were recorded when it was read.
+    recorded: u64,
+    pub(crate) log: Log,
+    pub(crate) patterns: Patterns,
+    /// Which object it is, pinned by which session.
+    pinned: (u64, u64),
+}
+
+/// The counters were seen apart.
+#[derive(Debug, Clone, Copy)]
+struct Apart {
+    board: Token,
+    recorded: u64,
+    /// Announced at that time.
+    announced: u64,
+    since: Instant,
+}
+
+/// Why the bans are not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unknown {
+    /// One is being recorded, and that lasts.
+    Pending,
+    Outage(Outage),
+}
+
+impl From<Outage> for Unknown {
+    fn from(outage: Outage) -> Self {
+        Self::Outage(outage)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    uri: ObjUri<'static>,
+    slot: u32,
+    queue: Mutex<Queue>,
+    /// Something was queued, or is to be done.
+    wake: Condvar,
+    /// The queue has become empty.
+    empty: Condvar,
+    /// Length of the queue.
+    pending: AtomicUsize,
+    copy: RwLock<Option<Arc<Copy>>>,
+    /// Held while the log is read, so that one thread does for all.
+    refresh: Mutex<()>,
+    apart: Mutex<Option<Apart>>,
+}
+
+impl Keeper {
+    pub(crate) fn new(space: &UriSpace) -> Self {
+        Self {
+            uri: space.uri(&[b"bans"]),
+            slot: Board::slot(&space.prefix()),
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            empty: Condvar::new(),
+            pending: AtomicUsize::new(0),
+            copy: RwLock::new(None),
+            refresh: Mutex::new(()),
+            apart: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn stop(&self) {
+        self.queue.lock().stop = true;
+        self.wake.notify_all();
+    }
+
+    fn push(&self, ban: Ban, announced: impl FnOnce() -> Option<Announced>) {
+        let mut queue = self.queue.lock();
+        // Under the lock, so that who sees the queue empty sees all announced bans recorded.
+        self.pending.fetch_add(1, Ordering::SeqCst);
+        let announced = announced();
+        let ban = match queue.bans.len() {
+            ..MAX_QUEUED => Some(ban),
+            MAX_QUEUED => Some(Ban::of_everything(0.0)),
+            _ => None,
+        };
+        queue.bans.push_back(Queued { ban, announced });
+        drop(queue);
+        self.wake.notify_all();
+    }
+
+    /// Waits until this process's own bans are recorded.
+    fn wait_own(&self, deadline: Instant) -> Result<(), Unknown> {
+        if self.pending() == 0 {
+            return Ok(());
+        }
+        let mut queue = self.queue.lock();
+        while !queue.bans.is_empty() {
+            if self.empty.wait_until(&mut queue, deadline).timed_out() && !queue.bans.is_empty() {
+                return Err(Unknown::Pending);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until announced and recorded are equal; answers how many are recorded.
+    fn wait_others(&self, board: &Board, deadline: Instant) -> Result<u64, Unknown> {
+        let mut pause = Duration::from_micros(20);
+        loop {
+            // In this order, see `Board::recorded`.
+            let recorded = board.recorded(self.slot);
+            let announced = board.announced(self.slot);
+            if recorded == announced {
+                return Ok(recorded);
+            }
+            let apart_for = self.apart(board.id(), recorded, announced).since.elapsed();
+            if apart_for >= HEAL_AFTER {
+                self.queue.lock().heal = true;
+                self.wake.notify_all();
+            }
+            // Who waited in vain before does not wait again.
+            let now = Instant::now();
+            if now >= deadline || apart_for > MAX_WAIT {
+                return Err(Unknown::Pending);
+            }
+            std::thread::sleep(pause.min(deadline - now));
+            pause = (pause * 2).min(Duration::from_millis(2));
+        }
+    }
+
+    /// Since when the counters have been seen apart with this many recorded.
+    fn apart(&self, board: Token, recorded: u64, announced: u64) -> Apart {
+        let mut apart = self.apart.lock();
+        // Neither counter goes back, so that they were apart all the time.
+        match *apart {
+            Some(seen) if seen.board == board && seen.recorded == recorded => seen,
+            _ => *apart.insert(Apart { board, recorded, announced, since: Instant::now() }),
+        }
+    }
+
+    fn copy_of(&self, board: Token, recorded: u64) -> Option<Arc<Copy>> {
+        let copy = self.copy.read();
+        copy.as_ref().filter(|copy| copy.board == board && copy.recorded == recorded).cloned()
+    }
+}
+
+/// Random bytes.
+pub(crate) fn random() -> Result<[u8; 16], Outage> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|_| Outage::Io)?;
+    Ok(bytes)
+}
+
+/// The log as it is in the store.
+struct InStore {
+    log: Log,
+    /// `None`: it is not there.
+    entry: Option<Entry>,
+    session: u64,
+}
+
+impl Core {
+    /// See [`L2::announce_ban`](crate::L2::announce_ban).
+    pub(crate) fn announce_ban(&self, spec: &[u8]) {
+        let ban = match Ban::from_varnishd(spec) {
+            Ok(Some(ban)) => ban,
+            Ok(None) => return,
+            Err(_) => Ban::of_everything(0.0),
+        };
+        let session = self.client.session();
+        self.bans.push(ban, || Some(self.announce(session.as_ref()?.board()?)));
+    }
+
+    fn announce(&self, board: &Board) -> Announced {
+        // In this order: it must not seem younger than it is.
+        let at = Instant::now();
+        Announced { board: board.id(), number: board.announce(self.bans.slot), at }
+    }
+
+    /// All bans that were acknowledged before the call.
+    pub(crate) fn current_bans(&self, session: &Session) -> Result<Arc<Copy>, Unknown> {
+        let board = session.board().ok_or(Outage::Protocol)?;
+        let deadline = Instant::now() + self.call_timeout.min(MAX_WAIT);
+        self.bans.wait_own(deadline)?;
+        for _ in 0..MAX_CONFLICTS {
+            let recorded = self.bans.wait_others(board, deadline)?;
+            if let Some(copy) = self.bans.copy_of(board.id(), recorded) {
+                return Ok(copy);
+            }
+            let _alone = self.bans.refresh.lock();
+            if self.bans.copy_of(board.id(), recorded).is_none() {
+                self.refresh(session, board, recorded)?;
+            }
+        }
+        Err(Unknown::Pending)
+    }
+
+    /// Whether nothing has been recorded or announced since this copy was read: atomic loads.
+    pub(crate) fn is_newest(&self, session: &Session, copy: &Copy) -> bool {
+        session.board().is_some_and(|board| {
+            board.id() == copy.board
+                && board.recorded(self.bans.slot) == copy.recorded
+                && board.announced(self.bans.slot) == copy.recorded
+        }) && self.bans.pending() == 0
+    }
+
+    /// Reads the log, or begins one.
+    fn refresh(&self, session: &Session, board: &Board, recorded: u64) -> Result<(), Unknown> {
+        let mut found = self.read_log(Want::PIN)?;
+        if found.entry.is_none() {
+            // Everybody shall read it, also those with a copy of the one that was lost.
+            let announced = self.announce(board);
+            let written = self.write_log(&mut found);
+            self.count_recorded(board, &[announced], None)?;
+            if written? {
+                (self.log)(&Notice::BansReset("there was no ban log".into()));
+            }
+            // What is in the store now is read in the next round.
+            return Ok(());
+        }
+        let former = self.bans.copy.read().clone();
+        let none = Patterns::default();
+        let patterns = former.as_ref().map_or(&none, |copy| &copy.patterns);
+        let patterns = Patterns::of(found.log.bans(), patterns, &*self.regexes);
+        let object = found.entry.map_or(0, |entry| entry.object);
+        let pinned = (found.session, object);
+        let copy = Copy { board: board.id(), recorded, log: found.log, patterns, pinned };
+        *self.bans.copy.write() = Some(Arc::new(copy));
+        if let Some(former) = former
+            && former.pinned != pinned
+            && former.pinned.0 == session.id()
+        {
+            self.client.release(former.pinned.0, &[former.pinned.1]);
+        }
+        Ok(())
+    }
+
+    /// Reads the log. One that does not validate is removed.
+    fn read_log(&self, want: Want) -> Result<InStore, Outage> {
+        for _ in 0..MAX_CONFLICTS {
+            let session = self.session()?;
+            let found = self.client.lookup(&self.bans.uri, want).map_err(|why| Outage::from(&why))?;
+            let Some(found) = found else {
+                let log = Log::new(&self.space.prefix(), random()?);
+                return Ok(InStore { log, entry: None, session: session.id() });
+            };
+            let opened = Opened::new(&session, &found.entry).and_then(|opened| {
+                let log = match opened.kind() {
+                    Kind::Bans => Log::decode(opened.head(), &self.space.prefix()).ok(),
+                    _ => None,
+                };
+                log.ok_or(Unreadable::Damaged)
+            });
+            if opened.is_err() && want.pin {
+                self.client.release(found.session, &[found.entry.object]);
+            }
+            match opened {
+                Ok(log) => return Ok(InStore { log, entry: Some(found.entry), session: found.session }),
+                Err(Unreadable::Gone) => {}
+                Err(Unreadable::Outage(outage)) => return Err(outage),
+                Err(Unreadable::Damaged) => {
+                    (self.log)(&Notice::Damaged("the ban log".into()));
+                    self.evict(&self.bans.uri, found.entry.version)?;
+                }
+            }
+        }
+        Err(Outage::Io)
+    }
+
+    /// Publishes the log over the one that was read; `false`: somebody else was quicker.
+    fn write_log(&self, log: &mut InStore) -> Result<bool, Outage> {
+        let bytes = tail(Kind::Bans, log.log.encode(), 0, None).ok_or(Outage::Io)?;
+        let if_version = IfVersion::from_raw(log.entry.map_or(0, |entry| entry.version));
+        self.put(&self.bans.uri, &bytes, CommitOptions { if_version, ..CommitOptions::default() })
+    }
+
+    /// Publishes a small object; `false`: `options` do not allow it.
+    pub(crate) fn put(&self, uri: &ObjUri<'_>, bytes: &[u8], options: CommitOptions) -> Result<bool, Outage> {
+        let mut object = self.client.create(bytes.len() as u64, None, None).map_err(|why| Outage::from(&why))?;
+        {
+            let file = object.take_fd().ok_or(Outage::Protocol)?;
+            write_all_at(&file, bytes, 0)?;
+        }
+        match object.commit(uri, bytes.len() as u64, options) {
+            Ok(_) => Ok(true),
+            Err(why) if why.status() == Some(Status::Conflict) => Ok(false),
+            Err(why) => Err(Outage::from(&why)),
+        }
+    }
+
+    /// Counts announced bans as recorded. `healed` is what the log said about healing when they were written into it.
+    ///
+    /// A healer first says in the log up to which announcement it heals, none of them younger than [`HEAL_AFTER`], then
+    /// changes `recorded`. If it did so before `recorded` is read here, then what is covered is late by now and found in
+    /// the log; if it does so after, the exchange fails and all is looked at once more. So nothing is counted twice.
+    fn count_recorded(&self, board: &Board, announced: &[Announced], mut healed: Option<Healed>) -> Result<(), Outage> {
+        loop {
+            let seen = board.recorded(self.bans.slot);
+            if announced.iter().any(|announced| announced.at.elapsed() > LATE) {
+                healed = self.read_log(Want::ENTRY)?.log.healed();
+            }
+            let covers = |a: &&Announced| healed.is_some_and(|healed| healed.covers(board.id().0, a.number));
+            let n = (announced.len() - announced.iter().filter(covers).count()) as u64;
+            if n == 0 || board.heal(self.bans.slot, seen, seen.wrapping_add(n)) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The thread that records.
+    pub(crate) fn keep_bans(&self) {
+        let mut backoff = Duration::from_millis(1);
+        let mut told = false;
+        loop {
+            let (work, heal, stop) = {
+                let mut queue = self.bans.queue.lock();
+                while queue.bans.is_empty() && !queue.heal && !queue.stop {
+                    self.bans.wake.wait(&mut queue);
+                }
+                (queue.bans.iter().cloned().collect::<Vec<_>>(), std::mem::take(&mut queue.heal), queue.stop)
+            };
+            let outcome = if work.is_empty() { Ok(()) } else { self.record_bans(work) };
+            if stop {
+                // One last attempt was made; what could not be recorded is healed over by others.
+                return;
+            }
+            let outcome = if heal { outcome.and_then(|()| self.heal_bans()) } else { outcome };
+            match outcome {
+                Ok(()) => {
+                    backoff = Duration::from_millis(1);
+                    told = false;
+                }
+                Err(outage) => {
+                    if !std::mem::replace(&mut told, true) {
+                        (self.log)(&Notice::BanDelayed(outage.to_string()));
+                    }
+                    let mut queue = self.bans.queue.lock();
+                    if !queue.stop {
+                        self.bans.wake.wait_for(&mut queue, backoff);
+                    }
+                    backoff = (backoff * 2).min(MAX_BACKOFF);
+                }
+            }
+        }
+    }
+
+    /// Writes bans into the log and counts them on the board.
+    fn record_bans(&self, mut work: Vec<Queued>) -> Result<(), Outage> {
+        let session = self.session()?;
+        let board = session.board().ok_or(Outage::Protocol)?;
+        let mut announced = Vec::with_capacity(work.len());
+        for queued in &mut work {
+            // If it was made while the store was down, or another one, then those who know this board must read it.
+            let current = queued.announced.filter(|announced| announced.board == board.id());
+            let current = current.unwrap_or_else(|| self.announce(board));
+            queued.announced = Some(current);
+            announced.push(current);
+        }
+        {
+            // Should this attempt fail, the next one need not announce again.
+            let mut queue = self.bans.queue.lock();
+            for (queued, done) in queue.bans.iter_mut().zip(&work) {
+                queued.announced = done.announced;
+            }
+        }
+        let mut conflicts = 0;
+        let healed = loop {
+            let mut found = self.read_log(Want::ENTRY)?;
+            for ban in work.iter().filter_map(|queued| queued.ban.as_ref()) {
+                found.log.append(ban.clone());
+            }
+            if self.write_log(&mut found)? {
+                break found.log.healed();
+            }
+            conflicts += 1;
+            if conflicts == MAX_CONFLICTS {
+                return Err(Outage::Timeout);
+            }
+        };
+        self.count_recorded(board, &announced, healed)?;
+        let mut queue = self.bans.queue.lock();
+        queue.bans.drain(..work.len());
+        self.bans.pending.fetch_sub(work.len(), Ordering::SeqCst);
+        if queue.bans.is_empty() {
+            self.bans.empty.notify_all();
+        }
+        Ok(())
+    }
+
+    /// The counters of the board are apart because somebody died: see the module.
+    fn heal_bans(&self) -> Result<(), Outage> {
+        let session = self.session()?;
+        let board = session.board().ok_or(Outage::Protocol)?;
+        let recorded = board.recorded(self.bans.slot);
+        let announced = board.announced(self.bans.slot);
+        if recorded == announced {
+            return Ok(());
+        }
+        let apart = self.bans.apart(board.id(), recorded, announced);
+        if apart.since.elapsed() < HEAL_AFTER {
+            return Ok(());
+        }
+        let mut found = self.read_log(Want::ENTRY)?;
+        // The store answers. If it did not for a while, a recorder that waited for it gets its chance.
+        let chance = Instant::now() + 2 * MAX_BACKOFF;
+        while Instant::now() < chance {
+            if board.recorded(self.bans.slot) != recorded {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // Not what was announced since: its recorders are alive as far as anybody knows.
+        let healed = Healed { board: board.id().0, through: apart.announced };
+        found.log = Log::new(&self.space.prefix(), random()?).healing(healed);
+        if self.write_log(&mut found)? && board.heal(self.bans.slot, recorded, apart.announced) {
+            (self.log)(&Notice::BansReset("a cache that announced a ban died before it was recorded".into()));
+        }
+        Ok(())
+    }
+}
+
+/// Writes all of `bytes` at an offset.
+pub(crate) fn write_all_at(file: impl std::os::fd::AsFd, mut bytes: &[u8], mut offset: u64) -> Result<(), Outage> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(&file, bytes, offset) {
+            Ok(0) | Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => return Err(Outage::Full),
+            Ok(n) => {
+                bytes = &bytes[n..];
+                offset += n as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(_) => return Err(Outage::Io),
+        }
+    }
+    Ok(())
+}

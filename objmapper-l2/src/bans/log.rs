@@ -1,0 +1,159 @@
+//! The ban log of a space: what it holds, and whether it lets a record be used.
+
+use crate::bans::evaluate::{Patterns, matches};
+use crate::bans::spec::Ban;
+use crate::bytes::{Malformed, Reader, put_bytes};
+use crate::head::Head;
+use crate::record::{MAX_TAIL, TRAILER_LEN};
+use crate::request::RequestView;
+use crate::stored::Mark;
+
+/// A ban and its place.
+#[derive(Debug, Clone, PartialEq)]
+struct Entry {
+    seq: u64,
+    ban: Ban,
+    /// Bytes that it takes in the log.
+    size: usize,
+}
+
+/// Up to which announcement on a board a log stands for bans that were lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Healed {
+    /// The board's name.
+    pub(crate) board: [u8; 16],
+    /// The announcement's number.
+    pub(crate) through: u64,
+}
+
+impl Healed {
+    /// Whether this announcement is one of them. Numbers begin anywhere and wrap.
+    pub(crate) fn covers(&self, board: [u8; 16], number: u64) -> bool {
+        self.board == board && self.through.wrapping_sub(number) < 1 << 63
+    }
+}
+
+/// A ban log.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Log {
+    /// The space's prefix.
+    prefix: Vec<u8>,
+    /// Random: a record that was published under another log cannot be judged by this one.
+    nonce: [u8; 16],
+    /// Bans up to this one are not in the log any more: nor can a record be judged that is older than them.
+    floor: u64,
+    /// The newest ban.
+    last: u64,
+    healed: Option<Healed>,
+    /// In order.
+    entries: Vec<Entry>,
+}
+
+impl Log {
+    /// Most bans.
+    pub(crate) const MAX_ENTRIES: usize = 4096;
+    /// Most bytes of them.
+    const MAX_BYTES: usize = MAX_TAIL - TRAILER_LEN - (64 << 10);
+    /// Bytes of a ban besides its own.
+    const ENTRY_LEN: usize = 12;
+
+    /// An empty one.
+    pub(crate) fn new(prefix: &[u8], nonce: [u8; 16]) -> Self {
+        Self { prefix: prefix.to_vec(), nonce, floor: 0, last: 0, healed: None, entries: Vec::new() }
+    }
+
+    /// With what it heals.
+    pub(crate) fn healing(mut self, healed: Healed) -> Self {
+        self.healed = Some(healed);
+        self
+    }
+
+    pub(crate) fn healed(&self) -> Option<Healed> {
+        self.healed
+    }
+
+    /// A response that is asked for now is newer than these bans.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark { nonce: self.nonce, seq: self.last }
+    }
+
+    pub(crate) fn bans(&self) -> impl Iterator<Item = &Ban> {
+        self.entries.iter().map(|entry| &entry.ban)
+    }
+
+    /// Adds the newest ban.
+    pub(crate) fn append(&mut self, ban: Ban) {
+        let mut bytes = Vec::new();
+        ban.encode(&mut bytes);
+        let size = bytes.len() + Self::ENTRY_LEN;
+        // What it says about older records, its equals said too.
+        self.entries.retain(|entry| !entry.ban.says_the_same(&ban));
+        self.last += 1;
+        let ban = if size > Self::MAX_BYTES { Ban::of_everything(ban.time) } else { ban };
+        self.entries.push(Entry { seq: self.last, ban, size: size.min(Self::MAX_BYTES) });
+        let mut total: usize = self.entries.iter().map(|entry| entry.size).sum();
+        let mut drop = 0;
+        while self.entries.len() - drop > Self::MAX_ENTRIES || total > Self::MAX_BYTES {
+            total -= self.entries[drop].size;
+            self.floor = self.entries[drop].seq;
+            drop += 1;
+        }
+        self.entries.drain(..drop);
+    }
+
+    /// Whether a record may be used, as far as bans go.
+    pub(crate) fn allows(&self, mark: &Mark, head: &Head, request: &dyn RequestView, patterns: &Patterns) -> bool {
+        if mark.nonce != self.nonce || mark.seq < self.floor || mark.seq > self.last {
+            return false;
+        }
+        self.entries
+            .iter()
+            .rev()
+            .take_while(|entry| entry.seq > mark.seq)
+            .all(|entry| !matches(&entry.ban, head, request, patterns))
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_bytes(&mut out, &self.prefix);
+        out.extend_from_slice(&self.nonce);
+        out.extend_from_slice(&self.floor.to_be_bytes());
+        out.extend_from_slice(&self.last.to_be_bytes());
+        out.push(self.healed.is_some().into());
+        if let Some(healed) = &self.healed {
+            out.extend_from_slice(&healed.board);
+            out.extend_from_slice(&healed.through.to_be_bytes());
+        }
+        for entry in &self.entries {
+            out.extend_from_slice(&entry.seq.to_be_bytes());
+            let mut ban = Vec::new();
+            entry.ban.encode(&mut ban);
+            put_bytes(&mut out, &ban);
+        }
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8], prefix: &[u8]) -> Result<Self, Malformed> {
+        let mut r = Reader::new(bytes);
+        if r.bytes()? != prefix {
+            return Err(Malformed);
+        }
+        let mut log = Self::new(prefix, r.array()?);
+        (log.floor, log.last) = (r.u64()?, r.u64()?);
+        log.healed = if r.bool()? { Some(Healed { board: r.array()?, through: r.u64()? }) } else { None };
+        let mut former = log.floor;
+        while !r.is_empty() {
+            let seq = r.u64()?;
+            let bytes = r.bytes()?;
+            let mut one = Reader::new(bytes);
+            let ban = Ban::decode(&mut one)?;
+            one.end()?;
+            if seq <= former || seq > log.last || log.entries.len() == Self::MAX_ENTRIES {
+                return Err(Malformed);
+            }
+            former = seq;
+            log.entries.push(Entry { seq, ban, size: bytes.len() + Self::ENTRY_LEN });
+        }
+        if log.floor > log.last { Err(Malformed) } else { Ok(log) }
+    }
+}

@@ -1,0 +1,374 @@
+//! Looking up in a store with extensions.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use objmapper_client::{ConnectionState, Entry, Fence, Lease, Leased, ObjUri, Session, Want};
+
+use crate::bans::keeper::{Copy, Unknown};
+use crate::counters::Counters;
+use crate::finding::{Finding, Grounds, Hit, Miss, MissReason, RecordFile, Stale};
+use crate::head::Head;
+use crate::outage::Outage;
+use crate::reading::{Opened, Unreadable};
+use crate::record::Kind;
+use crate::request::Lookup;
+use crate::space::Core;
+use crate::stored::{Mark, Stored, Target};
+use crate::ticket::{Renews, Ticket};
+use crate::vary::{Index, VaryKey};
+
+/// How often it begins anew after what it saw is gone.
+const ROUNDS: usize = 8;
+/// An answer that took longer was waited for, and what was seen before may have changed.
+const WAITED: Duration = Duration::from_millis(1);
+
+/// A look-up under way.
+struct Search<'a> {
+    core: &'a Arc<Core>,
+    lookup: &'a Lookup<'a>,
+    counters: &'a Counters,
+    session: Arc<Session>,
+    /// Loaded before anything was looked at.
+    fence: Fence,
+    bans: Arc<Copy>,
+    /// Until when to wait for others.
+    wait_until: Instant,
+    /// Whether another's fetch was waited for, and whether the last answer was.
+    waited: bool,
+    waited_last: bool,
+    /// Why it is a miss, if it is one.
+    why: MissReason,
+}
+
+enum Step {
+    Done(Finding),
+    /// Something has changed: look again.
+    Again,
+}
+
+/// A record that was found.
+struct Candidate<'a> {
+    uri: &'a ObjUri<'static>,
+    entry: Entry,
+    opened: Opened,
+    stored: Stored,
+    /// Whether the key has an index.
+    indexed: bool,
+}
+
+impl From<Outage> for MissReason {
+    fn from(outage: Outage) -> Self {
+        Self::Outage(outage)
+    }
+}
+
+fn miss(why: MissReason) -> Step {
+    Step::Done(Finding::Miss(Miss { ticket: None, why }))
+}
+
+impl Core {
+    pub(crate) fn find(self: &Arc<Self>, lookup: &Lookup<'_>, counters: &Counters) -> Finding {
+        let finding = if !self.client.is_up() {
+            Err(MissReason::Outage(Outage::Down))
+        } else if let ConnectionState::V01 { .. } = self.client.state() {
+            self.find_v01(lookup, counters)
+        } else {
+            self.search(lookup, counters)
+        };
+        let finding = finding.unwrap_or_else(|why| Finding::Miss(Miss { ticket: None, why }));
+        match &finding {
+            Finding::Hit(hit) => {
+                Counters::add(&counters.c_hits, 1);
+                Counters::add(&counters.c_waited, hit.waited.into());
+            }
+            Finding::Stale(_) => {}
+            Finding::Miss(miss) => {
+                Counters::add(&counters.c_misses, 1);
+                match miss.why {
+                    MissReason::Uncacheable(_) => Counters::add(&counters.c_refused, 1),
+                    MissReason::Waited => Counters::add(&counters.c_wait_timeout, 1),
+                    MissReason::BansPending => Counters::add(&counters.c_bans_pending, 1),
+                    MissReason::Outage(outage) => counters.outage(outage),
+                    _ => {}
+                }
+            }
+        }
+        finding
+    }
+
+    fn search(self: &Arc<Self>, lookup: &Lookup<'_>, counters: &Counters) -> Result<Finding, MissReason> {
+        let session = self.session()?;
+        let fence = session.board().ok_or(Outage::Protocol)?.fence(lookup.key.uri());
+        let bans = self.current_bans(&session).map_err(|why| match why {
+            Unknown::Pending => MissReason::BansPending,
+            Unknown::Outage(outage) => MissReason::Outage(outage),
+        })?;
+        let wait_until = Instant::now() + lookup.wait;
+        let mut search = Search {
+            core: self,
+            lookup,
+            counters,
+            session,
+            fence,
+            bans,
+            wait_until,
+            waited: false,
+            waited_last: false,
+            why: MissReason::Absent,
+        };
+        for _ in 0..ROUNDS {
+            if let Step::Done(finding) = search.look_at_key()? {
+                return Ok(finding);
+            }
+        }
+        Err(MissReason::Busy)
+    }
+}
+
+impl Search<'_> {
+    fn lease(&mut self, uri: &ObjUri<'_>) -> Result<Leased, MissReason> {
+        let began = Instant::now();
+        let wait = self.wait_until.saturating_duration_since(began);
+        let leased = self.core.client.lease(uri, wait, self.lookup.hold, Want::ENTRY);
+        let took = began.elapsed();
+        self.waited_last = took >= WAITED;
+        if self.waited_last {
+            self.waited |= matches!(leased, Ok(Leased::Present(_)));
+            Counters::add(&self.counters.t_wait_us, took.as_micros() as u64);
+        }
+        leased.map_err(|why| Outage::from(&why).into())
+    }
+
+    /// Opens a record. `None`: it was gone or damaged, and is gone now.
+    fn open(&mut self, uri: &ObjUri<'_>, entry: &Entry) -> Result<Option<Opened>, MissReason> {
+        match Opened::new(&self.session, entry) {
+            Ok(opened) => Ok(Some(opened)),
+            Err(why) => self.unreadable(uri, entry, why).map(|()| None),
+        }
+    }
+
+    fn unreadable(&mut self, uri: &ObjUri<'_>, entry: &Entry, why: Unreadable) -> Result<(), MissReason> {
+        match why {
+            Unreadable::Gone => Ok(()),
+            Unreadable::Damaged => self.damaged(uri, entry),
+            Unreadable::Outage(outage) => Err(outage.into()),
+        }
+    }
+
+    fn damaged(&mut self, uri: &ObjUri<'_>, entry: &Entry) -> Result<(), MissReason> {
+        Counters::add(&self.counters.c_damaged, 1);
+        (self.core.log)(&crate::config::Notice::Damaged(uri.to_string()));
+        self.why = MissReason::Damaged;
+        Ok(self.core.evict(uri, entry.version)?)
+    }
+
+    fn remove(&mut self, uri: &ObjUri<'_>, entry: &Entry, why: MissReason) -> Result<Step, MissReason> {
+        if why == MissReason::Outlawed {
+            Counters::add(&self.counters.c_outlawed, 1);
+        }
+        self.why = why;
+        self.core.evict(uri, entry.version)?;
+        Ok(Step::Again)
+    }
+
+    fn ticket(&self, lease: Lease, indexed: bool, base: u64, renews: Option<Renews>) -> Result<Ticket, MissReason> {
+        // The origin has not been asked yet, so that the fence of now is good, and has moved less.
+        let fence = self.session.board().ok_or(Outage::Protocol)?.fence(self.lookup.key.uri());
+        Ok(Ticket::new(
+            Arc::clone(self.core),
+            self.lookup.key.clone(),
+            lease,
+            self.grounds(fence),
+            indexed,
+            base,
+            renews,
+        ))
+    }
+
+    fn grounds(&self, fence: Fence) -> Grounds {
+        Grounds::Board { session: Arc::clone(&self.session), fence, bans: Arc::clone(&self.bans) }
+    }
+
+    fn allows(&self, mark: &Mark, head: &Head) -> bool {
+        self.bans.log.allows(mark, head, self.lookup.request, &self.bans.patterns)
+    }
+
+    fn look_at_key(&mut self) -> Result<Step, MissReason> {
+        let uri = self.lookup.key.uri();
+        match self.lease(uri)? {
+            Leased::Granted(lease) => {
+                let ticket = Some(self.ticket(lease, false, 0, None)?);
+                Ok(Step::Done(Finding::Miss(Miss { ticket, why: self.why })))
+            }
+            Leased::Refused { retry } => Ok(miss(MissReason::Uncacheable(retry))),
+            Leased::TimedOut => Ok(miss(MissReason::Waited)),
+            Leased::Present(found) => {
+                let entry = found.entry;
+                let Some(opened) = self.open(uri, &entry)? else { return Ok(Step::Again) };
+                match opened.kind() {
+                    Kind::Record => self.look_at_record(uri, entry, opened, None),
+                    Kind::Vary => self.look_at_index(entry, &opened),
+                    _ => self.damaged(uri, &entry).map(|()| Step::Again),
+                }
+            }
+        }
+    }
+
+    fn look_at_index(&mut self, at_key: Entry, opened: &Opened) -> Result<Step, MissReason> {
+        let key = self.lookup.key;
+        let index = match Index::decode(opened.head()) {
+            Ok(index) if index.text == key.text() => index,
+            _ => return self.damaged(key.uri(), &at_key).map(|()| Step::Again),
+        };
+        // Headers that are too long to be kept have no variant.
+        let keys: Vec<VaryKey> = index.specs().iter().filter_map(|spec| spec.key(self.lookup.request).ok()).collect();
+        let variants: Vec<_> = keys.iter().map(|key| self.core.space.uri(&[b"v", &index.variant(key)])).collect();
+        let mut chosen = 0;
+        if variants.len() > 1 {
+            for (i, uri) in variants.iter().enumerate() {
+                let found = self.core.client.lookup(uri, Want::ENTRY).map_err(|why| Outage::from(&why))?;
+                if found.is_some() {
+                    chosen = i;
+                    break;
+                }
+            }
+        }
+        let (Some(uri), Some(vary)) = (variants.get(chosen), keys.get(chosen)) else {
+            return Ok(miss(MissReason::Absent));
+        };
+        match self.lease(uri)? {
+            Leased::Granted(lease) => {
+                if self.waited_last && !self.is_there(key.uri(), &at_key)? {
+                    // Who had the lease published something else.
+                    return Ok(Step::Again);
+                }
+                let ticket = Some(self.ticket(lease, true, at_key.version, None)?);
+                Ok(Step::Done(Finding::Miss(Miss { ticket, why: self.why })))
+            }
+            Leased::Refused { retry } => Ok(miss(MissReason::Uncacheable(retry))),
+            Leased::TimedOut => Ok(miss(MissReason::Waited)),
+            Leased::Present(found) => {
+                let entry = found.entry;
+                let Some(opened) = self.open(uri, &entry)? else { return Ok(Step::Again) };
+                if opened.kind() != Kind::Record {
+                    return self.damaged(uri, &entry).map(|()| Step::Again);
+                }
+                self.look_at_record(uri, entry, opened, Some(vary))
+            }
+        }
+    }
+
+    fn is_there(&self, uri: &ObjUri<'_>, entry: &Entry) -> Result<bool, MissReason> {
+        let found = self.core.client.lookup(uri, Want::ENTRY).map_err(|why| Outage::from(&why))?;
+        Ok(found.is_some_and(|found| found.entry.version == entry.version))
+    }
+
+    fn look_at_record(
+        &mut self,
+        uri: &ObjUri<'static>,
+        entry: Entry,
+        opened: Opened,
+        vary: Option<&VaryKey>,
+    ) -> Result<Step, MissReason> {
+        let stored = match Stored::decode(opened.head(), false) {
+            Ok(stored) if stored.text == self.lookup.key.text() && stored.vary.as_ref() == vary => stored,
+            _ => return self.damaged(uri, &entry).map(|()| Step::Again),
+        };
+        let candidate = Candidate { uri, entry, opened, stored, indexed: vary.is_some() };
+        if !candidate.stored.head.is_fresh(self.lookup.now) {
+            return self.look_at_renewal(candidate);
+        }
+        if !self.allows(&candidate.stored.mark, &candidate.stored.head) {
+            return self.remove(uri, &entry, MissReason::Outlawed);
+        }
+        let (head, mark) = (candidate.stored.head.clone(), candidate.stored.mark);
+        Ok(self.hit(candidate, head, mark)?.map_or(Step::Again, |hit| Step::Done(Finding::Hit(hit))))
+    }
+
+    fn is_of_use(&self, head: &Head) -> bool {
+        head.in_grace(self.lookup.now) || head.is_renewable(self.lookup.now)
+    }
+
+    /// The record is not fresh any more: was it renewed, does somebody renew it, or is it for the caller to do?
+    fn look_at_renewal(&mut self, record: Candidate<'_>) -> Result<Step, MissReason> {
+        let (uri, entry) = (record.uri, record.entry);
+        let target = Target { object: entry.object, version: entry.version };
+        let parts = [uri.as_bytes(), &target.object.to_be_bytes(), &target.version.to_be_bytes()];
+        let renewal_uri = self.core.derived(b"n", &parts);
+        let (mut head, mut mark) = (record.stored.head.clone(), record.stored.mark);
+        for _ in 0..ROUNDS {
+            match self.lease(&renewal_uri)? {
+                Leased::Present(found) => {
+                    let Some(opened) = self.open(&renewal_uri, &found.entry)? else { continue };
+                    let renewed = match Stored::decode(opened.head(), true) {
+                        Ok(renewed)
+                            if opened.kind() == Kind::Renewal
+                                && renewed.target == Some(target)
+                                && renewed.text == record.stored.text
+                                && renewed.vary == record.stored.vary =>
+                        {
+                            renewed
+                        }
+                        _ => {
+                            self.damaged(&renewal_uri, &found.entry)?;
+                            continue;
+                        }
+                    };
+                    (head, mark) = (renewed.head, renewed.mark);
+                    if head.is_fresh(self.lookup.now) && self.allows(&mark, &head) {
+                        let hit = self.hit(record, head, mark)?;
+                        return Ok(hit.map_or(Step::Again, |hit| Step::Done(Finding::Hit(hit))));
+                    }
+                    // It is known now; without it, somebody is granted the lease to make the next one.
+                    self.core.evict(&renewal_uri, found.entry.version)?;
+                }
+                Leased::Granted(lease) => {
+                    if self.waited_last && !self.is_there(uri, &entry)? {
+                        return Ok(Step::Again);
+                    }
+                    if !self.allows(&mark, &head) {
+                        return self.remove(uri, &entry, MissReason::Outlawed);
+                    }
+                    if !self.is_of_use(&head) {
+                        return self.remove(uri, &entry, MissReason::Expired);
+                    }
+                    let vary = record.stored.vary.clone();
+                    let (base, indexed) = (entry.version, record.indexed);
+                    let Some(hit) = self.hit(record, head, mark)? else { return Ok(Step::Again) };
+                    let renews = Renews { target, vary, record_uri: uri.clone(), uri: renewal_uri };
+                    let ticket = Some(self.ticket(lease, indexed, base, Some(renews))?);
+                    return Ok(Step::Done(Finding::Stale(Stale { hit, ticket })));
+                }
+                Leased::Refused { .. } | Leased::TimedOut => {
+                    if !self.allows(&mark, &head) || !self.is_of_use(&head) {
+                        return Ok(miss(MissReason::Waited));
+                    }
+                    let hit = self.hit(record, head, mark)?;
+                    return Ok(hit.map_or(Step::Again, |hit| Step::Done(Finding::Stale(Stale { hit, ticket: None }))));
+                }
+            }
+        }
+        Err(MissReason::Busy)
+    }
+
+    /// `None`: its body does not validate, and it was removed.
+    fn hit(&mut self, record: Candidate<'_>, head: Head, mark: Mark) -> Result<Option<Hit>, MissReason> {
+        let Candidate { uri, entry, opened, .. } = record;
+        let instance = self.session.instance().0;
+        let body_len = opened.trailer.body_len;
+        let adopted = self.lookup.adopts.is_some_and(|a| a.instance == instance && body_len >= a.from);
+        let bytes = if adopted || body_len > RecordFile::READ_LIMIT {
+            None
+        } else {
+            match opened.body() {
+                Ok(body) => Some(body),
+                Err(why) => return self.unreadable(uri, &entry, why).map(|()| None),
+            }
+        };
+        let sum = opened.trailer.sum;
+        let file = if bytes.is_some() { None } else { Some(opened.file) };
+        let record = RecordFile { uri: uri.clone(), entry, instance, file, bytes, body_len, sum };
+        Ok(Some(Hit { head, record, waited: self.waited, mark, grounds: self.grounds(self.fence) }))
+    }
+}

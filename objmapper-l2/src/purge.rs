@@ -1,0 +1,19 @@
+//! Purging: the record or the index at a key goes, and with the index's generation every variant.
+
+use objmapper_client::{Error, IfVersion};
+
+use crate::key::Key;
+use crate::outage::Outage;
+use crate::space::Core;
+
+impl Core {
+    pub(crate) fn purge(&self, key: &Key) -> Result<bool, Outage> {
+        let delete = || self.client.delete(key.uri(), IfVersion::Any);
+        // It may be carried out twice: the second time there is nothing more to delete.
+        let deleted = match delete() {
+            Err(Error::Closed | Error::Io { .. }) if self.client.is_up() => delete(),
+            outcome => outcome,
+        };
+        deleted.map_err(|why| Outage::from(&why))
+    }
+}

@@ -1,0 +1,107 @@
+//! Reading a record of a store with extensions: its file is opened in the tier's directory, its tail checked.
+
+use std::os::fd::OwnedFd;
+
+use objmapper_client::{Entry, EntryFlags, Error, Session};
+use rustix::io::Errno;
+
+use crate::outage::Outage;
+use crate::record::{Kind, TRAILER_LEN, Trailer, check_body};
+
+/// What is read first, from the file's end: enough for all but very long heads.
+const FIRST_READ: usize = 16 << 10;
+
+/// Why a record cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    /// Its file is gone: it was deleted or replaced.
+    Gone,
+    /// It does not validate.
+    Damaged,
+    /// It could not be read.
+    Outage(Outage),
+}
+
+/// A record with a valid tail.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) file: OwnedFd,
+    pub(crate) trailer: Trailer,
+    /// The file's end, from some place on.
+    end: Vec<u8>,
+}
+
+/// Reads all of `buf` at an offset.
+pub(crate) fn read_exact_at(file: &OwnedFd, mut buf: &mut [u8], mut offset: u64) -> Result<(), Unreadable> {
+    while !buf.is_empty() {
+        match rustix::io::pread(file, &mut *buf, offset) {
+            Ok(0) => return Err(Unreadable::Damaged),
+            Ok(n) => {
+                buf = &mut buf[n..];
+                offset += n as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(_) => return Err(Unreadable::Outage(Outage::Io)),
+        }
+    }
+    Ok(())
+}
+
+impl Opened {
+    /// Opens what an entry names.
+    pub(crate) fn new(session: &Session, entry: &Entry) -> Result<Self, Unreadable> {
+        if entry.flags.contains(EntryFlags::FOREIGN) {
+            // Not written by us, and somebody may still write to it.
+            return Err(Unreadable::Damaged);
+        }
+        let file = session.open_entry(entry).map_err(|why| match why {
+            Error::Io { errno, .. } if errno == Errno::NOENT.raw_os_error() => Unreadable::Gone,
+            _ => Unreadable::Outage(Outage::Io),
+        })?;
+        let size = rustix::fs::fstat(&file).map_err(|_| Unreadable::Outage(Outage::Io))?.st_size;
+        let size = u64::try_from(size).unwrap_or_default();
+        if size != entry.length || size < TRAILER_LEN as u64 {
+            return Err(Unreadable::Damaged);
+        }
+        let end = read_end(&file, size, FIRST_READ)?;
+        let last = end.last_chunk::<TRAILER_LEN>().ok_or(Unreadable::Damaged)?;
+        let trailer = Trailer::parse(last, size).map_err(|_| Unreadable::Damaged)?;
+        let end = if end.len() < trailer.tail_len() { read_end(&file, size, trailer.tail_len())? } else { end };
+        let opened = Self { file, trailer, end };
+        opened.trailer.check(opened.head()).map_err(|_| Unreadable::Damaged)?;
+        Ok(opened)
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.trailer.kind
+    }
+
+    pub(crate) fn head(&self) -> &[u8] {
+        let end = self.end.len() - TRAILER_LEN;
+        // What was read is at least the tail.
+        self.end.get(end - self.trailer.head_len..end).unwrap_or_default()
+    }
+
+    /// The whole body, verified.
+    pub(crate) fn body(&self) -> Result<Box<[u8]>, Unreadable> {
+        let len = usize::try_from(self.trailer.body_len).map_err(|_| Unreadable::Damaged)?;
+        let read_already = self.end.len() - self.trailer.tail_len();
+        let body = if read_already == len {
+            self.end[..len].into()
+        } else {
+            let mut body = vec![0; len].into_boxed_slice();
+            read_exact_at(&self.file, &mut body, 0)?;
+            body
+        };
+        check_body(&self.trailer, &body).map_err(|_| Unreadable::Damaged)?;
+        Ok(body)
+    }
+}
+
+/// The last bytes of a file, at most `len`.
+fn read_end(file: &OwnedFd, size: u64, len: usize) -> Result<Vec<u8>, Unreadable> {
+    let len = usize::try_from(size).map_or(len, |size| size.min(len));
+    let mut end = vec![0; len];
+    read_exact_at(file, &mut end, size - len as u64)?;
+    Ok(end)
+}

@@ -1,0 +1,93 @@
+//! The head of a record, and of a renewal of one, as bytes.
+
+use crate::bytes::{Malformed, Reader, put_bytes};
+use crate::head::{Head, Headers};
+use crate::vary::VaryKey;
+
+/// Which bans a record is newer than: a place in a ban log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// Which log.
+    pub(crate) nonce: [u8; 16],
+    /// The newest ban when the fetch began.
+    pub(crate) seq: u64,
+}
+
+/// The record that a renewal is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) object: u64,
+    pub(crate) version: u64,
+}
+
+/// What the head of a record or of a renewal says.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Stored {
+    /// Of a renewal only.
+    pub(crate) target: Option<Target>,
+    /// The key's text.
+    pub(crate) text: Vec<u8>,
+    /// What else a request must agree in.
+    pub(crate) vary: Option<VaryKey>,
+    pub(crate) mark: Mark,
+    pub(crate) head: Head,
+}
+
+impl Stored {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(1024);
+        if let Some(target) = self.target {
+            out.extend_from_slice(&target.object.to_be_bytes());
+            out.extend_from_slice(&target.version.to_be_bytes());
+        }
+        put_bytes(&mut out, &self.text);
+        out.push(self.vary.is_some().into());
+        if let Some(vary) = &self.vary {
+            put_bytes(&mut out, vary.spec());
+            put_bytes(&mut out, vary.values());
+        }
+        out.extend_from_slice(&self.mark.nonce);
+        out.extend_from_slice(&self.mark.seq.to_be_bytes());
+        let head = &self.head;
+        out.extend_from_slice(&head.t_origin.to_be_bytes());
+        for duration in [head.ttl, head.grace, head.keep] {
+            out.extend_from_slice(&duration.to_be_bytes());
+        }
+        out.push(head.flags);
+        out.push(head.gzip_bits.is_some().into());
+        if let Some(bits) = &head.gzip_bits {
+            out.extend_from_slice(bits);
+        }
+        out.extend_from_slice(&head.status.to_be_bytes());
+        put_bytes(&mut out, &head.reason);
+        // At most Headers::MAX_LINES.
+        out.extend_from_slice(&(head.headers.len() as u32).to_be_bytes());
+        for line in head.headers.iter() {
+            put_bytes(&mut out, line);
+        }
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8], renewal: bool) -> Result<Self, Malformed> {
+        let mut r = Reader::new(bytes);
+        let target = if renewal { Some(Target { object: r.u64()?, version: r.u64()? }) } else { None };
+        let text = r.bytes()?.to_vec();
+        let vary = if r.bool()? { Some(VaryKey::decode(r.bytes()?, r.bytes()?)?) } else { None };
+        let mark = Mark { nonce: r.array()?, seq: r.u64()? };
+        let (t_origin, ttl, grace, keep) = (r.f64()?, r.f32()?, r.f32()?, r.f32()?);
+        let flags = r.u8()?;
+        let gzip_bits = if r.bool()? { Some(r.array()?) } else { None };
+        let status = r.u16()?;
+        let reason = r.bytes()?.to_vec();
+        let lines = r.u32()?;
+        let mut headers = Headers::default();
+        for _ in 0..lines {
+            if !headers.push(r.bytes()?) {
+                return Err(Malformed);
+            }
+        }
+        r.end()?;
+        let head = Head { status, reason, headers, t_origin, ttl, grace, keep, gzip_bits, flags };
+        Ok(Self { target, text, vary, mark, head })
+    }
+}
