@@ -142,7 +142,8 @@ impl Stage {
     /// How many lines say that the director's store is down, and how many that it is up.
     pub fn changes(&self) -> (usize, usize) {
         let log = self.log();
-        let count = |what: &str| log.lines().filter(|line| line.contains("om:") && line.contains(what)).count();
+        let count =
+            |what: &str| log.lines().filter(|line| line.contains("objmapper director") && line.contains(what)).count();
         (count("objmapper is down"), count("objmapper is up"))
     }
 
