@@ -1,10 +1,23 @@
-# To be included by a VCL that uses objmapper as its storage:
+# What any VCL with a director of objmapper's wants. To be included behind the import:
 #
 #     vcl 4.1;
+#     import objmapper;
 #     include "objmapper.vcl";
 #
-# It adds what any such set-up wants and decides nothing about what is cached: PURGE of one URL from this machine,
-# which frees the body in objmapper too.
+#     sub vcl_init {
+#         new om = objmapper.director();
+#         om.set_backend(h2o);
+#     }
+#     sub vcl_recv {
+#         set req.backend_hint = om.backend();
+#     }
+#
+# It decides nothing about what is cached:
+#
+# * PURGE of one URL from this machine, here and in objmapper, before it is answered;
+# * what comes from objmapper keeps the lifetime that was decided when it was published.
+#
+# Without a director it is PURGE alone.
 
 acl objmapper_purgers {
 	"localhost";
@@ -16,5 +29,22 @@ sub vcl_recv {
 			return (synth(405));
 		}
 		return (purge);
+	}
+}
+
+sub vcl_purge {
+	if (!objmapper.purge()) {
+		return (synth(503, "Not purged in objmapper"));
+	}
+	# Varnish has purged its cache before it came here: once more, for what came from objmapper in between.
+	if (req.restarts == 0) {
+		return (restart);
+	}
+}
+
+sub vcl_backend_response {
+	# While the backend does not answer, a stale record is an answer, and no reason to make its URL uncacheable.
+	if (objmapper.restore() && objmapper.status() == "stale") {
+		return (deliver);
 	}
 }

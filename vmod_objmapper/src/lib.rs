@@ -1,16 +1,28 @@
-//! objmapper in VCL: `import objmapper;`.
+//! objmapper in VCL: `import objmapper;`. What it does for VCL is documented in `vmod_objmapper.vcc`.
+//!
+//! This crate is everything of the second cache level that touches varnishd, and nothing else: what a record is, where it
+//! is found and how it is published is `objmapper-l2`, which knows nothing of varnishd.
+//!
+//! ```text
+//! entry ──► director ──► fetch ──► filter      a fetch: look-up, answer from a record, or the real backend
+//!              │           │
+//!              │           └────► transaction ──► publish    the fetch is over: publish, or tell why not
+//!              └► store (one second level per store and prefix) ◄── bans
+//! ```
 
-// The macro makes C entry points and a vmod descriptor, without comments of ours in them.
-#![allow(missing_docs, unreachable_pub, clippy::undocumented_unsafe_blocks)]
-
-/// objmapper in VCL
-#[varnish::vmod(docs = "README.md")]
-mod objmapper {
-    /// What this VMOD is and what it was built for, for example `0.1.0 (Varnish 7.7.0)`.
-    ///
-    /// A VMOD and a storage engine of different versions do not work together on shared objects; compare this with the
-    /// package that the storage engine came from.
-    pub fn version() -> &'static str {
-        concat!(env!("CARGO_PKG_VERSION"), " (Varnish ", env!("VARNISH_VERSION"), ")")
-    }
-}
+mod arguments;
+mod bans;
+mod boundary;
+mod director;
+mod engine;
+mod entry;
+mod fetch;
+mod ffi;
+mod filter;
+mod http;
+mod object;
+mod publish;
+mod regex;
+mod store;
+mod transaction;
+mod vsl;

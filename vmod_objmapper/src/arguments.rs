@@ -1,0 +1,98 @@
+//! The arguments of `objmapper.director()` and their limits.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The prefix of directors that are given none.
+pub(crate) const DEFAULT_PREFIX: &[u8] = b"varnish";
+
+/// As long as a socket's path can be (`sun_path`, with its NUL).
+const MAX_SOCKET: usize = 107;
+const MAX_PREFIX: usize = 256;
+const MAX_URI: usize = 4096;
+
+/// What a director is told.
+#[derive(Debug, Clone)]
+pub(crate) struct Arguments {
+    /// `None`: the storage engine's store.
+    pub(crate) socket: Option<PathBuf>,
+    pub(crate) prefix: Vec<u8>,
+    pub(crate) deadline: Duration,
+    pub(crate) wait: Duration,
+    pub(crate) hold: Duration,
+    pub(crate) uncacheable: Duration,
+    pub(crate) publish: bool,
+}
+
+/// As VCL says it.
+pub(crate) struct Raw<'a> {
+    pub(crate) socket: &'a [u8],
+    pub(crate) prefix: &'a [u8],
+    pub(crate) deadline: f64,
+    pub(crate) wait: f64,
+    pub(crate) hold: f64,
+    pub(crate) uncacheable: f64,
+    pub(crate) publish: bool,
+}
+
+impl Arguments {
+    /// Checks them. The message names argument, value, limit and remedy.
+    pub(crate) fn parse(raw: &Raw<'_>, prefix_of_vcl: &[u8]) -> Result<Arguments, String> {
+        let own = if raw.prefix.is_empty() { prefix_of_vcl } else { raw.prefix };
+        Ok(Arguments {
+            socket: socket(raw.socket)?,
+            prefix: prefix("prefix", own)?,
+            deadline: duration("deadline", raw.deadline, 0.001, 60.0, "1ms to 60s")?,
+            wait: duration("wait", raw.wait, 0.0, 3600.0, "0s to 1h")?,
+            hold: duration("hold", raw.hold, 1.0, 3600.0, "1s to 1h")?,
+            uncacheable: duration("uncacheable", raw.uncacheable, 0.0, 3600.0, "0s to 1h")?,
+            publish: raw.publish,
+        })
+    }
+}
+
+fn duration(name: &str, seconds: f64, least: f64, most: f64, limits: &str) -> Result<Duration, String> {
+    if (least..=most).contains(&seconds) {
+        return Ok(Duration::from_secs_f64(seconds));
+    }
+    Err(format!("{name} = {seconds}s: {limits} are possible; give {name} another value or leave it out"))
+}
+
+fn socket(path: &[u8]) -> Result<Option<PathBuf>, String> {
+    use std::os::unix::ffi::OsStrExt;
+    if path.is_empty() {
+        return Ok(None);
+    }
+    if !path.starts_with(b"/") || path.len() > MAX_SOCKET {
+        return Err(format!(
+            "socket = \"{}\": an absolute path of at most {MAX_SOCKET} bytes is needed; give objmapperd's --socket",
+            path.escape_ascii()
+        ));
+    }
+    Ok(Some(PathBuf::from(std::ffi::OsStr::from_bytes(path))))
+}
+
+/// Checks a prefix.
+pub(crate) fn prefix(name: &str, text: &[u8]) -> Result<Vec<u8>, String> {
+    if text.is_empty() || text.len() > MAX_PREFIX || !text.iter().all(u8::is_ascii_graphic) {
+        return Err(format!(
+            "{name} = \"{}\" ({} bytes): 1 to {MAX_PREFIX} printable bytes without blanks are possible, for example \
+             \"cdn://example.com\"",
+            text.escape_ascii(),
+            text.len()
+        ));
+    }
+    Ok(text.to_vec())
+}
+
+/// Checks a URI that stands for a record.
+pub(crate) fn uri(text: &[u8]) -> Result<&[u8], String> {
+    if text.is_empty() || text.len() > MAX_URI {
+        return Err(format!(
+            "uri = \"{}\" ({} bytes): 1 to {MAX_URI} bytes are possible",
+            text[..text.len().min(64)].escape_ascii(),
+            text.len()
+        ));
+    }
+    Ok(text)
+}

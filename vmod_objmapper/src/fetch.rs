@@ -1,0 +1,371 @@
+//! A fetch: looked up, and then answered from a record or by the real backend.
+
+use std::ffi::c_int;
+use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use objmapper_l2::{Adopts, Counters, Finding, Hit, Key, Lookup, MissReason, Stale, Ticket};
+use sha2::{Digest, Sha256};
+use varnish_stevedore_sys::bindings::{
+    DIR_S_HDRS, DIR_S_NULL, H_If_Modified_Since, H_If_None_Match, HTTP_Setup, OC_F_PRIVATE, SLT_BerespMethod,
+    VDI_Finish, VDI_GetHdr, VFP_Close, VFP_Push, VFP_Setup, VRT_Assign_Backend, VTIM_real, busyobj, http_SetHeader,
+    http_Unset, vrt_ctx, vsl_log,
+};
+
+use crate::director::Om;
+use crate::engine::Storage;
+use crate::filter::{self, Miss, SOURCE, Serving, WITNESS};
+use crate::http::{self, View};
+use crate::transaction::{self, Status, Turn, Work};
+use crate::{bans, boundary, object, vsl};
+
+/// Smaller bodies are read and verified before they are used, also where they could be adopted.
+const ADOPT_FROM: u64 = 64 << 10;
+
+/// The transaction's log.
+fn log(bo: *mut busyobj) -> *mut vsl_log {
+    // SAFETY: a checked busyobj of the calling thread's.
+    unsafe { (&raw mut (*bo).vsl).cast() }
+}
+
+/// Has varnishd treat the director's backend as the fetch's, for the time of a call.
+pub(crate) fn through<T>(bo: *mut busyobj, om: &Om, call: impl FnOnce(*mut busyobj) -> T) -> T {
+    // SAFETY: the fetch is the calling thread's. Neither pointer's reference is touched: our director keeps that to its
+    // backend for as long as it lives, which is longer than the call.
+    unsafe {
+        let own = std::mem::replace(&mut (*bo).director_req, om.inner());
+        let value = call(bo);
+        (*bo).director_req = own;
+        value
+    }
+}
+
+/// Answers `VDI_GetHdr`.
+///
+/// # Safety
+/// `ctx` must be the calling thread's, of a fetch.
+pub(crate) unsafe fn gethdrs(ctx: &vrt_ctx, om: &Om) -> c_int {
+    let bo = boundary::busyobj_of(ctx);
+    // A retry comes by again: what was begun before is given up.
+    // SAFETY: by contract.
+    let begun = unsafe {
+        transaction::with(ctx, om, |turn| {
+            turn.work = Work::Nothing;
+            turn.status = None;
+            (turn.asking, turn.uri.clone())
+        })
+    };
+    let uri = match begun {
+        Ok((false, uri)) => uri,
+        Ok((true, _)) => {
+            let text = format!("director {} leads back to itself", om.name);
+            // SAFETY: this thread's log.
+            unsafe { vsl::fetch_error(log(bo), &text) };
+            return -1;
+        }
+        Err(why) => {
+            // SAFETY: this thread's log.
+            unsafe { vsl::fetch_error(log(bo), &why) };
+            return -1;
+        }
+    };
+    if om.inner().is_null() {
+        let text = format!("director {} has no backend: call {}.set_backend() in vcl_init", om.name, om.name);
+        // SAFETY: this thread's log.
+        unsafe { vsl::fetch_error(log(bo), &text) };
+        return -1;
+    }
+    let fetch = Fetch { ctx, bo, om };
+    if let Some(why) = fetch.bypass() {
+        Counters::add(&om.counters().c_bypassed, 1);
+        fetch.say(Status::Bypass, why);
+        return fetch.ask();
+    }
+    fetch.look_up(uri.as_deref())
+}
+
+/// The key of a fetch.
+pub(crate) fn key(om: &Om, bo: *mut busyobj, uri: Option<&[u8]>) -> Key {
+    match uri {
+        Some(uri) => om.l2.key_from_text(uri),
+        // SAFETY: the fetch's own heads; bereq0 is what the client's request was when the fetch began, and nobody changes it.
+        None => unsafe { key_of(om, View::new((*bo).bereq0), &(*bo).digest) },
+    }
+}
+
+/// The key of a request, with a digest that vcl_hash made; all zeros: it has not run.
+pub(crate) fn key_of(om: &Om, request: View<'_>, digest: &[u8; 32]) -> Key {
+    let host = request.header(b"Host");
+    // As the builtin vcl_hash does it: each string is followed by a NUL byte (VRT_hashdata).
+    let mut builtin = Sha256::new();
+    builtin.update(request.url());
+    builtin.update([0]);
+    builtin.update(host.unwrap_or_default());
+    builtin.update([0]);
+    let own = *digest != [0; 32] && (host.is_none() || builtin.finalize()[..] != digest[..]);
+    om.l2.key(host.unwrap_or_default(), request.url(), own.then_some(&digest[..]))
+}
+
+struct Fetch<'a> {
+    ctx: &'a vrt_ctx,
+    bo: *mut busyobj,
+    om: &'a Om,
+}
+
+impl Fetch<'_> {
+    fn request(&self) -> View<'_> {
+        // SAFETY: the fetch's own request, which we do not change while it is looked at.
+        unsafe { View::new((*self.bo).bereq) }
+    }
+
+    fn turn<T>(&self, call: impl FnOnce(&mut Turn) -> T) -> Option<T> {
+        // SAFETY: the calling thread's fetch; no call of ours comes by here again.
+        unsafe { transaction::with(self.ctx, self.om, call) }.ok()
+    }
+
+    /// Sets the status, and logs it.
+    fn say(&self, status: Status, what: impl std::fmt::Display) {
+        self.turn(|turn| turn.status = Some(status));
+        let text = format!("{} {} {what}", self.om.name, status.text().to_string_lossy());
+        // SAFETY: this thread's log.
+        unsafe { vsl::decision(log(self.bo), &text) };
+    }
+
+    /// Why this fetch is none of the second level's business.
+    fn bypass(&self) -> Option<&'static str> {
+        let request = self.request();
+        // SAFETY: the fetch's own state; the flags that are looked at do not change any more.
+        let (pass, private, body) = unsafe {
+            let flags = u32::from((&raw const (*(*self.bo).fetch_objcore).flags).read_volatile());
+            (
+                (*self.bo).uncacheable() != 0,
+                flags & OC_F_PRIVATE != 0,
+                !(*self.bo).req.is_null() || !(*self.bo).bereq_body.is_null(),
+            )
+        };
+        match () {
+            () if pass || private => Some("pass"),
+            () if body => Some("request body"),
+            () if request.method() != b"GET" => Some("method"),
+            () if request.header(b"Authorization").is_some() => Some("Authorization"),
+            () if request.header(b"Range").is_some() => Some("Range"),
+            () => None,
+        }
+    }
+
+    /// Has varnishd ask the real backend.
+    fn ask(&self) -> c_int {
+        self.turn(|turn| turn.asking = true);
+        // SAFETY: the calling thread's fetch, in which varnishd has called us from VDI_GetHdr.
+        let result = through(self.bo, self.om, |bo| unsafe { VDI_GetHdr(bo) });
+        self.turn(|turn| turn.asking = false);
+        result
+    }
+
+    fn look_up(&self, uri: Option<&[u8]>) -> c_int {
+        let (om, arguments) = (self.om, &self.om.arguments);
+        bans::catch_up();
+        om.counters().g_up.store(u64::from(om.l2.is_up()), Relaxed);
+        let key = key(om, self.bo, uri);
+        // SAFETY: the fetch's own flag.
+        let hit_for_miss = unsafe { (*self.bo).is_hitmiss() } != 0;
+        let instance = Storage::default_one().and_then(Storage::instance);
+        let finding = om.l2.find(
+            &Lookup {
+                key: &key,
+                request: &self.request(),
+                // Requests for what is known to be uncacheable are not made to wait for one another.
+                wait: if hit_for_miss { Duration::ZERO } else { arguments.wait },
+                hold: arguments.hold,
+                // SAFETY: VTIM_real only reads the clock.
+                now: unsafe { VTIM_real() },
+                adopts: instance.map(|instance| Adopts { instance, from: ADOPT_FROM }),
+            },
+            om.counters(),
+        );
+        let text = key.text().escape_ascii().to_string();
+        match finding {
+            Finding::Hit(hit) => match self.serve(hit, None, false) {
+                Ok(()) => {
+                    self.say(Status::Hit, &text);
+                    0
+                }
+                Err(why) => {
+                    self.reset();
+                    self.miss(None, why, &text)
+                }
+            },
+            Finding::Stale(stale) => self.stale(stale, &text),
+            Finding::Miss(miss) => self.miss(miss.ticket, &why(miss.why), &text),
+        }
+    }
+
+    fn miss(&self, ticket: Option<Ticket>, why: &str, text: &str) -> c_int {
+        self.say(Status::Miss, format_args!("{text} ({why})"));
+        let result = self.ask();
+        self.asked(result, ticket)
+    }
+
+    /// The origin has answered, or has not.
+    fn asked(&self, result: c_int, ticket: Option<Ticket>) -> c_int {
+        if result != 0 {
+            self.turn(|turn| turn.status = Some(Status::Error));
+            return result;
+        }
+        let seen = Rc::new(Miss::default());
+        // SAFETY: varnishd has set the filters of this response up; ours comes after its own source.
+        unsafe {
+            let entry = VFP_Push((*self.bo).vfc, WITNESS.address());
+            if !entry.is_null() {
+                filter::charge(entry, &seen);
+            }
+        }
+        self.turn(|turn| turn.work = Work::Miss { ticket, seen });
+        result
+    }
+
+    /// Answers from a record.
+    fn serve(&self, hit: Hit, ticket: Option<Ticket>, renewed: bool) -> Result<(), &'static str> {
+        // SAFETY: VTIM_real only reads the clock.
+        let age = if renewed { 0.0 } else { hit.age(unsafe { VTIM_real() }).ceil() };
+        let serving = Rc::new(Serving::new(self.om, hit, renewed));
+        // SAFETY: the calling thread's fetch, with beresp and vfc set up and no connection.
+        unsafe {
+            let entry = object::respond(self.bo, &serving.hit, age.clamp(0.0, 1e12) as u64, SOURCE.address())?;
+            filter::charge(entry, &serving);
+        }
+        self.turn(|turn| turn.work = Work::Serving { ticket, serving });
+        Ok(())
+    }
+
+    /// Begins the response anew, as `vbf_stp_startfetch` does, with us as its director.
+    fn reset(&self) {
+        let bo = self.bo;
+        // SAFETY: the calling thread's fetch, between VDI_GetHdr's call and its return: it has no response yet that anybody
+        // has seen.
+        unsafe {
+            if (*bo).director_state != DIR_S_NULL && !(*bo).htc.is_null() {
+                (*bo).acct.beresp_bodybytes += VFP_Close((*bo).vfc);
+                VDI_Finish(bo);
+            } else {
+                VFP_Close((*bo).vfc);
+            }
+            VFP_Setup((*bo).vfc, (*bo).wrk);
+            (*(*bo).vfc).oc = (*bo).fetch_objcore;
+            (*(*bo).vfc).resp = (*bo).beresp;
+            (*(*bo).vfc).req = (*bo).bereq;
+            (*bo).htc = std::ptr::null_mut();
+            HTTP_Setup((*bo).beresp, (&raw mut (*bo).ws).cast(), log(bo), SLT_BerespMethod);
+            VRT_Assign_Backend(&raw mut (*bo).director_resp, self.om.director());
+            (*bo).director_state = DIR_S_HDRS;
+        }
+    }
+
+    fn stale(&self, stale: Stale, text: &str) -> c_int {
+        let Stale { hit, ticket } = stale;
+        let before = if hit.has_validator() { self.make_conditional(&hit) } else { None };
+        let result = self.ask();
+        let conditional = before.is_some();
+        if let Some(before) = before {
+            // What a retry sends is not for this record.
+            self.set_conditional(&before);
+        }
+        // SAFETY: the fetch's own response, which is complete if there is one.
+        let status = if result == 0 { unsafe { View::new((*self.bo).beresp) }.status() } else { 0 };
+        if result == 0 && !(status == 304 && conditional) {
+            self.say(Status::Miss, format_args!("{text} (stale)"));
+            return self.asked(result, ticket);
+        }
+        // SAFETY: VTIM_real only reads the clock.
+        let now = unsafe { VTIM_real() };
+        if result != 0 && !hit.in_grace(now) {
+            self.say(Status::Error, format_args!("{text} (stale, beyond its grace)"));
+            return result;
+        }
+        let mut hit = hit;
+        let renewed = result == 0;
+        if renewed {
+            // SAFETY: as above.
+            match object::refreshed(&hit.head, unsafe { View::new((*self.bo).beresp) }) {
+                Some(head) => hit.head = head,
+                None => {
+                    self.say(Status::Error, format_args!("{text} (the origin's 304 is too large)"));
+                    return -1;
+                }
+            }
+        }
+        self.reset();
+        let ticket = if renewed { ticket } else { None };
+        match self.serve(hit, ticket, renewed) {
+            Ok(()) if renewed => {
+                Counters::add(&self.om.counters().c_revalidated, 1);
+                self.say(Status::Revalidated, text);
+                0
+            }
+            Ok(()) => {
+                Counters::add(&self.om.counters().c_stale, 1);
+                self.say(Status::Stale, text);
+                0
+            }
+            Err(why) => {
+                self.reset();
+                self.say(Status::Error, format_args!("{text} ({why})"));
+                -1
+            }
+        }
+    }
+
+    /// Asks for the record's validator in place of that of a stale object of varnishd's, which it returns. `None`: there was
+    /// no room.
+    fn make_conditional(&self, hit: &Hit) -> Option<Conditional> {
+        let before = Conditional {
+            none_match: self.request().header(b"If-None-Match").map(<[u8]>::to_vec),
+            modified_since: self.request().header(b"If-Modified-Since").map(<[u8]>::to_vec),
+        };
+        let of_record = Conditional {
+            none_match: hit.head.headers.get(b"ETag").map(<[u8]>::to_vec),
+            modified_since: hit.head.headers.get(b"Last-Modified").map(<[u8]>::to_vec),
+        };
+        if self.set_conditional(&of_record) {
+            return Some(before);
+        }
+        self.set_conditional(&before);
+        None
+    }
+
+    /// Replaces the request's conditions; whether there was room for all of them.
+    fn set_conditional(&self, conditional: &Conditional) -> bool {
+        let mut complete = true;
+        // SAFETY: the fetch's own request and workspace; the names are constants of varnishd's.
+        unsafe {
+            let (bereq, ws) = ((*self.bo).bereq, (&raw mut (*self.bo).ws).cast());
+            http_Unset(bereq, (&raw const H_If_None_Match).cast());
+            http_Unset(bereq, (&raw const H_If_Modified_Since).cast());
+            let lines = [
+                (&b"If-None-Match: "[..], &conditional.none_match),
+                (b"If-Modified-Since: ", &conditional.modified_since),
+            ];
+            for (name, value) in lines.iter().filter_map(|(name, value)| Some((name, value.as_ref()?))) {
+                let line = [name, &value[..]].concat();
+                if line.len() + 16 > http::free_room(ws) || View::new(bereq).lines().count() >= http::most_lines(bereq)
+                {
+                    complete = false;
+                } else if let Some(line) = http::copy(ws, &line) {
+                    http_SetHeader(bereq, line);
+                }
+            }
+        }
+        complete
+    }
+}
+
+/// The conditions of a request.
+struct Conditional {
+    none_match: Option<Vec<u8>>,
+    modified_since: Option<Vec<u8>>,
+}
+
+fn why(reason: MissReason) -> String {
+    reason.to_string()
+}

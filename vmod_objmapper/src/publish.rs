@@ -1,0 +1,279 @@
+//! The end of a fetch: what it brought is published, or others are told that there is nothing to share.
+
+use std::ffi::{c_int, c_uint, c_void};
+use std::ptr::NonNull;
+
+use objmapper_abi::{Bytes, Publication, Published};
+use objmapper_l2::{Head, Outage, Outcome, SealedOutcome, Ticket, Writer};
+use varnish_stevedore_sys::bindings::{
+    BOS_FINISHED, OC_F_FAILED, OC_F_HFM, OC_F_HFP, OC_F_PRIVATE, ObjGetLen, ObjIterate, busyobj, vrt_ctx, vsl_log,
+};
+use varnish_stevedore_sys::functions::HSH_Kill;
+
+use crate::boundary::{busyobj_of, fallible};
+use crate::director::Om;
+use crate::engine::{self, Storage};
+use crate::http::View;
+use crate::object;
+use crate::transaction::Work;
+use crate::vsl;
+
+/// Settles what the directors of a task have begun.
+///
+/// # Safety
+/// `ctx` must be that of the task's end, in its thread.
+pub(crate) unsafe fn settle(ctx: &vrt_ctx, turns: impl Iterator<Item = (NonNull<Om>, Option<bool>, Work)>) {
+    let bo = busyobj_of(ctx);
+    for (om, publish, work) in turns {
+        if bo.is_null() {
+            continue;
+        }
+        // SAFETY: a director lives as long as its VCL, which the fetch holds a reference to.
+        let end = End { bo, om: unsafe { Om::checked(om.as_ptr()) }, publish };
+        match work {
+            Work::Nothing => {}
+            Work::Miss { ticket: None, .. } => {}
+            Work::Miss { ticket: Some(ticket), seen } => end.miss(ticket, seen.accepted.get()),
+            Work::Serving { ticket, serving } => {
+                let valid = serving.hit.still_valid(&end.om.l2, &end.request());
+                match ticket {
+                    Some(ticket) => end.renewed(ticket, &serving),
+                    None if !valid && end.complete() => end.kill("outlawed meanwhile"),
+                    None => {}
+                }
+            }
+        }
+    }
+}
+
+/// What an object is to others.
+enum Verdict {
+    /// They may have it.
+    Publish(Head),
+    /// Nobody but its own request may have it, or VCL does not want it: others need not wait for such a one.
+    Refuse(&'static str),
+    /// The fetch has failed: the next one shall try.
+    Failed,
+}
+
+struct End<'a> {
+    bo: *mut busyobj,
+    om: &'a Om,
+    publish: Option<bool>,
+}
+
+impl End<'_> {
+    fn log(&self) -> *mut vsl_log {
+        // SAFETY: the task's own busyobj.
+        unsafe { (&raw mut (*self.bo).vsl).cast() }
+    }
+
+    fn say(&self, text: impl std::fmt::Display) {
+        // SAFETY: this thread's log.
+        unsafe { vsl::decision(self.log(), &format!("{} {text}", self.om.name)) };
+    }
+
+    fn request(&self) -> View<'_> {
+        // SAFETY: the fetch's own request, which nobody changes any more.
+        unsafe { View::new((*self.bo).bereq) }
+    }
+
+    /// Whether the object is complete.
+    fn complete(&self) -> bool {
+        // SAFETY: the fetch's own object, whose boc it holds a reference to until the task has ended.
+        unsafe {
+            let boc = (*(*self.bo).fetch_objcore).boc;
+            !boc.is_null() && (*boc).state == BOS_FINISHED
+        }
+    }
+
+    /// Takes the object out of varnishd's cache.
+    fn kill(&self, why: &str) {
+        self.say(format_args!("killed: {why}"));
+        // SAFETY: the fetch holds a reference to its object, and no lock.
+        unsafe { HSH_Kill((*self.bo).fetch_objcore) };
+    }
+
+    fn verdict(&self, accepted: bool) -> Verdict {
+        // SAFETY: the fetch's own state; the flags that are looked at do not change any more, the times may be changed by a
+        // purge at any moment, and any of their values will do.
+        let (flags, ttl, confirmed, failed) = unsafe {
+            let oc = (*self.bo).fetch_objcore;
+            (
+                u32::from((&raw const (*oc).flags).read_volatile()),
+                (*oc).ttl,
+                (*self.bo).was_304() != 0 && (*self.bo).err_code == 0,
+                (*(*self.bo).vfc).failed != 0,
+            )
+        };
+        if !self.complete() || flags & OC_F_FAILED != 0 || failed || !(accepted || confirmed) {
+            return Verdict::Failed;
+        }
+        if flags & (OC_F_HFM | OC_F_HFP | OC_F_PRIVATE) != 0 || ttl <= 0.0 {
+            return Verdict::Refuse("uncacheable");
+        }
+        if !self.publish.unwrap_or(self.om.arguments.publish) {
+            return Verdict::Refuse("publish is off");
+        }
+        // SAFETY: the fetch has ended well.
+        let Some(head) = (unsafe { object::head(self.bo) }) else { return Verdict::Refuse("head too large") };
+        match private(&head) {
+            Some(why) => Verdict::Refuse(why),
+            None => Verdict::Publish(head),
+        }
+    }
+
+    fn refuse(&self, ticket: Ticket, why: &str) {
+        self.say(format_args!("not published: {why}"));
+        ticket.refuse(self.om.arguments.uncacheable, self.om.counters());
+    }
+
+    fn miss(&self, ticket: Ticket, accepted: bool) {
+        match self.verdict(accepted) {
+            Verdict::Failed => {
+                self.say("not published: the fetch has failed");
+                ticket.give_up();
+            }
+            Verdict::Refuse(why) => self.refuse(ticket, why),
+            Verdict::Publish(head) => {
+                // SAFETY: the fetch's own object, which is complete.
+                let len = unsafe { ObjGetLen((*self.bo).wrk, (*self.bo).fetch_objcore) };
+                let outcome = self.publish_object(ticket, head, len);
+                self.tell(outcome, len);
+            }
+        }
+    }
+
+    fn renewed(&self, ticket: Ticket, serving: &crate::filter::Serving) {
+        // Its own filter has seen to the body; an incomplete one is a failure by the object's state.
+        match self.verdict(true) {
+            Verdict::Failed => ticket.give_up(),
+            Verdict::Refuse(why) => self.refuse(ticket, why),
+            Verdict::Publish(head) => {
+                let head = Head { gzip_bits: serving.hit.head.gzip_bits, flags: serving.hit.head.flags, ..head };
+                let outcome = ticket.renew(&serving.hit, &head, self.om.counters());
+                self.tell(outcome, 0);
+            }
+        }
+    }
+
+    fn tell(&self, outcome: Outcome, len: u64) {
+        match outcome {
+            Outcome::Published => self.say(format_args!("published {len} bytes")),
+            Outcome::Conflict => self.kill("purged or banned meanwhile"),
+            other => self.say(format_args!("not published: {other:?}")),
+        }
+    }
+
+    fn publish_object(&self, ticket: Ticket, head: Head, len: u64) -> Outcome {
+        let (counters, request) = (self.om.counters(), self.request());
+        // SAFETY: the fetch's own object.
+        let stv = unsafe { (*(*self.bo).fetch_objcore).stobj[0].stevedore }.cast::<c_void>();
+        let same_store =
+            Storage::at(stv).and_then(Storage::instance).is_some_and(|i| len > 0 && Some(i) == self.om.l2.instance());
+        let ticket = match engine::table() {
+            Some(table) if same_store => {
+                let sealed = match ticket.seal(head.clone(), &request, len, None, counters) {
+                    Ok(sealed) => sealed,
+                    Err(outcome) => return outcome,
+                };
+                let uri = sealed.uri.as_bytes();
+                let publication = Publication {
+                    uri: Bytes { ptr: uri.as_ptr(), len: uri.len() },
+                    tail: Bytes { ptr: sealed.tail.as_ptr(), len: sealed.tail.len() },
+                    expires: sealed.expires_ms,
+                    shard: sealed.shard,
+                    fence: sealed.fence,
+                };
+                // SAFETY: the object is complete, in its fetch's thread, with its boc referenced; what the publication
+                // points to lives during the call.
+                let published = unsafe { (table.publish)((*self.bo).fetch_objcore.cast(), &raw const publication) };
+                let settled = match published {
+                    Published::Elsewhere => Err(sealed.reopen()),
+                    Published::Done => Ok((sealed, SealedOutcome::Done)),
+                    Published::Conflict => Ok((sealed, SealedOutcome::Conflict)),
+                    Published::Full => Ok((sealed, SealedOutcome::Failed(Outage::Full))),
+                    Published::Down => Ok((sealed, SealedOutcome::Failed(Outage::Down))),
+                    Published::Timeout => Ok((sealed, SealedOutcome::Failed(Outage::Timeout))),
+                    Published::Failed => Ok((sealed, SealedOutcome::Failed(Outage::Io))),
+                };
+                match settled {
+                    Ok((sealed, outcome)) => return sealed.settle(outcome, counters),
+                    Err(ticket) => ticket,
+                }
+            }
+            _ => ticket,
+        };
+        self.copy(ticket, head, len)
+    }
+
+    /// Publishes a copy of what was stored.
+    fn copy(&self, ticket: Ticket, head: Head, len: u64) -> Outcome {
+        let counters = self.om.counters();
+        let writer = match ticket.writer(head, &self.request(), Some(len), counters) {
+            Ok(writer) => writer,
+            Err(outcome) => return outcome,
+        };
+        let mut copy = Copying { writer, written: 0, failed: None };
+        if len > 0 {
+            // SAFETY: the fetch's own object; `copy` outlives the call, which alone uses it meanwhile.
+            let stopped = unsafe {
+                let (wrk, oc) = ((*self.bo).wrk, (*self.bo).fetch_objcore);
+                ObjIterate(wrk, oc, (&raw mut copy).cast(), Some(write), 0)
+            };
+            if let Some(outcome) = copy.failed {
+                return outcome;
+            }
+            if stopped != 0 || copy.written != len {
+                return Outcome::Outage(Outage::Io);
+            }
+        }
+        copy.writer.finish(counters)
+    }
+}
+
+struct Copying {
+    writer: Writer,
+    written: u64,
+    failed: Option<Outcome>,
+}
+
+unsafe extern "C" fn write(priv_: *mut c_void, _flush: c_uint, ptr: *const c_void, len: isize) -> c_int {
+    fallible("publish", 1, || {
+        // SAFETY: what `copy` gave to ObjIterate.
+        let Some(copy) = (unsafe { priv_.cast::<Copying>().as_mut() }) else { return 1 };
+        let Ok(len @ 1..) = usize::try_from(len) else { return 0 };
+        // SAFETY: bytes of the object's body, which nobody writes any more.
+        let bytes = unsafe { std::slice::from_raw_parts(ptr.cast::<u8>(), len) };
+        match copy.writer.write(bytes) {
+            Ok(()) => {
+                copy.written += len as u64;
+                0
+            }
+            Err(outcome) => {
+                copy.failed = Some(outcome);
+                1
+            }
+        }
+    })
+}
+
+/// Why a response is nobody's but its own request's, whatever VCL says.
+fn private(head: &Head) -> Option<&'static str> {
+    let lists = |name: &[u8], token: &[u8]| {
+        head.headers.iter().filter_map(|line| crate::http::value_of(line, name)).any(|value| {
+            value.split(|b| *b == b',').any(|part| {
+                let part = part.split(|b| *b == b'=').next().unwrap_or_default();
+                part.trim_ascii().eq_ignore_ascii_case(token)
+            })
+        })
+    };
+    match () {
+        () if head.status == 206 || head.status < 200 => Some("status"),
+        () if head.headers.get(b"Set-Cookie").is_some() => Some("Set-Cookie"),
+        () if lists(b"Cache-Control", b"private") => Some("private"),
+        () if lists(b"Cache-Control", b"no-store") => Some("no-store"),
+        () if lists(b"Vary", b"*") => Some("Vary: *"),
+        () => None,
+    }
+}

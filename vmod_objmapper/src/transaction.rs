@@ -1,0 +1,152 @@
+//! What is known of one task (a fetch, or a client request) beyond one call: kept as varnishd's PRIV_TASK, whose end in a
+//! fetch is the end of the fetch, with the object complete and its boc still referenced.
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use objmapper_l2::Ticket;
+use varnish_stevedore_sys::bindings::{
+    VMOD_PRIV_METHODS_MAGIC, VRT_priv_task, VRT_priv_task_get, vmod_priv, vmod_priv_methods, vrt_ctx,
+};
+
+use crate::boundary::{Constant, context, fallible};
+use crate::director::Om;
+use crate::filter::{Miss, Serving};
+use crate::publish;
+
+/// What a director did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Status {
+    Hit,
+    Miss,
+    Revalidated,
+    Stale,
+    Bypass,
+    Error,
+}
+
+impl Status {
+    /// As VCL sees it.
+    pub(crate) fn text(self) -> &'static std::ffi::CStr {
+        match self {
+            Status::Hit => c"hit",
+            Status::Miss => c"miss",
+            Status::Revalidated => c"revalidated",
+            Status::Stale => c"stale",
+            Status::Bypass => c"bypass",
+            Status::Error => c"error",
+        }
+    }
+}
+
+/// What is to be done when the fetch is over.
+#[derive(Default)]
+pub(crate) enum Work {
+    #[default]
+    Nothing,
+    /// The origin was asked.
+    Miss { ticket: Option<Ticket>, seen: Rc<Miss> },
+    /// A record was served; with a ticket: as the origin confirmed it (304).
+    Serving { ticket: Option<Ticket>, serving: Rc<Serving> },
+}
+
+/// One director's part in a task.
+pub(crate) struct Turn {
+    om: NonNull<Om>,
+    /// Set by `.set_uri()`.
+    pub(crate) uri: Option<Vec<u8>>,
+    /// Set by `.publish()`.
+    pub(crate) publish: Option<bool>,
+    pub(crate) status: Option<Status>,
+    /// While the director asks its backend: who comes by again goes round in a circle.
+    pub(crate) asking: bool,
+    pub(crate) work: Work,
+}
+
+/// A task.
+#[derive(Default)]
+pub(crate) struct Task {
+    turns: Vec<Turn>,
+    /// Which turn has set its status last.
+    last: Option<usize>,
+}
+
+// Its address is also the name of our tasks.
+// SAFETY: varnishd only reads a private's methods.
+static METHODS: Constant<vmod_priv_methods> = unsafe {
+    Constant::new(vmod_priv_methods {
+        magic: VMOD_PRIV_METHODS_MAGIC,
+        type_: c"objmapper task".as_ptr(),
+        fini: Some(fini),
+    })
+};
+
+unsafe extern "C" fn fini(ctx: *const vrt_ctx, task: *mut c_void) {
+    fallible("task", (), || {
+        // SAFETY: `of` leaked it, and varnishd calls this once.
+        let task = unsafe { Box::from_raw(task.cast::<Task>()) };
+        // SAFETY: varnishd's own context of the task that ends, in its thread.
+        unsafe { publish::settle(context(ctx), task.turns.into_iter().map(|turn| turn.settled())) };
+    });
+}
+
+impl Turn {
+    fn settled(mut self) -> (NonNull<Om>, Option<bool>, Work) {
+        (self.om, self.publish, std::mem::take(&mut self.work))
+    }
+}
+
+/// # Safety
+/// `slot` must be null or varnishd's slot for our tasks.
+unsafe fn of_slot<'a>(slot: *mut vmod_priv) -> Option<&'a mut Task> {
+    // SAFETY: by contract; what is in it is what `with` leaked there.
+    unsafe { slot.as_ref()?.priv_.cast::<Task>().as_mut() }
+}
+
+/// Lends the director's part in the task of `ctx`, which begins with this call if it is the first.
+///
+/// # Safety
+/// `ctx` must be the calling thread's, of a client request or a fetch; `call` must not come by here again.
+pub(crate) unsafe fn with<T>(ctx: &vrt_ctx, om: &Om, call: impl FnOnce(&mut Turn) -> T) -> Result<T, String> {
+    // SAFETY: by contract; varnishd's slot for this name in this task.
+    let slot = unsafe { VRT_priv_task(ctx, METHODS.address().cast()) };
+    if slot.is_null() {
+        return Err("no room for the task's state: raise workspace_backend or workspace_client".to_owned());
+    }
+    // SAFETY: as above; the slot is this task's, and nobody else looks at it.
+    let task = unsafe {
+        if (*slot).priv_.is_null() {
+            (*slot).priv_ = Box::into_raw(Box::<Task>::default()).cast();
+            (*slot).methods = METHODS.address();
+        }
+        of_slot(slot)
+    };
+    let Some(task) = task else { return Err("no state".to_owned()) };
+    let index = task.turns.iter().position(|turn| std::ptr::eq(turn.om.as_ptr(), om)).unwrap_or_else(|| {
+        let (uri, publish, status, asking) = (None, None, None, false);
+        task.turns.push(Turn { om: NonNull::from(om), uri, publish, status, asking, work: Work::Nothing });
+        task.turns.len() - 1
+    });
+    let turn = &mut task.turns[index];
+    let before = turn.status;
+    let value = call(turn);
+    if turn.status != before {
+        task.last = Some(index);
+    }
+    Ok(value)
+}
+
+/// Lends the director's part if there is one; without a director the one of whichever was asked last.
+///
+/// # Safety
+/// As for [`with`].
+pub(crate) unsafe fn with_known<T>(ctx: &vrt_ctx, om: Option<&Om>, call: impl FnOnce(&mut Turn) -> T) -> Option<T> {
+    // SAFETY: by contract.
+    let task = unsafe { of_slot(VRT_priv_task_get(ctx, METHODS.address().cast())) }?;
+    let index = match om {
+        Some(om) => task.turns.iter().position(|turn| std::ptr::eq(turn.om.as_ptr(), om)),
+        None => task.last,
+    };
+    task.turns.get_mut(index?).map(call)
+}
