@@ -342,10 +342,10 @@ impl Cache {
         writer.finish(&self.counters)
     }
 
-    /// Misses, and publishes.
+    /// Misses (after who had the ticket has given it up), and publishes.
     #[track_caller]
     pub(crate) fn put(&self, req: &Req, head: Head, body: &[u8]) {
-        let ticket = self.get(req).ticket();
+        let ticket = self.get_at(req, NOW, PATIENCE).ticket();
         assert_eq!(self.publish(ticket, req, head, body), Outcome::Published);
     }
 
