@@ -141,7 +141,7 @@ pub struct Engine {
     /// its deadline. Announcing again, or [`Engine::forgo`], gives the former announcement up.
     ///
     /// Even then the object may have to do with ordinary room: without room for all of the file below the storage's
-    /// limit, without a mapping, or with a filter on top that writes to the room (only `testgunzip` does not).
+    /// limit, without a mapping, or with a filter on top that writes to the room (all but `testgunzip` and `esi`).
     /// [`Engine::adopted`] then answers 0: copy the bytes. So it does for what is asked for behind the record's last byte.
     pub adopt: unsafe extern "C" fn(stv: *const c_void, oc: *const c_void, record: *const Record) -> Adoption,
     /// Gives up what [`Engine::adopt`] announced in this thread, if no object has taken it.

@@ -12,7 +12,9 @@ use objmapper_abi::{Adoption, Bytes, Engine as Table, MAGIC, OnBan, Publication,
 use objmapper_engine::adopt::{Announced, NotAdopted, Wanted};
 use objmapper_engine::engine::Engine;
 use objmapper_engine::publish::{self, Fence, Outcome};
-use varnish_stevedore_sys::bindings::{BUSYOBJ_MAGIC, THR_GetBusyobj, THR_GetWorker, VFP_testgunzip, WORKER_MAGIC};
+use varnish_stevedore_sys::bindings::{
+    BUSYOBJ_MAGIC, THR_GetBusyobj, THR_GetWorker, VFP_esi, VFP_testgunzip, WORKER_MAGIC,
+};
 use varnish_stevedore_sys::functions::LRU_NukeOne;
 use varnish_stevedore_sys::objcore;
 use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore};
@@ -78,7 +80,7 @@ pub(crate) fn take_announced(oc: *const objcore, engine: &'static Engine) -> Opt
     })
 }
 
-/// Do all filters of the fetch of `oc` but the first only look at what they are given? The room of an adopted body cannot
+/// Do all filters of the fetch of `oc` but the one at the bottom only look at what they are given? The room of an adopted body cannot
 /// be written to.
 pub(crate) fn only_reads(oc: *const objcore) -> bool {
     // SAFETY: the busyobj of this thread's fetch, or null (cache_main.c); its filters are this thread's.
@@ -87,10 +89,12 @@ pub(crate) fn only_reads(oc: *const objcore) -> bool {
         if bo.magic != BUSYOBJ_MAGIC || !std::ptr::eq(bo.fetch_objcore, oc) || bo.vfc.is_null() {
             return false;
         }
+        // cache_gzip.c, cache_esi_fetch.c: both have the filter below fill the room, and read there.
+        let readers = [&raw const VFP_testgunzip, &raw const VFP_esi];
         let mut entry = (*bo.vfc).vfp.vtqh_first;
         while let Some(filter) = entry.as_ref() {
             let next = filter.list.vtqe_next;
-            if !next.is_null() && !std::ptr::eq(filter.vfp, &raw const VFP_testgunzip) {
+            if !next.is_null() && !readers.contains(&filter.vfp) {
                 return false;
             }
             entry = next;

@@ -32,7 +32,7 @@ impl Embedded {
         let session = store.session(None).map_err(failure)?;
         let tier = store.tier_dir(tier_kind).map_err(failure)?;
         let tier = tier.try_clone_to_owned().map_err(|e| Failure::Io(e.to_string()))?;
-        Ok(Embedded { session: Arc::new(session), tier_kind, tier: Arc::new(tier), pins: Pins::default() })
+        Ok(Embedded { session: Arc::new(session), tier_kind, tier: Arc::new(tier), pins: Pins::new(false) })
     }
 
     pub(super) fn create(&self, length: u64) -> Result<Draft, Failure> {

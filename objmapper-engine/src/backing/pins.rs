@@ -21,22 +21,31 @@ struct State {
 }
 
 /// Who needs which pin.
-#[derive(Debug, Default)]
-pub(super) struct Pins(Mutex<State>);
+#[derive(Debug)]
+pub(super) struct Pins {
+    state: Mutex<State>,
+    /// Are releases on their way for a while, or carried out when they are called for?
+    deferred: bool,
+}
 
 impl Pins {
+    /// For a store that carries releases out at once, or for one that hears of them later.
+    pub(super) fn new(deferred: bool) -> Pins {
+        Pins { state: Mutex::default(), deferred }
+    }
+
     /// Somebody needs this pin, and is about to ask the store for it. `true`: a release of it may still be under way,
     /// and must have reached the store before.
     #[must_use]
     pub(super) fn acquire(&self, pinned: Pinned) -> bool {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         *state.held.entry(pinned).or_default() += 1;
         state.released.contains(&pinned)
     }
 
     /// Somebody needs it no more. `release` is called under the lock, and must not wait, if that was the last one.
     pub(super) fn release(&self, pinned: Pinned, release: impl FnOnce(Pinned)) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let Some(count) = state.held.get_mut(&pinned) else { return };
         *count -= 1;
         if *count == 0 {
@@ -44,7 +53,9 @@ impl Pins {
             if state.committing > 0 {
                 state.postponed.push(pinned);
             } else {
-                state.released.insert(pinned);
+                if self.deferred {
+                    state.released.insert(pinned);
+                }
                 release(pinned);
             }
         }
@@ -52,7 +63,7 @@ impl Pins {
 
     /// Does somebody need it?
     pub(super) fn is_held(&self, pinned: Pinned) -> bool {
-        self.0.lock().held.contains_key(&pinned)
+        self.state.lock().held.contains_key(&pinned)
     }
 
     /// Releases wait until `commit` has said what it pinned.
@@ -61,9 +72,9 @@ impl Pins {
         commit: impl FnOnce() -> Result<(T, Pinned), super::Failure>,
         mut release: impl FnMut(Pinned),
     ) -> Result<T, super::Failure> {
-        self.0.lock().committing += 1;
+        self.state.lock().committing += 1;
         let outcome = commit();
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.committing -= 1;
         if let Ok((_, pinned)) = &outcome {
             *state.held.entry(*pinned).or_default() += 1;
@@ -71,7 +82,9 @@ impl Pins {
         if state.committing == 0 {
             for pinned in std::mem::take(&mut state.postponed) {
                 if !state.held.contains_key(&pinned) {
-                    state.released.insert(pinned);
+                    if self.deferred {
+                        state.released.insert(pinned);
+                    }
                     release(pinned);
                 }
             }
@@ -81,12 +94,12 @@ impl Pins {
 
     /// Releases so far whose arrival in the store is not known; told to [`Pins::arrived`] when it is.
     pub(super) fn under_way(&self) -> Vec<Pinned> {
-        self.0.lock().released.iter().copied().collect()
+        self.state.lock().released.iter().copied().collect()
     }
 
     /// These releases have reached the store.
     pub(super) fn arrived(&self, releases: &[Pinned]) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         for pinned in releases {
             state.released.remove(pinned);
         }
@@ -99,7 +112,7 @@ mod tests {
 
     #[test]
     fn the_last_one_releases_and_a_release_under_way_is_known() {
-        let pins = Pins::default();
+        let pins = Pins::new(true);
         let mut released = Vec::new();
         assert!(!pins.acquire((1, 7)) && !pins.acquire((1, 7)));
         pins.release((1, 7), |pinned| released.push(pinned));
@@ -113,7 +126,7 @@ mod tests {
 
     #[test]
     fn what_an_adopter_releases_before_its_publisher_has_taken_note_stays_pinned() {
-        let pins = Pins::default();
+        let pins = Pins::new(false);
         let mut released = Vec::new();
         let outcome = pins.committing(
             || {
@@ -126,5 +139,6 @@ mod tests {
         );
         assert!(outcome.is_ok());
         assert_eq!((released.as_slice(), pins.is_held((0, 3))), ([(0, 4)].as_slice(), true));
+        assert!(pins.under_way().is_empty());
     }
 }

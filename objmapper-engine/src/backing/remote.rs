@@ -78,7 +78,7 @@ impl Remote {
             })
             .build()
             .map_err(failure)?;
-        Ok(Remote { client, memory_epoch, doubtful: Mutex::default(), pins: Pins::default(), timeout })
+        Ok(Remote { client, memory_epoch, doubtful: Mutex::default(), pins: Pins::new(true), timeout })
     }
 
     pub(super) fn answers(&self) -> bool {
