@@ -73,7 +73,7 @@ impl Client {
 
     pub(crate) fn start(config: Config) -> Result<Self> {
         let pool = Pool::new(config)?;
-        let deferred = Arc::new(Deferred::default());
+        let deferred = Arc::clone(&pool.deferred);
         let inner = Inner { pool, deferred, threads: Mutex::default() };
         let pool = Arc::clone(&inner.pool);
         inner.threads.lock().push(spawn("objm-keeper", move || pool.keep())?);

@@ -20,6 +20,7 @@ use objmapper_proto::EncodeError;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::counters::Counters;
+use crate::deferred::Item;
 use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::slot::{Answer, Expect, Slot, Woken};
@@ -32,6 +33,9 @@ const COALESCE: usize = 16 * 1024;
 /// Told when a connection is lost.
 pub(crate) trait Owner: Send + Sync {
     fn lost(&self, connection: &Connection, why: &Error);
+
+    /// The answer to a request whose caller has gone brought this.
+    fn unclaimed(&self, connection: &Connection, item: Item);
 
     /// No connection is wanted any more, and no session.
     fn is_ending(&self) -> bool;
@@ -289,7 +293,7 @@ impl Connection {
             let _ = self.flush(deadline);
             self.drive(slot, deadline);
         }
-        match slot.take() {
+        match slot.take_or_abandon() {
             Some(answer) => answer,
             None => {
                 Counters::add(&self.counters.timeouts, 1);

@@ -74,7 +74,7 @@ impl Client {
 }
 
 impl Deferred {
-    fn push(&self, session: u64, items: impl Iterator<Item = Item>, counters: &Counters) {
+    pub(crate) fn push(&self, session: u64, items: impl Iterator<Item = Item>, counters: &Counters) {
         let mut dropped = 0;
         let ended = {
             let mut queue = self.queue.lock();

@@ -12,8 +12,10 @@ use crate::board::Board;
 use crate::config::Config;
 use crate::connection::{Connection, Owner};
 use crate::counters::Counters;
+use crate::deferred::{Deferred, Item};
 use crate::error::{Error, OpName, Result};
 use crate::handshake::{Attachment, Least, establish};
+use crate::objects::session_of;
 use crate::session::Session;
 use crate::socket::wait_closed;
 use crate::state::{ConnectionState, Event, Version};
@@ -35,6 +37,7 @@ struct Peer {
 pub(crate) struct Pool {
     pub(crate) config: Config,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) deferred: Arc<Deferred>,
     connections: RwLock<Vec<Arc<Connection>>>,
     turn: AtomicU64,
     /// Held from a change to the end of its event, so that events come in order. Taken before `peer`.
@@ -58,6 +61,7 @@ impl Pool {
         Ok(Arc::new(Self {
             config,
             counters: Arc::default(),
+            deferred: Arc::default(),
             connections: RwLock::default(),
             turn: AtomicU64::new(0),
             order: Mutex::new(()),
@@ -325,6 +329,10 @@ impl Owner for Pool {
         }
         drop(order);
         self.wake();
+    }
+
+    fn unclaimed(&self, connection: &Connection, item: Item) {
+        self.deferred.push(session_of(connection), std::iter::once(item), &self.counters);
     }
 
     fn is_ending(&self) -> bool {

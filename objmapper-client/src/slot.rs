@@ -51,6 +51,8 @@ pub(crate) enum Body {
 struct State {
     answer: Option<Result<Answer>>,
     done: bool,
+    /// Its caller has gone.
+    abandoned: bool,
     promoted: bool,
 }
 
@@ -79,14 +81,19 @@ impl Slot {
         Arc::new(Self { id, expect, state: Mutex::default(), cv: Condvar::new(), waiting: AtomicBool::new(false) })
     }
 
-    /// Delivers the answer. The first one counts.
-    pub(crate) fn complete(&self, answer: Result<Answer>) {
+    /// Delivers the answer. The first one counts; one whose caller has gone comes back.
+    pub(crate) fn complete(&self, answer: Result<Answer>) -> Option<Answer> {
         let mut state = self.state.lock();
-        if !state.done {
-            state.done = true;
-            state.answer = Some(answer);
-            self.cv.notify_one();
+        if state.done {
+            return None;
         }
+        state.done = true;
+        if state.abandoned {
+            return answer.ok();
+        }
+        state.answer = Some(answer);
+        self.cv.notify_one();
+        None
     }
 
     /// Makes its sleeping caller the one that reads.
@@ -99,9 +106,11 @@ impl Slot {
         self.state.lock().done
     }
 
-    /// The answer, once.
-    pub(crate) fn take(&self) -> Option<Result<Answer>> {
-        self.state.lock().answer.take()
+    /// The answer, once. If it is not there, the caller gives up: nobody will ask again.
+    pub(crate) fn take_or_abandon(&self) -> Option<Result<Answer>> {
+        let mut state = self.state.lock();
+        state.abandoned = state.answer.is_none();
+        state.answer.take()
     }
 
     pub(crate) fn sleep(&self, deadline: Instant) -> Woken {

@@ -8,6 +8,7 @@ use objmapper_proto::{DecodeError, Status, ext, v1};
 
 use super::Connection;
 use crate::counters::Counters;
+use crate::deferred::Item;
 use crate::error::{Error, ProtocolError, Result};
 use crate::slot::{Answer, Body, Expect};
 use crate::socket::Inbox;
@@ -128,7 +129,24 @@ impl Connection {
                 // Nobody holds the other end; the descriptors are closed with the answer.
                 Counters::add(&self.counters.late_answers, 1);
             }
-            slot.complete(Ok(answer));
+            if let Some(late) = slot.complete(Ok(answer)) {
+                self.give_back(slot.expect, &late);
+            }
+        }
+    }
+
+    /// What a late answer brought would be held for nobody, until its session ends.
+    fn give_back(&self, expect: Expect, answer: &Answer) {
+        let (Expect::Ext(op), Status::Ok, Body::Payload(payload)) = (expect, answer.status, &answer.body) else {
+            return;
+        };
+        let item = match ext::Reply::parse(op, payload) {
+            Ok(ext::Reply::Created { handle, .. }) => Item::Abort(handle),
+            Ok(ext::Reply::Lease(ext::LeaseOutcome::Granted { lease })) => Item::Unlease { lease, refuse: 0 },
+            _ => return,
+        };
+        if let Some(owner) = self.owner.upgrade() {
+            owner.unclaimed(self, item);
         }
     }
 }
