@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use objmapper_l2::{Counters, L2};
+use parking_lot::Mutex;
 use varnish::Vsc;
 use varnish_stevedore_sys::bindings::{
     DIRECTOR_MAGIC, SC_TX_ERROR, VCL_BACKEND, VCL_BOOL, VCL_TIME, VDI_Http1Pipe, VDI_METHODS_MAGIC, VRT_AddDirector,
@@ -16,7 +17,7 @@ use varnish_stevedore_sys::bindings::{
 use crate::arguments::Arguments;
 use crate::boundary::{Constant, busyobj_of, bytes, context, fallible, wrong};
 use crate::fetch;
-use crate::store::{self, Place};
+use crate::store::{self, Name};
 
 const OM_MAGIC: u32 = 0x6f62_6d6f;
 
@@ -30,7 +31,7 @@ pub(crate) struct Om {
     pub(crate) name: String,
     pub(crate) arguments: Arguments,
     pub(crate) l2: Arc<L2>,
-    place: Place,
+    store: Name,
     counters: Segment,
 }
 
@@ -43,6 +44,26 @@ unsafe impl Send for Segment {}
 unsafe impl Sync for Segment {}
 
 // SAFETY: varnishd only reads a director's methods.
+/// A director in the list of all.
+struct Listed(*const Om);
+
+// SAFETY: what is in the list is alive, as `destroy` takes it off first; an `Om` may be looked at by any thread.
+unsafe impl Send for Listed {}
+
+/// All directors of this process, for their gauges.
+static ALL: Mutex<Vec<Listed>> = Mutex::new(Vec::new());
+
+/// Tells the directors that use a second level whether it is up.
+pub(crate) fn show_state(store: &Name, up: bool) {
+    for listed in ALL.lock().iter() {
+        // SAFETY: see `Listed`.
+        let om = unsafe { Om::checked(listed.0) };
+        if om.store == *store {
+            om.show_state(up);
+        }
+    }
+}
+
 static METHODS: Constant<vdi_methods> = unsafe {
     Constant::new(vdi_methods {
         magic: VDI_METHODS_MAGIC,
@@ -70,7 +91,7 @@ impl Om {
     /// # Safety
     /// `ctx` must be the context of vcl_init, `name` the name that VCL gives it.
     pub(crate) unsafe fn create(ctx: *const vrt_ctx, name: &CStr, arguments: Arguments) -> Result<*mut Om, String> {
-        let (l2, place) = store::open(&arguments)?;
+        let (l2, store) = store::open(&arguments)?;
         // SAFETY: VRT_AddDirector (cache/cache_vrt_vcl.c) in vcl_init; the table and the name live long enough. The director
         // is given its priv below, before it is handed to anybody.
         let dir =
@@ -87,12 +108,18 @@ impl Om {
             name: name.to_string_lossy().into_owned(),
             arguments,
             l2,
-            place,
+            store,
             // Names in VCL are letters, digits, '_' and '-': no format directive is in them.
             counters: Segment(Vsc::new("OBJM", &String::from_utf8_lossy(full_name))),
         }));
         // SAFETY: see above.
         unsafe { (*dir).priv_ = om.cast::<c_void>() };
+        // SAFETY: made above, and alive until `destroy` takes it off the list.
+        let made = unsafe { Om::checked(om) };
+        // A change of state is told to the list, and so before or after this as a whole.
+        let mut all = ALL.lock();
+        all.push(Listed(om));
+        made.show_state(made.l2.is_up());
         Ok(om)
     }
 
@@ -157,6 +184,10 @@ impl Om {
         &self.counters.0
     }
 
+    fn show_state(&self, up: bool) {
+        self.counters().g_up.store(u64::from(up), Relaxed);
+    }
+
     fn describe(&self, json: bool) -> String {
         let counters = self.counters();
         let instance = self.l2.instance().map_or_else(String::new, |i| i.iter().map(|b| format!("{b:02x}")).collect());
@@ -166,7 +197,7 @@ impl Om {
             let quoted = |text: String| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
             return format!(
                 "{{ \"store\": {}, \"prefix\": {}, \"state\": {}, \"instance\": {}, \"hits\": {hits}, \"misses\": {misses} }},\n",
-                quoted(self.place.to_string()),
+                quoted(self.store.0.to_string()),
                 quoted(prefix),
                 quoted(state.to_string()),
                 quoted(instance),
@@ -175,7 +206,7 @@ impl Om {
         let instance = if instance.is_empty() { "unknown".to_owned() } else { instance };
         format!(
             "\n  Store:    {}\n  Prefix:   {prefix}\n  State:    {state}\n  Instance: {instance}\n  Hits:     {hits}\n  Misses:   {misses}\n",
-            self.place
+            self.store.0
         )
     }
 }
@@ -232,6 +263,7 @@ unsafe extern "C" fn destroy(dir: VCL_BACKEND) {
         // SAFETY: the last reference to our director is gone; `create` made the box.
         unsafe {
             let om = (*dir).priv_.cast::<Om>();
+            ALL.lock().retain(|listed| !ptr::eq(listed.0, om));
             drop(Box::from_raw(om));
         }
     });
@@ -241,7 +273,7 @@ unsafe extern "C" fn panic(dir: VCL_BACKEND, vsb: *mut vsb) {
     fallible("panic", (), || {
         // SAFETY: varnishd's own director.
         let om = unsafe { Om::of(dir) };
-        let text = format!("store = {},\nstate = {},\n", om.place, om.l2.state());
+        let text = format!("store = {},\nstate = {},\n", om.store.0, om.l2.state());
         // SAFETY: varnishd's own vsb.
         unsafe { VSB_bcat(vsb, text.as_ptr().cast(), isize::try_from(text.len()).unwrap_or(0)) };
     });

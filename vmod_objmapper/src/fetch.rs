@@ -2,7 +2,6 @@
 
 use std::ffi::c_int;
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use objmapper_l2::{Adopts, Counters, Finding, Hit, Key, Lookup, MissReason, Stale, Ticket};
@@ -166,7 +165,6 @@ impl Fetch<'_> {
     fn look_up(&self, uri: Option<&[u8]>) -> c_int {
         let (om, arguments) = (self.om, &self.om.arguments);
         bans::catch_up();
-        om.counters().g_up.store(u64::from(om.l2.is_up()), Relaxed);
         let key = key(om, self.bo, uri);
         // SAFETY: the fetch's own flag.
         let hit_for_miss = unsafe { (*self.bo).is_hitmiss() } != 0;

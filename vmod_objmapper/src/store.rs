@@ -14,7 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::arguments::Arguments;
 use crate::engine::Storage;
 use crate::regex::Vre;
-use crate::{bans, vsl};
+use crate::{bans, director, vsl};
 
 /// Connections of each: as many calls of an objmapperd can be on their way at once, without waiting for one another.
 const CONNECTIONS: usize = 4;
@@ -37,20 +37,23 @@ impl std::fmt::Display for Place {
     }
 }
 
-type Stores = HashMap<(Place, Vec<u8>, Duration), Arc<L2>>;
+/// What tells one second level from another: store, prefix, deadline.
+pub(crate) type Name = (Place, Vec<u8>, Duration);
+
+type Stores = HashMap<Name, Arc<L2>>;
 
 /// Who makes a second level holds `MAKING`, so that readers of `OPEN` (a ban comes in, under varnishd's ban mutex) never wait
 /// for that.
 static MAKING: Mutex<()> = Mutex::new(());
 static OPEN: RwLock<Option<Stores>> = RwLock::new(None);
 
-/// The second level for a director's arguments, and which store it is in.
-pub(crate) fn open(arguments: &Arguments) -> Result<(Arc<L2>, Place), String> {
+/// The second level for a director's arguments, and its name.
+pub(crate) fn open(arguments: &Arguments) -> Result<(Arc<L2>, Name), String> {
     let place = place(arguments)?;
     let key = (place.clone(), arguments.prefix.clone(), arguments.deadline);
     let _making = MAKING.lock();
     if let Some(l2) = OPEN.read().as_ref().and_then(|stores| stores.get(&key)) {
-        return Ok((l2.clone(), place));
+        return Ok((l2.clone(), key));
     }
     let store = match &place {
         Place::Socket(path) => Connect::Socket(path.clone()),
@@ -60,18 +63,26 @@ pub(crate) fn open(arguments: &Arguments) -> Result<(Arc<L2>, Place), String> {
         }
     };
     let who = format!("{place} {}", arguments.prefix.escape_ascii());
+    let told = key.clone();
     let l2 = L2::open(Config {
         store,
         call_timeout: arguments.deadline,
         connections: CONNECTIONS,
         prefix: arguments.prefix.clone(),
         regexes: Arc::new(Vre),
-        log: Arc::new(move |notice: &Notice| vsl::operator(&who, &notice.to_string())),
+        log: Arc::new(move |notice: &Notice| {
+            vsl::operator(&who, &notice.to_string());
+            match notice {
+                Notice::Up(_) => director::show_state(&told, true),
+                Notice::Down(_) => director::show_state(&told, false),
+                _ => {}
+            }
+        }),
     })
     .map_err(|error| format!("socket {place}, prefix \"{}\": {error}", arguments.prefix.escape_ascii()))?;
-    OPEN.write().get_or_insert_default().insert(key, l2.clone());
+    OPEN.write().get_or_insert_default().insert(key.clone(), l2.clone());
     bans::follow(&l2);
-    Ok((l2, place))
+    Ok((l2, key))
 }
 
 fn place(arguments: &Arguments) -> Result<Place, String> {
