@@ -41,6 +41,7 @@ struct Search<'a> {
     why: MissReason,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one for a request, for a moment")]
 enum Step {
     Done(Finding),
     /// Something has changed: look again.
@@ -191,7 +192,7 @@ impl Search<'_> {
     }
 
     fn allows(&self, mark: &Mark, head: &Head) -> bool {
-        self.bans.log.allows(mark, head, self.lookup.request, &self.bans.patterns)
+        self.bans.log.allows(mark, self.lookup.key.text(), head, self.lookup.request, &self.bans.patterns)
     }
 
     fn look_at_key(&mut self) -> Result<Step, MissReason> {
@@ -354,7 +355,7 @@ impl Search<'_> {
 
     /// `None`: its body does not validate, and it was removed.
     fn hit(&mut self, record: Candidate<'_>, head: Head, mark: Mark) -> Result<Option<Hit>, MissReason> {
-        let Candidate { uri, entry, opened, .. } = record;
+        let Candidate { uri, entry, opened, stored: Stored { text, vary, .. }, .. } = record;
         let instance = self.session.instance().0;
         let body_len = opened.trailer.body_len;
         let adopted = self.lookup.adopts.is_some_and(|a| a.instance == instance && body_len >= a.from);
@@ -369,6 +370,6 @@ impl Search<'_> {
         let sum = opened.trailer.sum;
         let file = if bytes.is_some() { None } else { Some(opened.file) };
         let record = RecordFile { uri: uri.clone(), entry, instance, file, bytes, body_len, sum };
-        Ok(Some(Hit { head, record, waited: self.waited, mark, grounds: self.grounds(self.fence) }))
+        Ok(Some(Hit { head, record, waited: self.waited, text, vary, mark, grounds: self.grounds(self.fence) }))
     }
 }

@@ -14,9 +14,11 @@ use crate::request::RequestView;
 use crate::space::{Core, L2};
 use crate::stored::Mark;
 use crate::ticket::Ticket;
+use crate::vary::VaryKey;
 
 /// What a look-up found.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one for a request, taken apart at once")]
 pub enum Finding {
     /// A record that is fresh.
     Hit(Hit),
@@ -89,6 +91,8 @@ pub struct Stale {
 pub(crate) enum Grounds {
     /// The store's board, as it was, and the bans that were known.
     Board { session: Arc<Session>, fence: Fence, bans: Arc<Copy> },
+    /// With a v0.1 peer: the newest ban that was known.
+    V01 { mark: Mark },
 }
 
 /// A record.
@@ -100,6 +104,9 @@ pub struct Hit {
     pub record: RecordFile,
     /// Whether another's fetch was waited for.
     pub waited: bool,
+    /// The key's text.
+    pub(crate) text: Vec<u8>,
+    pub(crate) vary: Option<VaryKey>,
     pub(crate) mark: Mark,
     pub(crate) grounds: Grounds,
 }
@@ -142,10 +149,11 @@ impl Core {
                     self.is_newest(session, bans)
                         || self
                             .current_bans(session)
-                            .is_ok_and(|bans| bans.log.allows(&hit.mark, &hit.head, request, &bans.patterns))
+                            .is_ok_and(|bans| bans.log.allows(&hit.mark, &hit.text, &hit.head, request, &bans.patterns))
                 };
                 in_use && board.is_current(*fence) && allowed()
             }
+            Grounds::V01 { .. } => self.is_still_valid_v01(hit, request),
         }
     }
 }

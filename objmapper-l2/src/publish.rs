@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use objmapper_client::{CommitOptions, Fence, IfVersion, ObjUri, PrivateObject, Session, Status, Want};
 
 use crate::bans::keeper::write_all_at;
-use crate::finding::{Grounds, Hit};
-use crate::head::{BodySum, Head, Summer};
+use crate::finding::Grounds;
+use crate::head::{BodySum, Summer};
 use crate::key::Key;
 use crate::outage::Outage;
 use crate::reading::{Opened, Unreadable};
@@ -36,12 +36,14 @@ impl Grounds {
     pub(crate) fn mark(&self) -> Mark {
         match self {
             Self::Board { bans, .. } => bans.log.mark(),
+            Self::V01 { mark } => *mark,
         }
     }
 
     pub(crate) fn board(&self) -> Result<(&Session, Fence), Outcome> {
         match self {
             Self::Board { session, fence, .. } => Ok((session, *fence)),
+            Self::V01 { .. } => Err(Outcome::Outage(Outage::Protocol)),
         }
     }
 
@@ -52,6 +54,7 @@ impl Grounds {
                 Some(board) if board.is_current(*fence) => Outcome::Overtaken,
                 _ => Outcome::Conflict,
             },
+            Self::V01 { .. } => Outcome::Overtaken,
         }
     }
 }
@@ -248,10 +251,5 @@ impl Ticket {
         // Should that fail, the store drops it when it needs its room.
         let _ = self.core.client.evict(uri, IfVersion::Any);
         outcome
-    }
-
-    /// Without a place for a renewal there is nothing to publish it as.
-    pub(crate) fn renew_whole(&mut self, _hit: &Hit, _head: &Head) -> Outcome {
-        Outcome::Overtaken
     }
 }

@@ -1,6 +1,6 @@
 //! Purging: the record or the index at a key goes, and with the index's generation every variant.
 
-use objmapper_client::{Error, IfVersion};
+use objmapper_client::{ConnectionState, Error, IfVersion};
 
 use crate::key::Key;
 use crate::outage::Outage;
@@ -8,6 +8,9 @@ use crate::space::Core;
 
 impl Core {
     pub(crate) fn purge(&self, key: &Key) -> Result<bool, Outage> {
+        if let ConnectionState::V01 { .. } = self.client.state() {
+            return self.purge_v01(key);
+        }
         let delete = || self.client.delete(key.uri(), IfVersion::Any);
         // It may be carried out twice: the second time there is nothing more to delete.
         let deleted = match delete() {

@@ -14,6 +14,7 @@ use crate::publish::{Draft, Place};
 use crate::request::RequestView;
 use crate::space::Core;
 use crate::stored::{Stored, Target};
+use crate::v01::MAX_BODY;
 use crate::vary::{Spec, VaryKey};
 
 /// What became of a publication.
@@ -98,6 +99,11 @@ impl Ticket {
         Self { core, key, lease: Some(lease), grounds, indexed, base, renews }
     }
 
+    /// For a v0.1 peer, where nobody waits.
+    pub(crate) fn without_lease(core: Arc<Core>, key: Key, grounds: Grounds) -> Self {
+        Self { core, key, lease: None, grounds, indexed: false, base: 0, renews: None }
+    }
+
     fn stored(&self, head: Head, vary: Option<VaryKey>, target: Option<Target>) -> Stored {
         Stored { target, text: self.key.text().to_vec(), vary, mark: self.grounds.mark(), head }
     }
@@ -124,11 +130,17 @@ impl Ticket {
     ) -> Result<Writer, Outcome> {
         let began = Instant::now();
         let begun = self.vary(&head, request).and_then(|vary| {
-            let draft = Draft::new(&self.core, &self.grounds, expected)?;
-            Ok((draft, self.stored(head, vary, None)))
+            let copy = match &self.grounds {
+                Grounds::Board { .. } => Body::Draft(Draft::new(&self.core, &self.grounds, expected)?),
+                Grounds::V01 { .. } if expected.is_some_and(|len| len > MAX_BODY as u64) => {
+                    return Err(Outcome::TooLarge);
+                }
+                Grounds::V01 { .. } => Body::Memory(Vec::new()),
+            };
+            Ok((copy, self.stored(head, vary, None)))
         });
         match begun {
-            Ok((draft, stored)) => Ok(Writer { ticket: self, draft, stored, failed: None }),
+            Ok((body, stored)) => Ok(Writer { ticket: self, body, stored, failed: None }),
             Err(outcome) => Err(outcome.count(0, began, counters)),
         }
     }
@@ -187,7 +199,13 @@ impl Ticket {
     }
 
     fn publish_renewal(&mut self, hit: &Hit, head: &Head) -> Outcome {
-        let Some(renews) = self.renews.take() else { return self.renew_whole(hit, head) };
+        let Some(renews) = self.renews.take() else {
+            // A v0.1 store has no place for a head alone; the body is in memory.
+            let (Grounds::V01 { .. }, Some(body)) = (&self.grounds, hit.record.bytes()) else {
+                return Outcome::Overtaken;
+            };
+            return self.publish_v01(&self.stored(head.clone(), hit.vary.clone(), None), body);
+        };
         let stored = self.stored(head.clone(), renews.vary, Some(renews.target));
         let Some(bytes) = stored.tail(0, None) else { return Outcome::TooLarge };
         self.put(&renews.uri, &bytes, objmapper_client::IfVersion::Any, head.end_ms())
@@ -224,11 +242,19 @@ impl Ticket {
     }
 }
 
+/// Where a copy is written to.
+#[derive(Debug)]
+enum Body {
+    Draft(Draft),
+    /// For a v0.1 peer, which gets it at once.
+    Memory(Vec<u8>),
+}
+
 /// A copy that is being written. Dropped before [`Self::finish`], nothing is published.
 #[derive(Debug)]
 pub struct Writer {
     ticket: Ticket,
-    draft: Draft,
+    body: Body,
     stored: Stored,
     failed: Option<Outcome>,
 }
@@ -242,17 +268,31 @@ impl Writer {
         if let Some(failed) = self.failed {
             return Err(failed);
         }
-        self.draft.write(bytes).inspect_err(|outcome| self.failed = Some(*outcome))
+        let written = match &mut self.body {
+            Body::Draft(draft) => draft.write(bytes),
+            Body::Memory(body) if body.len() + bytes.len() > MAX_BODY => {
+                *body = Vec::new();
+                Err(Outcome::TooLarge)
+            }
+            Body::Memory(body) => {
+                body.extend_from_slice(bytes);
+                Ok(())
+            }
+        };
+        written.inspect_err(|outcome| self.failed = Some(*outcome))
     }
 
     /// The body is complete: publishes it.
     pub fn finish(self, counters: &Counters) -> Outcome {
         let began = Instant::now();
-        let Self { mut ticket, draft, stored, failed } = self;
-        let body_len = draft.len();
-        let outcome = match failed {
-            Some(failed) => failed,
-            None => ticket.publish(draft, &stored).unwrap_or_else(|outcome| outcome),
+        let Self { mut ticket, body, stored, failed } = self;
+        let (outcome, body_len) = match (failed, body) {
+            (Some(failed), _) => (failed, 0),
+            (None, Body::Draft(draft)) => {
+                let len = draft.len();
+                (ticket.publish(draft, &stored).unwrap_or_else(|outcome| outcome), len)
+            }
+            (None, Body::Memory(body)) => (ticket.publish_v01(&stored, &body), body.len() as u64),
         };
         outcome.count(body_len, began, counters)
     }

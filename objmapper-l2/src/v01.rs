@@ -1,15 +1,155 @@
-//! Peers of protocol v0.1.
+//! Peers of protocol v0.1: the same promises by other means.
+//!
+//! Such a store can neither look up without creating, nor publish at once, nor order a publication after a purge; it
+//! hands everybody a writable file, and loses some. So here
+//!
+//! * a record is bounded, always has the checksum of its whole file, and is read and verified completely before it is
+//!   used: whatever is torn, empty or lost is a miss;
+//! * who writes holds a lock on the file (an open-file-description lock), and does not write to one that is deleted;
+//! * a purge is an entry of the ban log, which is read anew at each look-up: a response that was asked for before it is
+//!   outlawed whenever it comes, and a log that was lost or torn is begun anew and outlaws everything.
+//!
+//! Nobody waits for another's fetch, nothing is adopted. A ban that another process has announced is known here once it
+//! is in the log, which that process sees to at once.
+
+mod file;
+mod log;
+mod publish;
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use objmapper_client::{Entry, EntryFlags, ObjUri, Tier};
+
+use crate::bans::evaluate::Patterns;
+use crate::bans::keeper::Unknown;
+use crate::bans::log::Log;
 use crate::counters::Counters;
-use crate::finding::{Finding, MissReason};
-use crate::outage::Outage;
-use crate::request::Lookup;
+use crate::finding::{Finding, Grounds, Hit, Miss, MissReason, RecordFile, Stale};
+use crate::record::{Kind, parse_whole};
+use crate::request::{Lookup, RequestView};
 use crate::space::Core;
+use crate::stored::Stored;
+use crate::ticket::Ticket;
+use crate::vary::{Index, VaryKey};
+
+/// Most bytes of a body.
+pub(crate) const MAX_BODY: usize = 8 << 20;
+
+/// A record that was read.
+struct Candidate {
+    stored: Stored,
+    body: Box<[u8]>,
+    uri: ObjUri<'static>,
+    file_len: u64,
+}
 
 impl Core {
-    pub(crate) fn find_v01(self: &Arc<Self>, _: &Lookup<'_>, _: &Counters) -> Result<Finding, MissReason> {
-        Err(MissReason::Outage(Outage::Protocol))
+    pub(crate) fn find_v01(self: &Arc<Self>, lookup: &Lookup<'_>, counters: &Counters) -> Result<Finding, MissReason> {
+        let deadline = Instant::now() + self.call_timeout;
+        let log = self.current_log_v01(deadline).map_err(|why| match why {
+            Unknown::Pending => MissReason::BansPending,
+            Unknown::Outage(outage) => MissReason::Outage(outage),
+        })?;
+        let grounds = Grounds::V01 { mark: log.mark() };
+        let ticket = || Some(Ticket::without_lease(Arc::clone(self), lookup.key.clone(), grounds.clone()));
+        let miss = |why| Ok(Finding::Miss(Miss { ticket: ticket(), why }));
+        let record = match self.candidate_v01(lookup)? {
+            Ok(record) => record,
+            Err(why) => {
+                Counters::add(&counters.c_damaged, (why == MissReason::Damaged).into());
+                return miss(why);
+            }
+        };
+        let Stored { mark, head, vary, text, .. } = record.stored;
+        let patterns = Patterns::of(log.bans(), &Patterns::default(), &*self.regexes);
+        if !log.allows(&mark, lookup.key.text(), &head, lookup.request, &patterns) {
+            Counters::add(&counters.c_outlawed, 1);
+            return miss(MissReason::Outlawed);
+        }
+        let fresh = head.is_fresh(lookup.now);
+        if !fresh && !head.in_grace(lookup.now) && !head.is_renewable(lookup.now) {
+            return miss(MissReason::Expired);
+        }
+        let body_len = record.body.len() as u64;
+        let entry = Entry {
+            object: 0,
+            version: 0,
+            tier: Tier::Memory,
+            flags: EntryFlags::FOREIGN,
+            length: record.file_len,
+            mtime: 0,
+            expires: 0,
+        };
+        let record = RecordFile {
+            uri: record.uri,
+            entry,
+            instance: [0; 16],
+            file: None,
+            bytes: Some(record.body),
+            body_len,
+            sum: None,
+        };
+        let hit = Hit { head, record, waited: false, text, vary, mark, grounds: grounds.clone() };
+        Ok(if fresh { Finding::Hit(hit) } else { Finding::Stale(Stale { hit, ticket: ticket() }) })
     }
+
+    /// What answers a request, if it validates.
+    fn candidate_v01(&self, lookup: &Lookup<'_>) -> Result<Result<Candidate, MissReason>, MissReason> {
+        let (key, uri) = (lookup.key, lookup.key.uri());
+        let bytes = file::read_uri(self, uri)?;
+        if bytes.is_empty() {
+            return Ok(Err(MissReason::Absent));
+        }
+        let Some(kind) = kind_of(&bytes) else { return Ok(Err(MissReason::Damaged)) };
+        if kind == Kind::Record {
+            return Ok(candidate(&bytes, uri, key.text(), None).ok_or(MissReason::Damaged));
+        }
+        let Some(index) = index_of(&bytes, key.text()) else { return Ok(Err(MissReason::Damaged)) };
+        let mut why = MissReason::Absent;
+        for vary in index.specs().iter().filter_map(|spec| spec.key(lookup.request).ok()) {
+            let uri = self.space.uri(&[b"v", &index.variant(&vary)]);
+            let bytes = file::read_uri(self, &uri)?;
+            if let Some(candidate) = candidate(&bytes, &uri, key.text(), Some(&vary)) {
+                return Ok(Ok(candidate));
+            }
+            if !bytes.is_empty() {
+                why = MissReason::Damaged;
+            }
+        }
+        Ok(Err(why))
+    }
+
+    /// Whether a record that was found may still be used.
+    pub(crate) fn is_still_valid_v01(&self, hit: &Hit, request: &dyn RequestView) -> bool {
+        self.current_log_v01(Instant::now() + self.call_timeout).is_ok_and(|log: Log| {
+            let patterns = Patterns::of(log.bans(), &Patterns::default(), &*self.regexes);
+            log.allows(&hit.mark, &hit.text, &hit.head, request, &patterns)
+        })
+    }
+}
+
+fn kind_of(bytes: &[u8]) -> Option<Kind> {
+    parse_whole(bytes).ok().map(|(trailer, ..)| trailer.kind)
+}
+
+/// A valid index of the key with this text.
+fn index_of(bytes: &[u8], text: &[u8]) -> Option<Index> {
+    let (trailer, head, _) = parse_whole(bytes).ok()?;
+    let index = Index::decode(head).ok()?;
+    (trailer.kind == Kind::Vary && index.text == text).then_some(index)
+}
+
+/// A valid record, with a checksum of its body, of the key with this text.
+fn candidate(bytes: &[u8], uri: &ObjUri<'_>, text: &[u8], vary: Option<&VaryKey>) -> Option<Candidate> {
+    let (trailer, head, body) = parse_whole(bytes).ok()?;
+    let stored = Stored::decode(head, false).ok()?;
+    let ours =
+        trailer.kind == Kind::Record && trailer.sum.is_some() && stored.text == text && stored.vary.as_ref() == vary;
+    ours.then(|| Candidate {
+        stored,
+        body: body.into(),
+        uri: uri.borrowed().into_owned(),
+        file_len: bytes.len() as u64,
+    })
 }

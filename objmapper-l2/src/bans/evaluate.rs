@@ -66,9 +66,10 @@ impl Patterns {
 }
 
 /// Whether a ban matches a response and the request that it would answer. What cannot be told matches.
-pub(crate) fn matches(ban: &Ban, head: &Head, request: &dyn RequestView, patterns: &Patterns) -> bool {
+pub(crate) fn matches(ban: &Ban, key: &[u8], head: &Head, request: &dyn RequestView, patterns: &Patterns) -> bool {
     ban.tests.iter().all(|test| match test {
         Test::Text { subject, oper, text } => text_matches(subject, *oper, text, head, request, patterns),
+        Test::Key(text) => text == key,
         Test::Number { subject, oper, number } => number_matches(*subject, *oper, *number, ban.time, head),
     })
 }

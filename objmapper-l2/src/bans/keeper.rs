@@ -15,7 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use objmapper_client::{Board, CommitOptions, Entry, IfVersion, ObjUri, Session, Status, Token, UriSpace, Want};
+use objmapper_client::{
+    Board, CommitOptions, ConnectionState, Entry, IfVersion, ObjUri, Session, Status, Token, UriSpace, Want,
+};
 use parking_lot::{Condvar, Mutex, RwLock};
 use rustix::io::Errno;
 
@@ -133,6 +135,11 @@ impl Keeper {
         }
     }
 
+    /// Where the log is.
+    pub(crate) fn uri(&self) -> &ObjUri<'static> {
+        &self.uri
+    }
+
     pub(crate) fn pending(&self) -> usize {
         self.pending.load(Ordering::SeqCst)
     }
@@ -158,7 +165,7 @@ impl Keeper {
     }
 
     /// Waits until this process's own bans are recorded.
-    fn wait_own(&self, deadline: Instant) -> Result<(), Unknown> {
+    pub(crate) fn wait_own(&self, deadline: Instant) -> Result<(), Unknown> {
         if self.pending() == 0 {
             return Ok(());
         }
@@ -413,7 +420,24 @@ impl Core {
     }
 
     /// Writes bans into the log and counts them on the board.
-    fn record_bans(&self, mut work: Vec<Queued>) -> Result<(), Outage> {
+    fn record_bans(&self, work: Vec<Queued>) -> Result<(), Outage> {
+        let done = work.len();
+        if let ConnectionState::V01 { .. } = self.client.state() {
+            let bans: Vec<_> = work.into_iter().filter_map(|queued| queued.ban).collect();
+            self.append_v01(&bans)?;
+        } else {
+            self.record_on_board(work)?;
+        }
+        let mut queue = self.bans.queue.lock();
+        queue.bans.drain(..done);
+        self.bans.pending.fetch_sub(done, Ordering::SeqCst);
+        if queue.bans.is_empty() {
+            self.bans.empty.notify_all();
+        }
+        Ok(())
+    }
+
+    fn record_on_board(&self, mut work: Vec<Queued>) -> Result<(), Outage> {
         let session = self.session()?;
         let board = session.board().ok_or(Outage::Protocol)?;
         let mut announced = Vec::with_capacity(work.len());
@@ -445,14 +469,7 @@ impl Core {
                 return Err(Outage::Timeout);
             }
         };
-        self.count_recorded(board, &announced, healed)?;
-        let mut queue = self.bans.queue.lock();
-        queue.bans.drain(..work.len());
-        self.bans.pending.fetch_sub(work.len(), Ordering::SeqCst);
-        if queue.bans.is_empty() {
-            self.bans.empty.notify_all();
-        }
-        Ok(())
+        self.count_recorded(board, &announced, healed)
     }
 
     /// The counters of the board are apart because somebody died: see the module.

@@ -1,7 +1,7 @@
 //! The ban log of a space: what it holds, and whether it lets a record be used.
 
 use crate::bans::evaluate::{Patterns, matches};
-use crate::bans::spec::Ban;
+use crate::bans::spec::{Ban, Test};
 use crate::bytes::{Malformed, Reader, put_bytes};
 use crate::head::Head;
 use crate::record::{MAX_TAIL, TRAILER_LEN};
@@ -102,7 +102,14 @@ impl Log {
     }
 
     /// Whether a record may be used, as far as bans go.
-    pub(crate) fn allows(&self, mark: &Mark, head: &Head, request: &dyn RequestView, patterns: &Patterns) -> bool {
+    pub(crate) fn allows(
+        &self,
+        mark: &Mark,
+        text: &[u8],
+        head: &Head,
+        request: &dyn RequestView,
+        patterns: &Patterns,
+    ) -> bool {
         if mark.nonce != self.nonce || mark.seq < self.floor || mark.seq > self.last {
             return false;
         }
@@ -110,7 +117,15 @@ impl Log {
             .iter()
             .rev()
             .take_while(|entry| entry.seq > mark.seq)
-            .all(|entry| !matches(&entry.ban, head, request, patterns))
+            .all(|entry| !matches(&entry.ban, text, head, request, patterns))
+    }
+
+    /// Whether the key with this text was purged since, as far as the log tells; only v0.1 stores have purges in it.
+    pub(crate) fn has_purged(&self, mark: &Mark, text: &[u8]) -> bool {
+        let is_purge = |ban: &Ban| matches!(&ban.tests[..], [Test::Key(key)] if key == text);
+        mark.nonce != self.nonce
+            || mark.seq < self.floor
+            || self.entries.iter().any(|entry| entry.seq > mark.seq && is_purge(&entry.ban))
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {

@@ -61,9 +61,22 @@ pub(crate) enum NumberOper {
 /// One condition of a ban; it matches where all of them do.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Test {
-    Text { subject: Subject, oper: TextOper, text: Vec<u8> },
-    Number { subject: DurationOf, oper: NumberOper, number: f64 },
+    Text {
+        subject: Subject,
+        oper: TextOper,
+        text: Vec<u8>,
+    },
+    Number {
+        subject: DurationOf,
+        oper: NumberOper,
+        number: f64,
+    },
+    /// The record is of the key with this text: a purge, where the store knows of none. No varnishd makes it.
+    Key(Vec<u8>),
 }
+
+/// The number of [`Test::Key`].
+const KEY: u8 = 0x01;
 
 /// A ban.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,6 +93,11 @@ impl Ban {
     /// One that matches everything: what stands for a ban that cannot be understood.
     pub(crate) fn of_everything(time: f64) -> Self {
         Self { time, timeless: true, tests: Vec::new() }
+    }
+
+    /// One that matches what is at a key, and its variants.
+    pub(crate) fn of_key(text: &[u8]) -> Self {
+        Self { time: 0.0, timeless: true, tests: vec![Test::Key(text.to_vec())] }
     }
 
     /// From varnishd's form. `None`: it is done with already (BANS_FLAG_COMPLETED), and outlaws nothing.
@@ -122,6 +140,10 @@ impl Ban {
                     out.push(oper.code());
                     put_bytes(out, text);
                 }
+                Test::Key(text) => {
+                    out.push(KEY);
+                    put_bytes(out, text);
+                }
                 Test::Number { subject, oper, number } => {
                     out.push(Subject::Duration(*subject).code());
                     out.push(oper.code());
@@ -136,6 +158,10 @@ impl Ban {
         let mut tests = Vec::new();
         for _ in 0..count {
             let code = r.u8()?;
+            if code == KEY {
+                tests.push(Test::Key(r.bytes()?.to_vec()));
+                continue;
+            }
             let name = if has_name(code) { r.bytes()?.to_vec() } else { Vec::new() };
             let test = match Subject::new(code, name)? {
                 Subject::Duration(subject) => {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod v01_peer;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -247,6 +249,7 @@ pub(crate) struct Cache {
 
 /// What a look-up of [`Cache::get`] brought.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a test takes it apart at once")]
 pub(crate) enum Got {
     Hit(Vec<u8>, Hit),
     Stale(Vec<u8>, Stale),
