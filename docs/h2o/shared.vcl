@@ -3,7 +3,6 @@
 vcl 4.1;
 
 import objmapper;
-include "objmapper.vcl";
 
 backend h2o {
 	.path = "/run/h2o/h2o.sock";
@@ -20,10 +19,13 @@ sub vcl_init {
 	om.set_backend(h2o);
 }
 
-sub vcl_recv {
-	set req.backend_hint = om.backend();
+sub vcl_backend_response {
+	# To see it work. Before the include, which ends this sub for a stale record that is served because H2O is down.
+	set beresp.http.X-L2 = om.status();
 }
 
-sub vcl_backend_response {
-	set beresp.http.X-L2 = om.status();
+include "objmapper.vcl";
+
+sub vcl_recv {
+	set req.backend_hint = om.backend();
 }

@@ -55,10 +55,10 @@ impl H2o {
         Ok(h2o)
     }
 
-    /// Stops it: its origin is down from now on.
-    pub fn stop(&mut self) -> Result<()> {
+    /// SIGKILL: the origin is down. (Asked to end, it would go on with its open connections.)
+    pub fn kill(&mut self) -> Result<()> {
         match self.process.take() {
-            Some(process) => process.stop().map(drop),
+            Some(process) => process.kill(),
             None => Ok(()),
         }
     }

@@ -149,7 +149,7 @@ impl Stage {
 
     /// The director has noticed that its store cannot be used, or can be again.
     pub fn wait_state(&self, up: bool) -> Result<()> {
-        self.cache.wait_counter("g_up", |g| g == u64::from(up)).map(drop)
+        self.cache.wait_state(up)
     }
 
     /// The child has lived through all of it.

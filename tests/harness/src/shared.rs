@@ -52,12 +52,13 @@ impl Cache {
         // varnishd compiles as another user, who may not see where we are built.
         std::fs::copy(artefacts::vmod()?, dir.join("libvmod_objmapper.so"))?;
         std::fs::copy(artefacts::workspace().join("vcl/objmapper.vcl"), dir.join("objmapper.vcl"))?;
+        let vcl = vcl(setup, &dir);
         let mut cache = Self {
             varnishd: None,
             dir,
             arrangement: setup.arrangement,
             storage: setup.arrangement.storage("s0", "256m", setup.engine_socket, ""),
-            vcl: vcl(setup),
+            vcl,
         };
         cache.start_again()?;
         Ok(cache)
@@ -74,12 +75,8 @@ impl Cache {
     /// Starts it with the arguments that it had.
     pub fn start_again(&mut self) -> Result<()> {
         let path = self.dir.display();
-        let parameters = [
-            format!("vmod_path={path}"),
-            format!("vcl_path={path}"),
-            "ban_lurker_sleep=0.01".to_owned(),
-            "ban_lurker_age=0.1".to_owned(),
-        ];
+        let parameters =
+            [format!("vcl_path={path}"), "ban_lurker_sleep=0.01".to_owned(), "ban_lurker_age=0.1".to_owned()];
         let parameters: Vec<&str> = parameters.iter().map(String::as_str).collect();
         self.varnishd = Some(Varnishd::start(
             &self.dir,
@@ -99,29 +96,35 @@ impl Cache {
         self.varnishd.as_ref().context("varnishd does not run")
     }
 
+    /// Makes a request for `path` of the site that all caches of a test share: an address and a port as the Host would
+    /// be another site for each of them.
+    pub fn send(&self, client: &Client, path: &str, request: &Request<'_>) -> Result<Response> {
+        let headers = [&[("Host", "site.example")], request.headers].concat();
+        client.send(&self.varnishd()?.url(path), &Request { headers: &headers, ..*request })
+    }
+
     /// GETs `path`, which may be answered by what this varnishd has.
     pub fn get(&self, client: &Client, path: &str) -> Result<Response> {
-        client.fetch(&self.varnishd()?.url(path))
+        self.send(client, path, &Request::default())
     }
 
     /// GETs `path` with a miss: the answer is from the second level or from the origin.
     pub fn miss(&self, client: &Client, path: &str) -> Result<Response> {
-        let request = Request { headers: &[("X-Miss", "1")], ..Request::default() };
-        client.send(&self.varnishd()?.url(path), &request)
+        self.send(client, path, &Request { headers: &[("X-Miss", "1")], ..Request::default() })
     }
 
     /// Purges `path`; an error unless that was answered 200.
     pub fn purge(&self, client: &Client, path: &str) -> Result<()> {
-        let request = Request { method: Some("PURGE"), ..Request::default() };
-        let response = client.send(&self.varnishd()?.url(path), &request)?;
+        let response = self.send(client, path, &Request { method: Some("PURGE"), ..Request::default() })?;
         ensure!(response.status == 200, "PURGE {path}: status {}", response.status);
         Ok(())
     }
 
     /// Bans by VCL; an error unless that was answered 200.
     pub fn ban(&self, client: &Client, expression: &str) -> Result<()> {
-        let request = Request { method: Some("BAN"), headers: &[("X-Ban", expression)], ..Request::default() };
-        let response = client.send(&self.varnishd()?.url("/"), &request)?;
+        let headers = [("X-Ban", expression)];
+        let response =
+            self.send(client, "/", &Request { method: Some("BAN"), headers: &headers, ..Request::default() })?;
         ensure!(response.status == 200, "BAN {expression}: status {}", response.status);
         Ok(())
     }
@@ -143,9 +146,20 @@ impl Cache {
             .with_context(|| format!("{:?}", self.counters()))
     }
 
-    /// Waits until the director has found its store.
+    /// Waits until the director can use its store, or, with `false`, until it knows that it cannot.
+    pub fn wait_state(&self, up: bool) -> Result<()> {
+        // The counter `g_up` is as of the last look-up.
+        wait_for(if up { "the store to be up" } else { "the store to be down" }, BOUND, || {
+            let list = self.varnishd()?.cli(&["backend.list", "-p", "boot.om"])?;
+            let state = list.lines().find_map(|line| line.trim().strip_prefix("State:"));
+            let state = state.with_context(|| format!("no state in {list}"))?.trim();
+            Ok((state.starts_with("up") == up).then_some(()))
+        })
+    }
+
+    /// Waits until the director can use its store.
     pub fn wait_up(&self) -> Result<()> {
-        self.wait_counter("g_up", |up| up == 1).map(drop)
+        self.wait_state(true)
     }
 }
 
@@ -158,15 +172,14 @@ pub fn status(response: &Response) -> &str {
     response.header("x-l2").unwrap_or_default()
 }
 
-fn vcl(setup: &Setup<'_>) -> String {
+fn vcl(setup: &Setup<'_>, dir: &Path) -> String {
     let (host, port) = (setup.h2o.address().ip(), setup.h2o.address().port());
     let socket = setup.director_socket.map_or(String::new(), |s| format!("\"{}\"", s.display()));
     let arguments = format!("{socket}{}", setup.arguments);
     let arguments = arguments.trim_start_matches([',', ' ']);
     format!(
         r#"vcl 4.1;
-import objmapper;
-include "objmapper.vcl";
+import objmapper from "{dir}/libvmod_objmapper.so";
 
 backend h2o {{ .host = "{host}"; .port = "{port}"; }}
 
@@ -174,6 +187,11 @@ sub vcl_init {{
 	new om = objmapper.director({arguments});
 	om.set_backend(h2o);
 }}
+sub vcl_backend_response {{
+	# before objmapper.vcl, which ends the sub for a stale record
+	set beresp.http.X-L2 = om.status();
+}}
+include "objmapper.vcl";
 sub vcl_recv {{
 	set req.backend_hint = om.backend();
 }}
@@ -191,10 +209,8 @@ sub vcl_recv {{
 		return (synth(400, std.ban_error()));
 	}}
 }}
-sub vcl_backend_response {{
-	set beresp.http.X-L2 = om.status();
-}}
 "#,
+        dir = dir.display(),
         more = setup.vcl,
     )
 }

@@ -122,8 +122,7 @@ fn parts_heads_and_conditions_of_adopted_bodies() -> Result<()> {
     let origin = a.get(&stage.client, &path)?;
     stage.published(1)?;
 
-    let url = b.varnishd()?.url(&path);
-    let head = stage.client.send(&url, &Request { method: Some("HEAD"), ..Request::default() })?;
+    let head = b.send(&stage.client, &path, &Request { method: Some("HEAD"), ..Request::default() })?;
     ensure!(head.header("content-length") == Some(size.to_string().as_str()), "{:?}", head.headers);
     ensure!(status(&head) == "hit", "{:?}", head.headers);
     for name in ["etag", "last-modified", "content-type", "cache-control"] {
@@ -131,11 +130,11 @@ fn parts_heads_and_conditions_of_adopted_bodies() -> Result<()> {
     }
     ensure!(head.header("age").is_some(), "{:?}", head.headers);
     let part = [("Range", "bytes=1000000-2999999")];
-    let got = stage.client.send(&url, &Request { headers: &part, ..Request::default() })?;
+    let got = b.send(&stage.client, &path, &Request { headers: &part, ..Request::default() })?;
     ensure!(got.status == 206 && got.body == whole[1_000_000..3_000_000], "status {}", got.status);
     let etag = origin.header("etag").context("H2O sends no ETag")?;
     let condition = [("If-None-Match", etag)];
-    let got = stage.client.send(&url, &Request { headers: &condition, ..Request::default() })?;
+    let got = b.send(&stage.client, &path, &Request { headers: &condition, ..Request::default() })?;
     ensure!(got.status == 304 && got.body.is_empty(), "status {}", got.status);
     ensure!(b.counter("c_adopted")? == 1, "{:?}", b.counters());
     ensure!(stage.asked(&path)?.len() == 1, "H2O was asked again");
@@ -193,7 +192,7 @@ fn a_record_serves_as_grace_while_h2o_is_down() -> Result<()> {
     let path = "/1000000?short-grace";
     ensure!(stage.get(&stage.caches[0], path)? == "miss", "nobody has it");
     stage.published(1)?;
-    stage.h2o.stop()?;
+    stage.h2o.kill()?;
     // The second one has nothing of its own.
     let began = Instant::now();
     let outcome = wait_for("the record to be stale", BOUND, || {
