@@ -23,7 +23,7 @@ vmoddir     ?= $(call varnish_var,vmoddir)
 vcldir      ?= $(call varnish_var,vcldir)
 sbindir     ?= $(call varnish_var,sbindir)
 
-.PHONY: help setup build test demo install uninstall lint conformance bench-foundation clean
+.PHONY: help setup setup-bench build test demo install uninstall lint conformance bench bench-foundation clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -49,6 +49,14 @@ demo: setup build ## see it work with real programs; ONCE=1 ends by itself
 
 conformance: setup build ## Varnish's own test suite, with malloc and with the engine
 	$(CARGO) run --locked --release -p objmapper-harness --bin conformance -- $(ARGS)
+
+bench: setup-bench build ## against malloc, file, nginx: QUICK=1 takes 5 minutes; ONLY=hits,misses,mixed,objects,client,shared
+	$(CARGO) build --locked --release -p objmapper-bench
+	OBJM_BUILD_DIR=$(abspath $(RELEASE)) $(RELEASE)/bench --out $(TARGET)/bench \
+	    $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
+setup-bench:
+	@scripts/setup.sh nginx
 
 bench-foundation: build ## speed and memory of hits, misses and many objects, as ratios to malloc
 	@scripts/setup.sh wrk

@@ -108,7 +108,7 @@ install_rest() {
 
 # Debian's packages start their services. The tests and the demo start programs of their own on ports of their own, so
 # a service that came only with this run is stopped again; one that was here before is left alone.
-readonly services=(varnish h2o)
+readonly services=(varnish h2o nginx)
 had_services=
 for p in "${services[@]}"; do
     [ -n "$(installed_version "$p")" ] && had_services+=" $p "

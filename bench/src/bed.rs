@@ -1,0 +1,129 @@
+//! The test bed: the origin, the CPUs, the directory, and the one way in which a peer is measured.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use objmapper_harness::artefacts;
+use tempfile::TempDir;
+
+use crate::load::{self, Drain, Load, Outcome, Stop};
+use crate::machine::cpus::Cpus;
+use crate::machine::interrupt;
+use crate::options::Options;
+use crate::origin::Origin;
+use crate::peers::{BASELINE, Fleet, NOISE, Peer, zero_copy};
+use crate::plan::Plan;
+use crate::proc::Cpu;
+use crate::progress::Progress;
+use crate::target::Order;
+
+/// Everything that the parts of a run have in common.
+#[derive(Debug)]
+pub struct Bed {
+    /// Where misses go.
+    pub origin: Origin,
+    /// CPUs of every server.
+    pub servers: Cpus,
+    /// CPUs of the load and of the origin.
+    pub load: Cpus,
+    /// Whether the VMOD delivers without a copy.
+    pub zero_copy: bool,
+    /// How much is measured.
+    pub plan: Plan,
+    /// The terminal.
+    pub progress: Progress,
+    /// Our storage engine, where varnishd's user can read it.
+    pub engine: PathBuf,
+    /// Our VMOD, likewise.
+    pub vmod: PathBuf,
+    peers: Vec<String>,
+    directory: TempDir,
+}
+
+/// One measurement.
+#[derive(Debug)]
+pub struct Measured {
+    /// What the client saw.
+    pub outcome: Outcome,
+    /// CPU time of the server's processes.
+    pub cpu: Cpu,
+    /// Requests that came to the origin.
+    pub origin_requests: u64,
+}
+
+impl Bed {
+    /// Prepares everything, and finds out what the VMOD can do.
+    pub fn new(options: &Options, plan: Plan) -> Result<Self> {
+        let (first, second) = Cpus::allowed()?.halves();
+        let servers = options.server_cpus.clone().unwrap_or(first);
+        let load = options.load_cpus.clone().unwrap_or(second);
+        let origin = Origin::start(&load)?;
+        let parent = options.work_dir.clone().unwrap_or_else(std::env::temp_dir);
+        let directory = open_directory(&parent)?;
+        let progress = Progress::default();
+        let peers = options.peers.clone();
+        // What is built below a home directory can be read by its owner only.
+        let engine = copied(&artefacts::engine()?, directory.path())?;
+        let vmod = copied(&artefacts::vmod()?, directory.path())?;
+        let mut bed = Self { origin, servers, load, zero_copy: false, plan, progress, engine, vmod, peers, directory };
+        let probe = bed.directory()?;
+        bed.zero_copy = zero_copy::is_there(&bed, probe.path())?;
+        Ok(bed)
+    }
+
+    /// A new directory that every user may read, as varnishd's child runs as another user than its manager. Removed when
+    /// dropped.
+    pub fn directory(&self) -> Result<TempDir> {
+        open_directory(self.directory.path())
+    }
+
+    /// Whether this peer is asked for.
+    pub fn wants(&self, name: &str) -> bool {
+        let asked = |wanted: &String| name.contains(wanted.as_str());
+        self.peers.is_empty() || [BASELINE, NOISE].contains(&name) || self.peers.iter().any(asked)
+    }
+
+    /// A load on a peer.
+    pub fn load(&self, fleet: &Fleet, peer: &Peer, order: Order, connections: usize, drain: Drain, stop: Stop) -> Load {
+        let address = fleet.server(peer).address();
+        Load { address, header: peer.header.clone(), order, connections, drain, stop }
+    }
+
+    /// Puts a load on a peer and takes the server's CPU time.
+    pub fn measure(&self, fleet: &Fleet, peer: &Peer, load: &Load) -> Result<Measured> {
+        self.measure_pids(&fleet.server(peer).pids(), load).with_context(|| peer.name.clone())
+    }
+
+    /// The same for any processes.
+    pub fn measure_pids(&self, pids: &[u32], load: &Load) -> Result<Measured> {
+        interrupt::check()?;
+        let origin_before = self.origin.requests();
+        let before = Cpu::of(pids)?;
+        let outcome = load::run(load, &self.load)?;
+        let cpu = Cpu::of(pids)?.since(&before);
+        interrupt::check()?;
+        if outcome.requests == 0 {
+            bail!("no request succeeded: {}", outcome.first_error.as_deref().unwrap_or("none was sent"));
+        }
+        Ok(Measured { outcome, cpu, origin_requests: self.origin.requests() - origin_before })
+    }
+}
+
+fn copied(file: &Path, into: &Path) -> Result<PathBuf> {
+    let copy = into.join(file.file_name().context("no file")?);
+    std::fs::copy(file, &copy).with_context(|| format!("copy of {}", file.display()))?;
+    Ok(copy)
+}
+
+fn open_directory(parent: &Path) -> Result<TempDir> {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::Builder::new().prefix("objm.").tempdir_in(parent);
+    let dir = dir.with_context(|| format!("a directory in {}", parent.display()))?;
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755))?;
+    Ok(dir)
+}
+
+/// Where a relative path of the command line is meant from: cargo runs us in the caller's directory, make in the workspace's.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    Ok(std::path::absolute(path)?)
+}

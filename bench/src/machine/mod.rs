@@ -1,0 +1,6 @@
+//! The machine that is measured on: its CPUs, its memory's peculiarities, its versions, and a user who interrupts.
+
+pub mod cpus;
+pub mod facts;
+pub mod interrupt;
+pub mod reporting;

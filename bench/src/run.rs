@@ -1,0 +1,93 @@
+//! A run from its options to its report.
+
+use anyhow::Result;
+
+use crate::bed::{Bed, absolute};
+use crate::figures::{Section, bytes};
+use crate::machine::facts::Facts;
+use crate::machine::interrupt;
+use crate::machine::reporting::{self, Reporting};
+use crate::options::{Options, Part};
+use crate::plan::Plan;
+use crate::report::{Report, terminal};
+use crate::{peers, proc, targets, work};
+
+/// Does what the options say: measures, prints, writes the report.
+pub fn run(options: &Options) -> Result<()> {
+    let out = absolute(&options.out)?;
+    let report = match &options.from {
+        Some(file) => {
+            let mut report = Report::read(file)?;
+            report.verdicts = targets::judge(&report.sections);
+            report
+        }
+        None => measure(options)?,
+    };
+    print!("{}", terminal::text(&report));
+    report.write(&out)?;
+    println!("\nreport: {} and report.json", out.join("report.html").display());
+    Ok(())
+}
+
+fn measure(options: &Options) -> Result<Report> {
+    interrupt::install()?;
+    let plan = Plan::new(options, proc::meminfo("MemAvailable")?);
+    let reporting = Reporting::off(options.keep_reporting)?;
+    let bed = Bed::new(options, plan)?;
+    let mut report = Report { facts: facts(&bed, &reporting)?, ..Report::default() };
+    for (name, text) in &report.facts.lines {
+        bed.progress.line(&format!("{name}: {text}"));
+    }
+    if !bed.zero_copy {
+        let text = "the VMOD has no delivery filter 'objmapper': zero copy is not measured";
+        bed.progress.line(text);
+        report.remarks.push(text.to_owned());
+    }
+    if !bed.servers.is_apart_from(&bed.load) {
+        report
+            .remarks
+            .push("servers and load share CPUs: take no figure of this run for the servers' speed".to_owned());
+    }
+    if reporting.is_off() {
+        bed.progress.step(&format!("touching {} of memory once", bytes(bed.plan.touch as f64)));
+        reporting::fetch_back(bed.plan.touch)?;
+    }
+    for part in bed.plan.parts.clone() {
+        let sections = do_part(&bed, part)?;
+        bed.progress.clear();
+        report.sections.extend(sections);
+    }
+    report.verdicts = targets::judge(&report.sections);
+    Ok(report)
+}
+
+fn do_part(bed: &Bed, part: Part) -> Result<Vec<Section>> {
+    Ok(match part {
+        Part::Hits => vec![work::hits::run(bed)?],
+        Part::Misses => vec![work::misses::run(bed)?],
+        Part::Mixed => vec![work::mixed::run(bed)?],
+        Part::Objects => vec![work::objects::run(bed)?],
+        Part::Client => vec![work::client::run(bed)?],
+        Part::Shared => work::shared::run(bed)?,
+    })
+}
+
+fn facts(bed: &Bed, reporting: &Reporting) -> Result<Facts> {
+    let plan = &bed.plan;
+    let mut facts = Facts::gather()?;
+    facts.add("pinning", format!("servers on CPU {}, load and origin on CPU {}", bed.servers, bed.load));
+    facts.add("memory of the virtual machine", reporting.describe());
+    let mode = if plan.quick { "short" } else { "full" };
+    facts.add(
+        "run",
+        format!(
+            "{mode}: {} rounds in turn, {:?} each measurement, working set {}",
+            plan.rounds,
+            plan.window,
+            bytes(plan.working_set as f64)
+        ),
+    );
+    facts.add("varnishd's parameters", peers::varnishd::PARAMETERS.join(" "));
+    facts.add("logs", "varnishd writes its log as always; nginx's access log is off");
+    Ok(facts)
+}
