@@ -4,3 +4,6 @@ pub(crate) mod evaluate;
 pub(crate) mod keeper;
 pub(crate) mod log;
 pub(crate) mod spec;
+
+#[cfg(test)]
+mod tests;

@@ -74,3 +74,54 @@ fn encode(part: &[u8], out: &mut Vec<u8>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    const PREFIX: &[u8] = b"cdn://example.com";
+
+    fn space() -> UriSpace {
+        UriSpace::new(&[b"example.com"]).unwrap()
+    }
+
+    #[test]
+    fn different_requests_have_different_uris() {
+        let space = space();
+        let long = vec![b'x'; 5000];
+        let parts: Vec<&[u8]> = vec![
+            b"", b"a", b"/", b"/a", b"//a", b"/a/", b"/a?b", b"?a", b"a/b", b"a@b", b"@", b"%", b"%2F", b"..", b"\0",
+            &long,
+        ];
+        let mut seen = HashMap::new();
+        for host in &parts {
+            for url in &parts {
+                for extra in std::iter::once(None).chain(parts.iter().map(|extra| Some(*extra))) {
+                    let key = Key::of_request(&space, PREFIX, host, url, extra);
+                    let request = (*host, *url, extra);
+                    let former = seen.insert(key.uri().as_bytes().to_vec(), request);
+                    assert_eq!(former, None, "{request:?}");
+                    assert!(key.uri().check_v01().is_ok());
+                    assert_eq!(Key::of_text(&space, PREFIX, key.text()), key);
+                }
+            }
+        }
+        // Nor a text that is none of these.
+        for text in [&b"cdn://example.com"[..], b"cdn://example.comx/a", b"/a", b"", b"r", b"u/a"] {
+            let key = Key::of_text(&space, PREFIX, text);
+            assert_eq!(key.text(), text);
+            assert_eq!(seen.insert(key.uri().as_bytes().to_vec(), (text, b"", None)), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn as_an_operator_sees_them() {
+        let key = Key::of_request(&space(), PREFIX, b"www.example.org:80", b"/video.mp4?q=1", None);
+        assert_eq!(key.text(), b"cdn://example.com/www.example.org:80/video.mp4?q=1");
+        assert_eq!(key.uri().as_bytes(), b"/example.com/r/www.example.org%3A80/%2Fvideo.mp4%3Fq%3D1");
+        let key = Key::of_request(&space(), PREFIX, b"h/..", b"*", Some(b"de"));
+        assert_eq!(key.text(), b"cdn://example.com/de@h%2F..?*");
+    }
+}

@@ -29,6 +29,8 @@ mod publish;
 mod purge;
 mod reading;
 mod record;
+#[cfg(test)]
+mod record_tests;
 mod regex;
 mod request;
 mod space;

@@ -110,9 +110,20 @@ impl Core {
     }
 }
 
+impl Drop for Core {
+    fn drop(&mut self) {
+        // Leases that were given up a moment ago must not keep others waiting until the store's grace time is over.
+        if self.client.is_up() && self.client.session().is_some() {
+            // Should it fail, the store does the same a little later.
+            let _ = self.client.detach();
+        }
+    }
+}
+
 /// The records of one prefix in one store. One per process, store and prefix; for many threads.
 ///
-/// Its threads end when it is dropped; tickets that are still held do not keep them.
+/// When it is dropped, and with it the last [`Ticket`](crate::Ticket), the store is told, so that nobody waits for its
+/// tickets any more. Dropping may take as long as a call.
 #[derive(Debug)]
 pub struct L2 {
     pub(crate) core: Arc<Core>,

@@ -186,6 +186,21 @@ fn one_fetches_and_the_others_wait() {
     assert_eq!(a.counters.c_wait_timeout.load(Relaxed), 1);
 }
 
+/// A cache that ends gives up what it has.
+#[test]
+fn nobody_waits_for_a_cache_that_is_gone() {
+    let site = Site::memory();
+    let (a, b) = (site.cache(), site.cache());
+    let r = req("/a");
+    let ticket = b.get(&r).ticket();
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| a.get_at(&r, NOW, PATIENCE).ticket());
+        drop(b);
+        drop(ticket);
+        waits.join().unwrap();
+    });
+}
+
 #[test]
 fn others_wait_for_a_variant_that_nobody_knows_yet() {
     let site = Site::memory();

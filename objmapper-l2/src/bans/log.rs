@@ -83,14 +83,23 @@ impl Log {
 
     /// Adds the newest ban.
     pub(crate) fn append(&mut self, ban: Ban) {
-        let mut bytes = Vec::new();
-        ban.encode(&mut bytes);
-        let size = bytes.len() + Self::ENTRY_LEN;
+        let size_of = |ban: &Ban| {
+            let mut bytes = Vec::new();
+            ban.encode(&mut bytes);
+            bytes.len() + Self::ENTRY_LEN
+        };
+        let (ban, size) = match size_of(&ban) {
+            size @ ..=Self::MAX_BYTES => (ban, size),
+            _ => {
+                let all = Ban::of_everything(ban.time);
+                let size = size_of(&all);
+                (all, size)
+            }
+        };
         // What it says about older records, its equals said too.
         self.entries.retain(|entry| !entry.ban.says_the_same(&ban));
         self.last += 1;
-        let ban = if size > Self::MAX_BYTES { Ban::of_everything(ban.time) } else { ban };
-        self.entries.push(Entry { seq: self.last, ban, size: size.min(Self::MAX_BYTES) });
+        self.entries.push(Entry { seq: self.last, ban, size });
         let mut total: usize = self.entries.iter().map(|entry| entry.size).sum();
         let mut drop = 0;
         while self.entries.len() - drop > Self::MAX_ENTRIES || total > Self::MAX_BYTES {
