@@ -305,3 +305,51 @@ fn many_bans_at_once() {
         assert!(!cache.notices.lock().unwrap().iter().any(|n| matches!(n, Notice::BanDelayed(_))));
     }
 }
+
+#[test]
+fn a_store_that_stalls() {
+    const CALL: Duration = Duration::from_millis(500);
+    let site = Site::memory();
+    let proxy = common::proxy::Proxy::to(&site.socket());
+    let (a, direct) = (Cache::at(&proxy.socket(), CALL), site.cache());
+    for url in ["/a", "/banned"] {
+        a.put(&req(url), head(60.0, &[]), url.as_bytes());
+    }
+    let ticket = a.get(&req("/under way")).ticket();
+    let written = a.get(&req("/written")).ticket();
+    let mut writer = written.writer(head(60.0, &[]), &req("/written"), Some(2), &a.counters).unwrap();
+    writer.write(b"xx").unwrap();
+
+    proxy.stall(true);
+    let began = Instant::now();
+    assert_eq!(a.get(&req("/a")).why(), MissReason::Outage(Outage::Timeout));
+    // Bounded by the deadline, with room for a machine that is busy.
+    assert!(began.elapsed() < 6 * CALL, "{:?}", began.elapsed());
+    assert!(matches!(writer.finish(&a.counters), Outcome::Outage(_)));
+    assert!(matches!(a.publish(ticket, &req("/under way"), head(60.0, &[]), b"x"), Outcome::Outage(_)));
+    assert!(a.l2.purge(&a.key("/a"), &a.counters).is_err());
+    // The breaker: no look-up waits any more.
+    wait_for("down", || !a.l2.is_up());
+    let began = Instant::now();
+    for _ in 0..1000 {
+        assert_eq!(a.get(&req("/a")).why(), MissReason::Outage(Outage::Down));
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    // The store itself lives, and so does its board: a ban is announced all the same, and who still reaches the store
+    // finds nothing that it may be about.
+    a.ban(&Ban::at(NOW).url(EQ, "/banned"));
+    assert_eq!(direct.get(&req("/banned")).why(), MissReason::BansPending);
+
+    proxy.stall(false);
+    assert!(a.l2.wait_up(PATIENCE));
+    wait_for("the ban", || a.l2.pending_bans() == 0);
+    for cache in [&a, &direct] {
+        assert_eq!(cache.get_at(&req("/a"), NOW, PATIENCE).body(), b"/a");
+        assert!(matches!(cache.get_at(&req("/banned"), NOW, PATIENCE), Got::Miss(_)));
+    }
+    // Recorded, not healed over: nothing else was outlawed.
+    let resets =
+        |cache: &Cache| cache.notices.lock().unwrap().iter().filter(|n| matches!(n, Notice::BansReset(_))).count();
+    assert_eq!(resets(&a) + resets(&direct), 1, "the first log");
+    assert_eq!(a.counters.c_out_timeout.load(Relaxed) + a.counters.c_out_down.load(Relaxed) - 1000, 4);
+}

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod proxy;
 pub(crate) mod v01_peer;
 
 use std::path::{Path, PathBuf};
