@@ -43,7 +43,6 @@ unsafe impl Send for Segment {}
 // SAFETY: as above.
 unsafe impl Sync for Segment {}
 
-// SAFETY: varnishd only reads a director's methods.
 /// A director in the list of all.
 struct Listed(*const Om);
 
@@ -64,6 +63,7 @@ pub(crate) fn show_state(store: &Name, up: bool) {
     }
 }
 
+// SAFETY: varnishd only reads a director's methods.
 static METHODS: Constant<vdi_methods> = unsafe {
     Constant::new(vdi_methods {
         magic: VDI_METHODS_MAGIC,

@@ -1,7 +1,7 @@
 //! A head, from varnishd's object and back into varnishd's response.
 
 use std::ffi::{c_char, c_void};
-use std::ptr::{null, null_mut};
+use std::ptr::null;
 
 use objmapper_l2::{Head, Headers, Hit};
 use varnish_stevedore_sys::attr::{FLAGS_SIZE, GZIPBITS_SIZE};
@@ -165,5 +165,5 @@ pub(crate) unsafe fn set_gzip_bits(wrk: *mut worker, oc: *mut objcore, bits: &[u
     use varnish_stevedore_sys::bindings::ObjSetAttr;
     // SAFETY: by contract; ObjSetAttr copies the bytes.
     let set = unsafe { ObjSetAttr(wrk, oc, OA_GZIPBITS, bits.len() as isize, bits.as_ptr().cast::<c_void>()) };
-    set != null_mut()
+    !set.is_null()
 }
