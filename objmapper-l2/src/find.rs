@@ -20,8 +20,6 @@ use crate::vary::{Index, VaryKey};
 
 /// How often it begins anew after what it saw is gone.
 const ROUNDS: usize = 8;
-/// An answer that took longer was waited for, and what was seen before may have changed.
-const WAITED: Duration = Duration::from_millis(1);
 
 /// A look-up under way.
 struct Search<'a> {
@@ -34,7 +32,8 @@ struct Search<'a> {
     bans: Arc<Copy>,
     /// Until when to wait for others.
     wait_until: Instant,
-    /// Whether another's fetch was waited for, and whether the last answer was.
+    /// Whether another's fetch was waited for, and whether the last answer was: then what was seen before it may have
+    /// changed.
     waited: bool,
     waited_last: bool,
     /// Why it is a miss, if it is one.
@@ -128,17 +127,24 @@ impl Core {
 }
 
 impl Search<'_> {
+    /// Asks for a lease at first without waiting, so that a store that does not answer at all costs the deadline of a call
+    /// and not the time to wait too.
     fn lease(&mut self, uri: &ObjUri<'_>) -> Result<Leased, MissReason> {
+        let lease = |wait| {
+            let leased = self.core.client.lease(uri, wait, self.lookup.hold, Want::ENTRY);
+            leased.map_err(|why| MissReason::from(Outage::from(&why)))
+        };
+        let leased = lease(Duration::ZERO)?;
         let began = Instant::now();
         let wait = self.wait_until.saturating_duration_since(began);
-        let leased = self.core.client.lease(uri, wait, self.lookup.hold, Want::ENTRY);
-        let took = began.elapsed();
-        self.waited_last = took >= WAITED;
-        if self.waited_last {
-            self.waited |= matches!(leased, Ok(Leased::Present(_)));
-            Counters::add(&self.counters.t_wait_us, took.as_micros() as u64);
+        self.waited_last = matches!(leased, Leased::TimedOut) && !wait.is_zero();
+        if !self.waited_last {
+            return Ok(leased);
         }
-        leased.map_err(|why| Outage::from(&why).into())
+        let leased = lease(wait);
+        self.waited |= matches!(leased, Ok(Leased::Present(_)));
+        Counters::add(&self.counters.t_wait_us, began.elapsed().as_micros() as u64);
+        leased
     }
 
     /// Opens a record. `None`: it was gone or damaged, and is gone now.

@@ -67,7 +67,7 @@ pub(crate) struct Core {
     pub(crate) call_timeout: Duration,
     pub(crate) regexes: Arc<dyn Regexes>,
     pub(crate) log: Log,
-    pub(crate) bans: Keeper,
+    pub(crate) bans: Arc<Keeper>,
 }
 
 impl fmt::Debug for Core {
@@ -131,7 +131,7 @@ pub struct L2 {
 }
 
 /// Tells of the client's events as an operator understands them.
-fn announcer(log: Log) -> impl Fn(&Event) + Send + Sync {
+fn announcer(log: Log, bans: Arc<Keeper>) -> impl Fn(&Event) + Send + Sync {
     let down = AtomicBool::new(false);
     move |event| {
         let notice = match event {
@@ -147,6 +147,10 @@ fn announcer(log: Log) -> impl Fn(&Event) + Send + Sync {
             log(&notice);
         }
         down.store(is_down, Ordering::Relaxed);
+        if !is_down {
+            // What was banned meanwhile is announced before anybody else has read much.
+            bans.wake_up();
+        }
     }
 }
 
@@ -165,14 +169,15 @@ impl L2 {
             Connect::Socket(path) => Client::builder(path),
             Connect::With(connector) => Client::builder_with(connector),
         };
+        let bans = Arc::new(Keeper::new(&space));
         let client = builder
             .connections(config.connections)
             .call_timeout(config.call_timeout)
             .connect_timeout(config.call_timeout)
-            .on_event(announcer(Arc::clone(&config.log)))
+            .on_event(announcer(Arc::clone(&config.log), Arc::clone(&bans)))
             .build()?;
         let core = Arc::new(Core {
-            bans: Keeper::new(&space),
+            bans,
             client,
             space,
             prefix,

@@ -325,6 +325,10 @@ fn a_store_that_stalls() {
     assert_eq!(a.get(&req("/a")).why(), MissReason::Outage(Outage::Timeout));
     // Bounded by the deadline, with room for a machine that is busy.
     assert!(began.elapsed() < 6 * CALL, "{:?}", began.elapsed());
+    // Also for one who would wait for another's fetch.
+    let began = Instant::now();
+    assert!(matches!(a.get_at(&req("/b"), NOW, PATIENCE).why(), MissReason::Outage(_)));
+    assert!(began.elapsed() < 6 * CALL, "{:?}", began.elapsed());
     assert!(matches!(writer.finish(&a.counters), Outcome::Outage(_)));
     assert!(matches!(a.publish(ticket, &req("/under way"), head(60.0, &[]), b"x"), Outcome::Outage(_)));
     assert!(a.l2.purge(&a.key("/a"), &a.counters).is_err());
@@ -351,5 +355,5 @@ fn a_store_that_stalls() {
     let resets =
         |cache: &Cache| cache.notices.lock().unwrap().iter().filter(|n| matches!(n, Notice::BansReset(_))).count();
     assert_eq!(resets(&a) + resets(&direct), 1, "the first log");
-    assert_eq!(a.counters.c_out_timeout.load(Relaxed) + a.counters.c_out_down.load(Relaxed) - 1000, 4);
+    assert_eq!(a.counters.c_out_timeout.load(Relaxed) + a.counters.c_out_down.load(Relaxed) - 1000, 5);
 }

@@ -144,6 +144,11 @@ impl Keeper {
         self.pending.load(Ordering::SeqCst)
     }
 
+    /// Has the thread that records try again at once.
+    pub(crate) fn wake_up(&self) {
+        self.wake.notify_all();
+    }
+
     pub(crate) fn stop(&self) {
         self.queue.lock().stop = true;
         self.wake.notify_all();
