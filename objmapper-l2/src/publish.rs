@@ -2,9 +2,9 @@
 
 use std::os::fd::OwnedFd;
 
-use objmapper_client::{CommitOptions, Fence, IfVersion, ObjUri, PrivateObject, Session, Status, Want};
+use objmapper_client::{CommitOptions, Fence, Found, IfVersion, ObjUri, PrivateObject, Session, Status, Want};
+use rustix::io::Errno;
 
-use crate::bans::keeper::write_all_at;
 use crate::finding::Grounds;
 use crate::head::{BodySum, Summer};
 use crate::key::Key;
@@ -22,6 +22,38 @@ const ROUNDS: usize = 8;
 const FIRST_RESERVATION: u64 = 64 << 10;
 /// Most that is reserved beyond what has come.
 const MAX_STEP: u64 = 64 << 20;
+
+impl Core {
+    /// Publishes a small object; `None`: `options` do not allow it.
+    pub(crate) fn put(&self, uri: &ObjUri<'_>, bytes: &[u8], options: CommitOptions) -> Result<Option<Found>, Outage> {
+        let mut object = self.client.create(bytes.len() as u64, None, None).map_err(|why| Outage::from(&why))?;
+        {
+            let file = object.take_fd().ok_or(Outage::Protocol)?;
+            write_all_at(&file, bytes, 0)?;
+        }
+        match object.commit(uri, bytes.len() as u64, options) {
+            Ok(found) => Ok(Some(found)),
+            Err(why) if why.status() == Some(Status::Conflict) => Ok(None),
+            Err(why) => Err(Outage::from(&why)),
+        }
+    }
+}
+
+/// Writes all of `bytes` at an offset.
+pub(crate) fn write_all_at(file: impl std::os::fd::AsFd, mut bytes: &[u8], mut offset: u64) -> Result<(), Outage> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(&file, bytes, offset) {
+            Ok(0) | Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => return Err(Outage::Full),
+            Ok(n) => {
+                bytes = &bytes[n..];
+                offset += n as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(_) => return Err(Outage::Io),
+        }
+    }
+    Ok(())
+}
 
 impl Stored {
     /// The tail of a body with this head.
@@ -195,8 +227,8 @@ impl Ticket {
             Err(outcome) => return outcome,
         };
         match self.core.put(uri, bytes, CommitOptions { expires, if_version, fence, ..CommitOptions::default() }) {
-            Ok(true) => Outcome::Published,
-            Ok(false) => self.grounds.why_not(),
+            Ok(Some(_)) => Outcome::Published,
+            Ok(None) => self.grounds.why_not(),
             Err(outage) => outage.into(),
         }
     }

@@ -357,3 +357,22 @@ fn a_store_that_stalls() {
     assert_eq!(resets(&a) + resets(&direct), 1, "the first log");
     assert_eq!(a.counters.c_out_timeout.load(Relaxed) + a.counters.c_out_down.load(Relaxed) - 1000, 5);
 }
+
+/// Records are evicted to make room; the log, on which they all depend, is not.
+#[test]
+fn a_full_store_keeps_its_ban_log() {
+    let site = Site::memory();
+    let cache = site.cache();
+    let content = vec![1; 1 << 20];
+    cache.put(&req("/first"), head(60.0, &[]), &content);
+    for i in 0..150 {
+        cache.put(&req(&format!("/{i}")), head(60.0, &[]), &content);
+        if i % 10 == 0 {
+            cache.ban(&Ban::at(NOW).url(EQ, &format!("/none/{i}")));
+        }
+    }
+    assert!(matches!(cache.get(&req("/first")), Got::Miss(_)), "evicted");
+    assert_eq!(cache.get(&req("/149")).body(), content);
+    let resets = cache.notices.lock().unwrap().iter().filter(|n| matches!(n, Notice::BansReset(_))).count();
+    assert_eq!(resets, 1, "the first log only");
+}

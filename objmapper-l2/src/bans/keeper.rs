@@ -16,10 +16,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use objmapper_client::{
-    Board, CommitOptions, ConnectionState, Entry, IfVersion, ObjUri, Session, Status, Token, UriSpace, Want,
+    Board, CommitOptions, ConnectionState, Entry, Found, IfVersion, ObjUri, Session, Token, UriSpace, Want,
 };
 use parking_lot::{Condvar, Mutex, RwLock};
-use rustix::io::Errno;
 
 use crate::bans::evaluate::Patterns;
 use crate::bans::log::{Healed, Log};
@@ -75,8 +74,6 @@ pub(crate) struct Copy {
     recorded: u64,
     pub(crate) log: Log,
     pub(crate) patterns: Patterns,
-    /// Which object it is, pinned by which session.
-    pinned: (u64, u64),
 }
 
 /// The counters were seen apart.
@@ -118,6 +115,8 @@ pub(crate) struct Keeper {
     /// Held while the log is read, so that one thread does for all.
     refresh: Mutex<()>,
     apart: Mutex<Option<Apart>>,
+    /// The log's newest object as this process knows it, pinned so that it is not evicted, and by which session.
+    pinned: Mutex<Option<(u64, u64)>>,
 }
 
 impl Keeper {
@@ -132,6 +131,7 @@ impl Keeper {
             copy: RwLock::new(None),
             refresh: Mutex::new(()),
             apart: Mutex::new(None),
+            pinned: Mutex::new(None),
         }
     }
 
@@ -236,7 +236,6 @@ struct InStore {
     log: Log,
     /// `None`: it is not there.
     entry: Option<Entry>,
-    session: u64,
 }
 
 impl Core {
@@ -269,7 +268,7 @@ impl Core {
             }
             let _alone = self.bans.refresh.lock();
             if self.bans.copy_of(board.id(), recorded).is_none() {
-                self.refresh(session, board, recorded)?;
+                self.refresh(board, recorded)?;
             }
         }
         Err(Unknown::Pending)
@@ -285,7 +284,7 @@ impl Core {
     }
 
     /// Reads the log, or begins one.
-    fn refresh(&self, session: &Session, board: &Board, recorded: u64) -> Result<(), Unknown> {
+    fn refresh(&self, board: &Board, recorded: u64) -> Result<(), Unknown> {
         let mut found = self.read_log(Want::PIN)?;
         if found.entry.is_none() {
             // Everybody shall read it, also those with a copy of the one that was lost.
@@ -302,16 +301,8 @@ impl Core {
         let none = Patterns::default();
         let patterns = former.as_ref().map_or(&none, |copy| &copy.patterns);
         let patterns = Patterns::of(found.log.bans(), patterns, &*self.regexes);
-        let object = found.entry.map_or(0, |entry| entry.object);
-        let pinned = (found.session, object);
-        let copy = Copy { board: board.id(), recorded, log: found.log, patterns, pinned };
+        let copy = Copy { board: board.id(), recorded, log: found.log, patterns };
         *self.bans.copy.write() = Some(Arc::new(copy));
-        if let Some(former) = former
-            && former.pinned != pinned
-            && former.pinned.0 == session.id()
-        {
-            self.client.release(former.pinned.0, &[former.pinned.1]);
-        }
         Ok(())
     }
 
@@ -322,7 +313,7 @@ impl Core {
             let found = self.client.lookup(&self.bans.uri, want).map_err(|why| Outage::from(&why))?;
             let Some(found) = found else {
                 let log = Log::new(&self.space.prefix(), random()?);
-                return Ok(InStore { log, entry: None, session: session.id() });
+                return Ok(InStore { log, entry: None });
             };
             let opened = Opened::new(&session, &found.entry).and_then(|opened| {
                 let log = match opened.kind() {
@@ -335,7 +326,12 @@ impl Core {
                 self.client.release(found.session, &[found.entry.object]);
             }
             match opened {
-                Ok(log) => return Ok(InStore { log, entry: Some(found.entry), session: found.session }),
+                Ok(log) => {
+                    if want.pin {
+                        self.has_pinned(&found);
+                    }
+                    return Ok(InStore { log, entry: Some(found.entry) });
+                }
                 Err(Unreadable::Gone) => {}
                 Err(Unreadable::Outage(outage)) => return Err(outage),
                 Err(Unreadable::Damaged) => {
@@ -351,20 +347,20 @@ impl Core {
     fn write_log(&self, log: &mut InStore) -> Result<bool, Outage> {
         let bytes = tail(Kind::Bans, log.log.encode(), 0, None).ok_or(Outage::Io)?;
         let if_version = IfVersion::from_raw(log.entry.map_or(0, |entry| entry.version));
-        self.put(&self.bans.uri, &bytes, CommitOptions { if_version, ..CommitOptions::default() })
+        let options = CommitOptions { if_version, want: Want::PIN, ..CommitOptions::default() };
+        let written = self.put(&self.bans.uri, &bytes, options)?;
+        if let Some(written) = &written {
+            self.has_pinned(written);
+        }
+        Ok(written.is_some())
     }
 
-    /// Publishes a small object; `false`: `options` do not allow it.
-    pub(crate) fn put(&self, uri: &ObjUri<'_>, bytes: &[u8], options: CommitOptions) -> Result<bool, Outage> {
-        let mut object = self.client.create(bytes.len() as u64, None, None).map_err(|why| Outage::from(&why))?;
-        {
-            let file = object.take_fd().ok_or(Outage::Protocol)?;
-            write_all_at(&file, bytes, 0)?;
-        }
-        match object.commit(uri, bytes.len() as u64, options) {
-            Ok(_) => Ok(true),
-            Err(why) if why.status() == Some(Status::Conflict) => Ok(false),
-            Err(why) => Err(Outage::from(&why)),
+    /// This is the log now: the former one may go.
+    fn has_pinned(&self, found: &Found) {
+        let pinned = (found.session, found.entry.object);
+        let former = self.bans.pinned.lock().replace(pinned);
+        if let Some((session, object)) = former.filter(|former| *former != pinned) {
+            self.client.release(session, &[object]);
         }
     }
 
@@ -507,20 +503,4 @@ impl Core {
         }
         Ok(())
     }
-}
-
-/// Writes all of `bytes` at an offset.
-pub(crate) fn write_all_at(file: impl std::os::fd::AsFd, mut bytes: &[u8], mut offset: u64) -> Result<(), Outage> {
-    while !bytes.is_empty() {
-        match rustix::io::pwrite(&file, bytes, offset) {
-            Ok(0) | Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => return Err(Outage::Full),
-            Ok(n) => {
-                bytes = &bytes[n..];
-                offset += n as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(_) => return Err(Outage::Io),
-        }
-    }
-    Ok(())
 }

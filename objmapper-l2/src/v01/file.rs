@@ -8,8 +8,8 @@ use objmapper_client::{Error, ObjUri, V01Object, V01Tier};
 use rustix::io::Errno;
 
 use super::MAX_BODY;
-use crate::bans::keeper::write_all_at;
 use crate::outage::Outage;
+use crate::publish::write_all_at;
 use crate::record::MAX_TAIL;
 use crate::space::Core;
 
