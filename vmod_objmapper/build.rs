@@ -32,11 +32,15 @@ fn main() {
     println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
 
     let bindings = bindgen::Builder::default()
-        .header_contents("wrapper.h", "#include \"config.h\"\n#include \"cache/cache.h\"\n#include \"vcc_if.h\"\n")
+        .header_contents(
+            "wrapper.h",
+            "#include \"config.h\"\n#include \"cache/cache.h\"\n#include \"vcl.h\"\n#include \"vcc_if.h\"\n",
+        )
         .clang_arg(format!("-I{}", out.display()))
         .clang_args(varnish.include_args())
         .allowlist_function("vmod_.*")
         .allowlist_type("vmod_data")
+        .allowlist_var("VCL_MET_(RECV|HASH)")
         // All else is what varnish-stevedore-sys declares.
         .blocklist_type("vrt_ctx|director|vmod_priv|VCL_.*|vcl_event_e")
         .raw_line("use varnish_stevedore_sys::bindings::*;")

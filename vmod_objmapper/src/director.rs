@@ -1,5 +1,6 @@
 //! The director: what varnishd calls, and what VCL made.
 
+use std::cell::Cell;
 use std::ffi::{CStr, c_int, c_uint, c_void};
 use std::ptr::{self, null_mut};
 use std::sync::Arc;
@@ -211,11 +212,27 @@ impl Om {
     }
 }
 
+/// Directors before a backend, at most: who has gone through more goes round in a circle.
+const MOST_DIRECTORS: u32 = 16;
+
+thread_local! {
+    /// How many directors' health depends on the answer that this thread is asked for.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
 /// # Safety
 /// `ctx` must be varnishd's.
 unsafe fn is_healthy(ctx: *const vrt_ctx, om: &Om, changed: *mut VCL_TIME) -> VCL_BOOL {
-    // SAFETY: by contract; VRT_Healthy takes any backend, and null is sick.
-    unsafe { VRT_Healthy(ctx, om.inner(), changed) }
+    DEPTH.with(|depth| {
+        if depth.get() >= MOST_DIRECTORS {
+            return 0;
+        }
+        depth.set(depth.get() + 1);
+        // SAFETY: by contract; VRT_Healthy takes any backend, and null is sick.
+        let healthy = unsafe { VRT_Healthy(ctx, om.inner(), changed) };
+        depth.set(depth.get() - 1);
+        healthy
+    })
 }
 
 unsafe extern "C" fn gethdrs(ctx: *const vrt_ctx, dir: VCL_BACKEND) -> c_int {

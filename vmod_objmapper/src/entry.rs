@@ -10,7 +10,7 @@ use varnish_stevedore_sys::bindings::{
 use crate::arguments::{self, Arguments, DEFAULT_PREFIX, Raw};
 use crate::boundary::{self, Constant, bytes, context, fallible};
 use crate::director::Om;
-use crate::ffi::vmod_objmapper_director;
+use crate::ffi::{VCL_MET_HASH, VCL_MET_RECV, vmod_objmapper_director};
 use crate::http::{self, View};
 use crate::transaction::{self, Status, Work};
 use crate::{fetch, vsl};
@@ -81,7 +81,9 @@ unsafe fn key(ctx: &vrt_ctx, om: &Om) -> Result<objmapper_l2::Key, String> {
         if ctx.req.is_null() {
             return Err("there is no request here".to_owned());
         }
-        Ok(fetch::key_of(om, View::new((*ctx.req).http), &(*ctx.req).digest))
+        // Before vcl_hash has run, the digest is that of the connection's last request.
+        let hashed = ctx.method & (VCL_MET_RECV | VCL_MET_HASH) == 0;
+        Ok(fetch::key_of(om, View::new((*ctx.req).http), hashed.then_some(&(*ctx.req).digest)))
     }
 }
 

@@ -89,12 +89,12 @@ pub(crate) fn key(om: &Om, bo: *mut busyobj, uri: Option<&[u8]>) -> Key {
     match uri {
         Some(uri) => om.l2.key_from_text(uri),
         // SAFETY: the fetch's own heads; bereq0 is what the client's request was when the fetch began, and nobody changes it.
-        None => unsafe { key_of(om, View::new((*bo).bereq0), &(*bo).digest) },
+        None => unsafe { key_of(om, View::new((*bo).bereq0), Some(&(*bo).digest)) },
     }
 }
 
-/// The key of a request, with a digest that vcl_hash made; all zeros: it has not run.
-pub(crate) fn key_of(om: &Om, request: View<'_>, digest: &[u8; 32]) -> Key {
+/// The key of a request, with the digest that vcl_hash made, if it has run.
+pub(crate) fn key_of(om: &Om, request: View<'_>, digest: Option<&[u8; 32]>) -> Key {
     let host = request.header(b"Host");
     // As the builtin vcl_hash does it: each string is followed by a NUL byte (VRT_hashdata).
     let mut builtin = Sha256::new();
@@ -102,8 +102,9 @@ pub(crate) fn key_of(om: &Om, request: View<'_>, digest: &[u8; 32]) -> Key {
     builtin.update([0]);
     builtin.update(host.unwrap_or_default());
     builtin.update([0]);
-    let own = *digest != [0; 32] && (host.is_none() || builtin.finalize()[..] != digest[..]);
-    om.l2.key(host.unwrap_or_default(), request.url(), own.then_some(&digest[..]))
+    let builtin = builtin.finalize();
+    let own = digest.filter(|digest| host.is_none() || builtin[..] != digest[..]);
+    om.l2.key(host.unwrap_or_default(), request.url(), own.map(|digest| &digest[..]))
 }
 
 struct Fetch<'a> {

@@ -10,7 +10,7 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/vcc_if.rs"));
 }
 
-pub(crate) use generated::{vmod_data, vmod_objmapper_director};
+pub(crate) use generated::{VCL_MET_HASH, VCL_MET_RECV, vmod_data, vmod_objmapper_director};
 
 /// Fails the build if one of our functions has not the type that vmodtool.py declares for it.
 macro_rules! same_types {
