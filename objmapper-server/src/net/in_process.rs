@@ -32,7 +32,7 @@ const MAX_CONNECTIONS: usize = 1024;
 /// let mut answer = [0; 11];
 /// peer.read_exact(&mut answer)?;
 /// assert_eq!(answer[0], 1); // not found
-/// # Ok::<(), std::io::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct InProcess {
