@@ -9,6 +9,10 @@ unsafe extern "C" {
     /// Registers a stevedore (Varnish: `storage/mgt_stevedore.c`). The structure is copied, the name is not.
     pub fn STV_Register(stv: *const Stevedore, altname: *const c_char);
 
+    /// Goes through the storages of this process, the transient one included: from null to the first, from one to the next
+    /// (Varnish: `storage/stevedore.c`). 0: there is no further one.
+    pub fn STV__iter(stv: *mut *mut Stevedore) -> c_int;
+
     /// A new, empty list (Varnish: `storage/storage_lru.c`, as all `LRU_*`).
     pub fn LRU_Alloc() -> *mut Lru;
     /// Puts a cached object at the list's end. The object must have no boc.

@@ -1,45 +1,78 @@
-//! Bans of this varnishd, from the CLI and from VCL, are announced to every second level.
+//! Bans of this varnishd, from the CLI and from VCL, are announced to every second level at the moment at which they take
+//! effect, which is before who made them is answered.
 //!
-//! With the storage engine varnishd tells of a ban at the moment at which it takes effect (`on_ban`). Without it the list of
-//! bans is looked at before each use of a second level, and by a thread in between.
+//! varnishd tells its storages of new bans (`baninfo`): the storage engine passes that on. Where no storage is ours, one
+//! that does not want to know is given a `baninfo` by us.
 
-use std::collections::HashSet;
-use std::sync::Once;
-use std::time::Duration;
+use std::ffi::{c_int, c_uint};
+use std::ptr::null_mut;
+use std::sync::OnceLock;
 
 use objmapper_abi::Bytes;
 use objmapper_l2::L2;
-use parking_lot::Mutex;
 use varnish_stevedore_sys::ban::{
-    BAN_MAGIC, BANS_FLAG_COMPLETED, BANS_FLAGS, BANS_HEAD_LEN, BANS_LENGTH, BANS_TIMESTAMP, Ban, ban_head, ban_mtx,
+    BAN_MAGIC, BANS_FLAG_COMPLETED, BANS_FLAGS, BANS_HEAD_LEN, BANS_LENGTH, Ban, ban_head, ban_mtx,
 };
 use varnish_stevedore_sys::bindings::{Lck__Lock, Lck__Unlock};
+use varnish_stevedore_sys::functions::STV__iter;
+use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore, StorageBanInfo};
 
 use crate::boundary::fallible;
-use crate::{engine, store, vsl};
+use crate::engine::{self, Storage};
+use crate::store;
 
-/// So often the thread looks.
-const PERIOD: Duration = Duration::from_millis(10);
+/// `BI_NEW` (Varnish: `storage/storage.h`): a ban has come.
+const NEW: c_uint = 0;
 
-/// Announces to `l2` the bans that are there already, and from now on those that come.
-pub(crate) fn follow(l2: &L2) {
-    static ONCE: Once = Once::new();
-    // `l2` is among those that are told already: what comes twice is announced twice, which is harmless.
-    ONCE.call_once(|| match engine::table() {
-        // SAFETY: `on_ban` stays loaded (the library is linked with -z nodelete), and neither blocks nor calls varnishd.
-        Some(table) => unsafe { (table.on_ban)(Some(on_ban)) },
-        None => start_thread(),
-    });
-    let list = List::lock();
-    for ban in list.bans().filter(|ban| !ban.completed) {
-        l2.announce_ban(ban.spec);
+/// What was the `baninfo` of the storage that has ours now.
+static FORMER: OnceLock<Option<StorageBanInfo>> = OnceLock::new();
+
+/// Sees to it that new bans are announced to all that are in the store's list. Called in varnishd's CLI thread, as VCL is
+/// loaded.
+pub(crate) fn listen() -> Result<(), String> {
+    static LISTENING: OnceLock<()> = OnceLock::new();
+    if LISTENING.get().is_some() {
+        return Ok(());
     }
+    match (engine::table(), Storage::default_one()) {
+        // SAFETY: `on_ban` stays loaded (the library is linked with -z nodelete), and neither blocks nor calls varnishd.
+        (Some(table), Some(_)) => unsafe { (table.on_ban)(Some(on_ban)) },
+        // No storage of ours: nobody would tell the engine either.
+        _ => be_told()?,
+    }
+    let _ = LISTENING.set(());
+    Ok(())
 }
 
-/// Before a look-up: nothing that was banned in this varnishd by now is found.
-pub(crate) fn catch_up() {
-    if engine::table().is_none() {
-        look();
+/// Gives a storage of varnishd's our `baninfo`.
+fn be_told() -> Result<(), String> {
+    let mut stv: *mut Stevedore = null_mut();
+    // SAFETY: varnishd's list of storages does not change any more once VCL is loaded.
+    while unsafe { STV__iter(&raw mut stv) } != 0 {
+        // SAFETY: an element of that list. varnishd reads `baninfo` with the ban mutex held, and nothing else of it changes.
+        unsafe {
+            if (*stv).magic != STEVEDORE_MAGIC {
+                continue;
+            }
+            let _list = List::lock();
+            let former = (*stv).baninfo;
+            let _ = FORMER.set(former);
+            (*stv).baninfo = Some(baninfo);
+        }
+        return Ok(());
+    }
+    Err("varnishd has no storage at all that could tell of bans".to_owned())
+}
+
+unsafe extern "C" fn baninfo(stv: *const Stevedore, event: c_uint, ban: *const u8, len: c_uint) -> c_int {
+    if event == NEW {
+        // SAFETY: varnishd lends a ban's spec for the call.
+        unsafe { on_ban(Bytes { ptr: ban, len: len as usize }) };
+    }
+    match FORMER.get().copied().flatten() {
+        // SAFETY: what varnishd would have called, with what it calls us with.
+        Some(former) => unsafe { former(stv, event, ban, len) },
+        None => 0,
     }
 }
 
@@ -48,60 +81,23 @@ unsafe extern "C" fn on_ban(spec: Bytes) {
         if spec.ptr.is_null() || spec.len == 0 {
             return;
         }
-        // SAFETY: the engine lends a ban's spec for the call (objmapper-abi).
+        // SAFETY: a ban's spec is lent for the call.
         let spec = unsafe { std::slice::from_raw_parts(spec.ptr, spec.len) };
         store::each(|l2| l2.announce_ban(spec));
     });
 }
 
-fn start_thread() {
-    let started = std::thread::Builder::new().name("objm-bans".to_owned()).spawn(|| {
-        loop {
-            std::thread::sleep(PERIOD);
-            fallible("bans", (), look);
-        }
-    });
-    if let Err(error) = started {
-        vsl::operator(
-            "bans",
-            &format!("no thread: bans take effect in objmapper at this varnishd's next look-up: {error}"),
-        );
-    }
-}
-
-/// A ban's identity: its address and its time, as an address may be used again.
-type Id = (usize, u64);
-
-/// The bans that were announced, the newest one first of all.
-static SEEN: Mutex<Option<(Id, HashSet<Id>)>> = Mutex::new(None);
-
-/// Announces what is new in the list.
-fn look() {
-    let mut seen = SEEN.lock();
+/// Announces to `l2` the bans that are there already. What comes in at the same time may be announced twice, which is
+/// harmless.
+pub(crate) fn announce_present(l2: &L2) {
     let list = List::lock();
-    let Some(newest) = list.bans().next().map(|ban| ban.id) else { return };
-    if seen.as_ref().is_some_and(|(id, _)| *id == newest) {
-        return;
+    for spec in list.pending() {
+        l2.announce_ban(spec);
     }
-    let mut now = HashSet::new();
-    for ban in list.bans() {
-        let known = seen.as_ref().is_some_and(|(_, ids)| ids.contains(&ban.id));
-        if !known && !ban.completed {
-            store::each(|l2| l2.announce_ban(ban.spec));
-        }
-        now.insert(ban.id);
-    }
-    *seen = Some((newest, now));
 }
 
 /// varnishd's list of bans, locked.
 struct List;
-
-struct Seen<'a> {
-    id: Id,
-    completed: bool,
-    spec: &'a [u8],
-}
 
 impl List {
     fn lock() -> List {
@@ -110,14 +106,17 @@ impl List {
         List
     }
 
-    /// From the newest to the oldest.
-    fn bans(&self) -> impl Iterator<Item = Seen<'_>> {
+    /// The specs of those that objects are still to be tested by, from the newest to the oldest.
+    fn pending(&self) -> impl Iterator<Item = &[u8]> {
         // SAFETY: the list is read with its mutex held, which `self` does.
         let mut next: *const Ban = unsafe { ban_head.first };
-        std::iter::from_fn(move || {
+        let bans = std::iter::from_fn(move || {
             // SAFETY: as above; an element is a ban or null.
             let ban = unsafe { next.as_ref() }.filter(|ban| ban.magic == BAN_MAGIC)?;
             next = ban.list.next;
+            Some(ban)
+        });
+        bans.filter_map(|ban| {
             // SAFETY: a spec has a head, in which its length stands; it is not freed while the list is locked.
             let spec = unsafe {
                 let head = std::slice::from_raw_parts(ban.spec, BANS_HEAD_LEN);
@@ -125,10 +124,8 @@ impl List {
                 len.copy_from_slice(&head[BANS_LENGTH..BANS_LENGTH + 4]);
                 std::slice::from_raw_parts(ban.spec, (u32::from_be_bytes(len) as usize).max(BANS_HEAD_LEN))
             };
-            let mut time = [0; 8];
-            time.copy_from_slice(&spec[BANS_TIMESTAMP..BANS_TIMESTAMP + 8]);
             let completed = (ban.flags | u32::from(spec[BANS_FLAGS])) & BANS_FLAG_COMPLETED != 0;
-            Some(Seen { id: (std::ptr::from_ref(ban).addr(), u64::from_ne_bytes(time)), completed, spec })
+            (!completed).then_some(spec)
         })
     }
 }

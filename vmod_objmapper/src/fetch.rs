@@ -17,7 +17,7 @@ use crate::engine::Storage;
 use crate::filter::{self, Miss, SOURCE, Serving, WITNESS};
 use crate::http::{self, View};
 use crate::transaction::{self, Status, Turn, Work};
-use crate::{bans, boundary, object, vsl};
+use crate::{boundary, object, vsl};
 
 /// Smaller bodies are read and verified before they are used, also where they could be adopted.
 const ADOPT_FROM: u64 = 64 << 10;
@@ -165,7 +165,6 @@ impl Fetch<'_> {
 
     fn look_up(&self, uri: Option<&[u8]>) -> c_int {
         let (om, arguments) = (self.om, &self.om.arguments);
-        bans::catch_up();
         let key = key(om, self.bo, uri);
         // SAFETY: the fetch's own flag.
         let hit_for_miss = unsafe { (*self.bo).is_hitmiss() } != 0;

@@ -52,6 +52,7 @@ pub(crate) fn open(arguments: &Arguments) -> Result<(Arc<L2>, Name), String> {
     let place = place(arguments)?;
     let key = (place.clone(), arguments.prefix.clone(), arguments.deadline);
     let _making = MAKING.lock();
+    bans::listen()?;
     if let Some(l2) = OPEN.read().as_ref().and_then(|stores| stores.get(&key)) {
         return Ok((l2.clone(), key));
     }
@@ -81,7 +82,7 @@ pub(crate) fn open(arguments: &Arguments) -> Result<(Arc<L2>, Name), String> {
     })
     .map_err(|error| format!("socket {place}, prefix \"{}\": {error}", arguments.prefix.escape_ascii()))?;
     OPEN.write().get_or_insert_default().insert(key.clone(), l2.clone());
-    bans::follow(&l2);
+    bans::announce_present(&l2);
     Ok((l2, key))
 }
 
