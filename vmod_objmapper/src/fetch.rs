@@ -272,6 +272,7 @@ impl Fetch<'_> {
         // SAFETY: the fetch's own response, which is complete if there is one.
         let status = if result == 0 { unsafe { View::new((*self.bo).beresp) }.status() } else { 0 };
         if result == 0 && !(status == 304 && conditional) {
+            Counters::add(&self.om.counters().c_misses, 1);
             self.say(Status::Miss, format_args!("{text} (stale)"));
             return self.asked(result, ticket);
         }
