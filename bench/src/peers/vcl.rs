@@ -22,7 +22,9 @@ pub fn with_zero_copy(origin: SocketAddr, vmod: &Path) -> String {
 
 /// With the director before the origin; `store` is its arguments.
 ///
-/// A request may choose: `X-Bench-Director: 0` goes to the origin directly, `X-Bench-Publish: 0` is not published.
+/// A request may choose: `X-Bench-Director: 0` goes to the origin directly, `X-Bench-Publish: 0` is not published,
+/// `X-Bench-Once: 1` does not stay in the cache if it comes from the second level, so that the next request finds it there
+/// again.
 pub fn with_director(origin: SocketAddr, vmod: &Path, store: &str) -> String {
     format!(
         "{}import objmapper from \"{}\";\n\
@@ -36,7 +38,14 @@ pub fn with_director(origin: SocketAddr, vmod: &Path, store: &str) -> String {
          sub vcl_backend_response {{\n\
          \tif (bereq.http.X-Bench-Publish == \"0\") {{ om.publish(false); }}\n\
          \tset beresp.http.X-Bench-L2 = om.status();\n\
-         \tif (objmapper.restore()) {{ return (deliver); }}\n\
+         \tif (objmapper.restore()) {{\n\
+         \t\tif (bereq.http.X-Bench-Once == \"1\") {{\n\
+         \t\t\tset beresp.ttl = 0s;\n\
+         \t\t\tset beresp.grace = 0s;\n\
+         \t\t\tset beresp.keep = 0s;\n\
+         \t\t}}\n\
+         \t\treturn (deliver);\n\
+         \t}}\n\
          }}\n",
         plain(origin),
         vmod.display()

@@ -22,7 +22,7 @@ pub fn is_there(bed: &Bed, dir: &Path) -> Result<bool> {
     let target = Target { bytes: 1 << 20, id: 1 };
     fetch::verify(varnishd.address(), &header(false), target)?;
     let Err(why) = fetch::verify(varnishd.address(), &header(true), target) else { return Ok(true) };
-    let log = varnishd.log()?;
+    let log = varnishd.log("Error")?;
     if log.contains("objmapper' not found") {
         return Ok(false);
     }

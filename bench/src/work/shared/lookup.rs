@@ -29,7 +29,7 @@ pub(super) fn run(bed: &Bed) -> Result<Section> {
                 in turn. The latency is to the last byte."
             .into(),
         baseline: Some(WITHOUT.into()),
-        columns: vec![Figure::Rate, Figure::P50, Figure::P99, Figure::CpuPerRequest, Figure::Microseconds],
+        columns: vec![Figure::Rate, Figure::FirstByte, Figure::P50, Figure::P99, Figure::CpuPerRequest, Figure::Microseconds],
         ratios: vec![Figure::P50],
         ..Section::default()
     };

@@ -63,6 +63,9 @@ fn missing(bed: &Bed) -> Result<Option<String>> {
     }
 }
 
+/// From here on a body lives in objmapper: less than the smallest body that is adopted here.
+const THRESHOLD: u64 = 32 << 10;
+
 /// Where the first level keeps what it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cache {
@@ -91,7 +94,7 @@ impl Store {
     fn options(&self, bed: &Bed, cache: Cache, bytes: u64) -> Result<Options> {
         let socket = self.daemon.socket().display().to_string();
         let (storage, arguments) = match cache {
-            Cache::Engine => (format!("s0=objmapper,{bytes}b,socket={socket}"), String::new()),
+            Cache::Engine => (format!("s0=objmapper,{bytes}b,threshold={THRESHOLD}b,socket={socket}"), String::new()),
             Cache::Malloc => (format!("s0=malloc,{bytes}b"), format!("socket = \"{socket}\"")),
         };
         let vcl = vcl::with_director(bed.origin.address(), &bed.vmod, &arguments);

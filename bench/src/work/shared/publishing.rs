@@ -47,6 +47,12 @@ pub(super) fn run(bed: &Bed) -> Result<Section> {
         let varnishd = store.varnishd(bed, Cache::Engine, room)?;
         let mut pids = varnishd.varnishd.pids();
         pids.extend(store.daemon.pid());
+        for (number, (_, header)) in variants.iter().enumerate() {
+            // A process that has just begun is slower.
+            let order = Order::turn(M, number as u64 * 1_000_000 + 900_000, 8);
+            bed.measure_pids(&pids, &varnishd.load(header, order, 4, Stop::Requests(8)))?;
+        }
+        varnishd.wait_counter("c_published", 8)?;
         for bytes in SIZES {
             let count = (bytes_each / bytes).max(1);
             let work = format!("{} miss", size_name(bytes));
