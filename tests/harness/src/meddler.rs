@@ -38,7 +38,7 @@ pub enum Meddling {
 /// The meddler. Ends, with all its connections, when dropped.
 #[derive(Debug)]
 pub struct Meddler {
-    path: PathBuf,
+    listener: UnixListener,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -69,9 +69,9 @@ impl Meddler {
             stop: AtomicBool::new(false),
             connections: Mutex::new(Vec::new()),
         });
-        let accepting = Arc::clone(&shared);
-        let thread = std::thread::spawn(move || accept(&listener, &accepting));
-        Ok(Self { path: path.to_owned(), shared, thread: Some(thread) })
+        let (accepting, listening) = (Arc::clone(&shared), listener.try_clone()?);
+        let thread = std::thread::spawn(move || accept(&listening, &accepting));
+        Ok(Self { listener, shared, thread: Some(thread) })
     }
 
     /// Does this from now on.
@@ -88,12 +88,11 @@ impl Meddler {
 impl Drop for Meddler {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        // Wakes whoever accepts or reads; what cannot be woken has ended.
-        let _ = UnixStream::connect(&self.path);
+        // Wakes who accepts, and through that who reads; what cannot be woken has ended.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 

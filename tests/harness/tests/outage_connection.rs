@@ -215,7 +215,9 @@ fn socket_replaced() -> Result<()> {
         wait_for("a miss", Duration::from_secs(30), || Ok((status(&stage.miss(&path)?) == "miss").then_some(())))?;
         stage.wait_state(true)?;
         stage.shares()?;
-        ensure!(new.stat()?.tiers[0].objects > 0, "the new one is not in use");
+        let client = objmapper_client::Client::builder(socket(stage.dir())).connections(1).connect()?;
+        ensure!(client.stat()?.tiers[0].objects > 0, "the new one is not in use");
+        client.detach()?;
         stage.daemon = Some(new);
         stage.end()?;
     }
