@@ -35,8 +35,13 @@ impl Key {
         Self::of_text(space, prefix, &text)
     }
 
-    /// Of a text: of one that [`Self::text`] gave, the same key.
+    /// Of a text: of one that [`Self::text`] gave, the same key. A scheme before the prefix is left out.
     pub(crate) fn of_text(space: &UriSpace, prefix: &[u8], text: &[u8]) -> Self {
+        let below = |text: &[u8]| text.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(b"/"));
+        let text = match without_scheme(text) {
+            bare if !below(text) && below(bare) => bare,
+            _ => text,
+        };
         let rest = text.strip_prefix(prefix).and_then(|rest| rest.strip_prefix(b"/"));
         let uri = match rest {
             Some(rest) => {
@@ -64,6 +69,15 @@ impl Key {
     }
 }
 
+/// What follows the scheme (RFC 3986 3.1) and `://`, if a text begins so; else all of it.
+pub(crate) fn without_scheme(text: &[u8]) -> &[u8] {
+    let end = text.iter().position(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.')));
+    match end.map(|end| text.split_at(end)) {
+        Some(([first, ..], rest)) if first.is_ascii_alphabetic() => rest.strip_prefix(b"://").unwrap_or(text),
+        _ => text,
+    }
+}
+
 /// Percent-encodes what does not stand in a host's name.
 fn encode(part: &[u8], out: &mut Vec<u8>) {
     for &byte in part {
@@ -81,7 +95,7 @@ mod tests {
 
     use super::*;
 
-    const PREFIX: &[u8] = b"cdn://example.com";
+    const PREFIX: &[u8] = b"example.com";
 
     fn space() -> UriSpace {
         UriSpace::new(&[b"example.com"]).unwrap()
@@ -109,7 +123,16 @@ mod tests {
             }
         }
         // Nor a text that is none of these.
-        for text in [&b"cdn://example.com"[..], b"cdn://example.comx/a", b"/a", b"", b"r", b"u/a"] {
+        for text in [
+            &b"example.com"[..],
+            b"example.comx/a",
+            b"cdn://example.com",
+            b"cdn:/example.com/a",
+            b"/a",
+            b"",
+            b"r",
+            b"u/a",
+        ] {
             let key = Key::of_text(&space, PREFIX, text);
             assert_eq!(key.text(), text);
             assert_eq!(seen.insert(key.uri().as_bytes().to_vec(), (text, b"", None)), None, "{text:?}");
@@ -119,9 +142,11 @@ mod tests {
     #[test]
     fn as_an_operator_sees_them() {
         let key = Key::of_request(&space(), PREFIX, b"www.example.org:80", b"/video.mp4?q=1", None);
-        assert_eq!(key.text(), b"cdn://example.com/www.example.org:80/video.mp4?q=1");
+        assert_eq!(key.text(), b"example.com/www.example.org:80/video.mp4?q=1");
         assert_eq!(key.uri().as_bytes(), b"/example.com/r/www.example.org%3A80/%2Fvideo.mp4%3Fq%3D1");
         let key = Key::of_request(&space(), PREFIX, b"h/..", b"*", Some(b"de"));
-        assert_eq!(key.text(), b"cdn://example.com/de@h%2F..?*");
+        assert_eq!(key.text(), b"example.com/de@h%2F..?*");
+        let shared = |text: &[u8]| Key::of_text(&space(), PREFIX, text);
+        assert_eq!(shared(b"cdn://example.com/shared/a"), shared(b"example.com/shared/a"));
     }
 }

@@ -14,7 +14,7 @@ use crate::bans::keeper::Keeper;
 use crate::config::{Config, Connect, Log, Notice};
 use crate::counters::Counters;
 use crate::finding::Finding;
-use crate::key::Key;
+use crate::key::{Key, without_scheme};
 use crate::outage::Outage;
 use crate::regex::Regexes;
 use crate::request::Lookup;
@@ -161,9 +161,8 @@ impl L2 {
     /// See [`OpenError`].
     pub fn open(config: Config) -> Result<Arc<Self>, OpenError> {
         let prefix = config.prefix.trim_ascii();
-        let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix).to_vec();
-        let scheme = prefix.windows(3).position(|w| w == b"://").map_or(0, |at| at + 3);
-        let parts: Vec<&[u8]> = prefix[scheme..].split(|b| *b == b'/').filter(|part| !part.is_empty()).collect();
+        let prefix = without_scheme(prefix.strip_suffix(b"/").unwrap_or(prefix)).to_vec();
+        let parts: Vec<&[u8]> = prefix.split(|b| *b == b'/').filter(|part| !part.is_empty()).collect();
         let space = UriSpace::new(&parts)?;
         let builder = match config.store {
             Connect::Socket(path) => Client::builder(path),
