@@ -221,8 +221,9 @@ impl End<'_> {
                 let (wrk, oc) = ((*self.bo).wrk, (*self.bo).fetch_objcore);
                 ObjIterate(wrk, oc, (&raw mut copy).cast(), Some(write), 0)
             };
-            if let Some(outcome) = copy.failed {
-                return outcome;
+            if copy.failed.is_some() {
+                // What failed is counted there.
+                return copy.writer.finish(counters);
             }
             if stopped != 0 || copy.written != len {
                 return Outcome::Outage(Outage::Io);
