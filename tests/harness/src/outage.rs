@@ -51,6 +51,15 @@ impl Stage {
     /// A varnishd with `arrangement`, whose director uses the store that `store` starts with its socket at
     /// [`socket`]; `None`: nobody listens there yet.
     pub fn set(arrangement: Arrangement, store: impl FnOnce(&Path) -> Result<Option<Objmapperd>>) -> Result<Self> {
+        Self::with_descriptors(arrangement, None, store)
+    }
+
+    /// [`Stage::set`] with a varnishd that may have only so many descriptors.
+    pub fn with_descriptors(
+        arrangement: Arrangement,
+        descriptors: Option<u32>,
+        store: impl FnOnce(&Path) -> Result<Option<Objmapperd>>,
+    ) -> Result<Self> {
         let directory = open_directory()?;
         let dir = directory.path();
         let root = dir.join("site");
@@ -69,6 +78,7 @@ impl Stage {
             director_socket: Some(socket.as_path()).filter(|_| !arrangement.has_daemon()),
             arguments: &deadline,
             h2o: &h2o,
+            descriptors,
             vcl: "",
         };
         let cache = Cache::start(dir, "v", &setup)?;

@@ -30,6 +30,8 @@ pub struct Setup<'a> {
     pub arguments: &'a str,
     /// The origin.
     pub h2o: &'a H2o,
+    /// How many descriptors varnishd may have, if not as many as we.
+    pub descriptors: Option<u32>,
     /// More VCL, before the test's own.
     pub vcl: &'a str,
 }
@@ -41,6 +43,7 @@ pub struct Cache {
     dir: PathBuf,
     arrangement: Arrangement,
     storage: String,
+    descriptors: Option<u32>,
     vcl: String,
 }
 
@@ -58,6 +61,7 @@ impl Cache {
             dir,
             arrangement: setup.arrangement,
             storage: setup.arrangement.storage("s0", "256m", setup.engine_socket, ""),
+            descriptors: setup.descriptors,
             vcl,
         };
         cache.start_again()?;
@@ -86,6 +90,7 @@ impl Cache {
                 vcl: &self.vcl,
                 parameters: &parameters,
                 user: None,
+                descriptors: self.descriptors,
             },
         )?);
         Ok(())

@@ -24,6 +24,8 @@ pub struct Options<'a> {
     pub parameters: &'a [&'a str],
     /// As whom it runs; `None`: as we do, with varnishd's own jail.
     pub user: Option<User>,
+    /// How many descriptors each of its processes may have; `None`: as many as we.
+    pub descriptors: Option<u32>,
 }
 
 /// An ordinary user, for a varnishd without a jail.
@@ -51,7 +53,14 @@ impl Varnishd {
         let workdir = dir.join("v");
         let mut load = options.arrangement.load_argument()?;
         let mut command = match options.user {
-            None => Command::new("varnishd"),
+            None => match options.descriptors {
+                None => Command::new("varnishd"),
+                Some(limit) => {
+                    let mut command = Command::new("prlimit");
+                    command.arg(format!("--nofile={limit}")).arg("varnishd");
+                    command
+                }
+            },
             Some(user) => {
                 std::fs::create_dir(&workdir)?;
                 std::os::unix::fs::chown(&workdir, Some(user.uid), Some(user.gid))?;

@@ -57,6 +57,7 @@ impl Stage {
                 vcl: &format!("vcl 4.1;\nbackend h2o {{ .host = \"{host}\"; .port = \"{port}\"; }}\n"),
                 parameters: &[],
                 user: None,
+                descriptors: None,
             },
         )?;
         Ok(Self { varnishd, daemon, _h2o: h2o, _directory: directory })

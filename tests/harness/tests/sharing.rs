@@ -55,6 +55,7 @@ impl Stage {
             director_socket: None,
             arguments: "",
             h2o: &h2o,
+            descriptors: None,
             vcl: VCL,
         };
         let caches = [Cache::start(dir, "a", &setup)?, Cache::start(dir, "b", &setup)?];

@@ -33,6 +33,7 @@ fn check(arrangement: Arrangement) -> Result<()> {
             vcl: &backend(&h2o),
             parameters: &[],
             user: None,
+            descriptors: None,
         },
     )?;
     let client = Client::new();

@@ -62,7 +62,6 @@ enum Phase {
 }
 
 struct Stage {
-    arrangement: Arrangement,
     // In the order in which they are to end.
     caches: [Cache; 2],
     daemon: Objmapperd,
@@ -88,6 +87,7 @@ impl Stage {
             director_socket: Some(&socket).filter(|_| !arrangement.has_daemon()).map(|s| s.as_path()),
             arguments: "",
             h2o: &h2o,
+            descriptors: None,
             vcl: VCL,
         };
         let caches = [Cache::start(dir, "a", &setup)?, Cache::start(dir, "b", &setup)?];
@@ -95,15 +95,7 @@ impl Stage {
             cache.wait_up()?;
         }
         let quiet = (0..FILES).map(|_| RwLock::new(())).collect();
-        Ok(Self { arrangement, caches, daemon, _h2o: h2o, site, quiet, _directory: directory })
-    }
-
-    /// Without the storage engine varnishd tells nobody of a ban: the director looks for new ones before each use of the
-    /// store, and every 10 ms for the sake of others. So a ban that was answered holds at once for this varnishd, and for
-    /// others a moment later.
-    fn means(&self, phase: Phase) -> &'static [Means; 6] {
-        let at_once = self.arrangement.has_engine() || phase == Phase::Cached;
-        if at_once { &Means::ALL } else { &[Means::Purge; 6] }
+        Ok(Self { caches, daemon, _h2o: h2o, site, quiet, _directory: directory })
     }
 
     /// One of the director's counters, of both varnishd together.
@@ -193,7 +185,7 @@ fn change_and_outlaw(stage: &Stage, phase: Phase, clients: &Clients, random: &mu
     let client = Client::new();
     for round in 0..rounds {
         let file = random.below(FILES);
-        let means = stage.means(phase)[random.below(Means::ALL.len())];
+        let means = Means::ALL[random.below(Means::ALL.len())];
         let one = &stage.caches[random.below(2)];
         let outlaw = || match phase {
             Phase::Through => {
