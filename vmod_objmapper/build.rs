@@ -61,8 +61,9 @@ fn fail(message: &str) -> ! {
 
 fn run_vmodtool(out: &Path) {
     let tool = pkg_config::get_variable("varnishapi", "vmodtool").unwrap_or_else(|error| fail(&error.to_string()));
-    let source = Path::new(&env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join(VCC);
-    let made = Command::new("python3").arg(&tool).arg("--strict").arg(&source).current_dir(out).output();
+    // What it makes names its source as it is called here: the reference must be the same in every checkout.
+    std::fs::copy(VCC, out.join(VCC)).unwrap_or_else(|error| fail(&format!("{VCC}: {error}")));
+    let made = Command::new("python3").arg(&tool).arg("--strict").arg(VCC).current_dir(out).output();
     match made {
         Ok(made) if made.status.success() => {}
         Ok(made) => fail(&format!(
