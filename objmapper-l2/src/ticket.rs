@@ -183,7 +183,8 @@ impl Ticket {
         }
     }
 
-    /// After a 304: publishes the new head of the record that was revalidated. Its body and what it varies by stay.
+    /// After a 304: publishes the new head of the record that was revalidated. Its body stays. If it varies by something
+    /// else than before, the record goes: [`Outcome::Unmatchable`].
     pub fn renew(mut self, hit: &Hit, head: &Head, counters: &Counters) -> Outcome {
         let began = Instant::now();
         let outcome = self.publish_renewal(hit, head);
@@ -204,8 +205,16 @@ impl Ticket {
             let (Grounds::V01 { .. }, Some(body)) = (&self.grounds, hit.record.bytes()) else {
                 return Outcome::Overtaken;
             };
+            if !varies_as(hit.vary.as_ref(), head) {
+                return Outcome::Unmatchable;
+            }
             return self.publish_v01(&self.stored(head.clone(), hit.vary.clone(), None), body);
         };
+        if !varies_as(renews.vary.as_ref(), head) {
+            // It would answer requests that the origin tells apart now. Should this fail, the record is as stale as it was.
+            let _ = self.core.evict(&renews.record_uri, renews.target.version);
+            return Outcome::Unmatchable;
+        }
         let stored = self.stored(head.clone(), renews.vary, Some(renews.target));
         let Some(bytes) = stored.tail(0, None) else { return Outcome::TooLarge };
         self.put(&renews.uri, &bytes, objmapper_client::IfVersion::Any, head.end_ms())
@@ -240,6 +249,11 @@ impl Ticket {
             lease.fulfilled();
         }
     }
+}
+
+/// Whether a record is found by what its new head says it varies by.
+fn varies_as(vary: Option<&VaryKey>, head: &Head) -> bool {
+    Spec::of_response(&head.headers).is_ok_and(|spec| spec.is(vary.map_or(b"", VaryKey::spec)))
 }
 
 /// Where a copy is written to.

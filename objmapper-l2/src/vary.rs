@@ -55,6 +55,11 @@ impl Spec {
         self.0.is_empty()
     }
 
+    /// Whether it is encoded so.
+    pub(crate) fn is(&self, spec: &[u8]) -> bool {
+        self.0 == spec
+    }
+
     fn names(&self) -> impl Iterator<Item = &[u8]> {
         self.0.split(|b| *b == b',').filter(|name| !name.is_empty())
     }

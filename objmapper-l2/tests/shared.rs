@@ -296,6 +296,24 @@ fn a_stale_record_is_revalidated_once() {
 }
 
 #[test]
+fn a_304_that_varies_otherwise_ends_the_record() {
+    let site = Site::memory();
+    let (a, b) = (site.cache(), site.cache());
+    let german = req("/a").with("Accept-Language", "de");
+    a.put(&german, head(60.0, &["ETag: \"1\""]), b"for all");
+    let later = NOW + 61.0;
+    let (_, stale) = a.get_at(&german, later, PATIENCE).stale();
+    let mut renewed = stale.hit.head.clone();
+    renewed.t_origin = later;
+    assert!(renewed.headers.push(b"Vary: Accept-Language"));
+    assert_eq!(stale.ticket.unwrap().renew(&stale.hit, &renewed, &a.counters), Outcome::Unmatchable);
+    assert_eq!((a.counters.c_renewed.load(Relaxed), a.counters.c_unmatchable.load(Relaxed)), (0, 1));
+    // Not even a stale one is left for somebody else.
+    let french = req("/a").with("Accept-Language", "fr");
+    assert_eq!(b.get_at(&french, later, PATIENCE).why(), MissReason::Absent);
+}
+
+#[test]
 fn a_purge_or_a_refusal_ends_a_stale_record() {
     let site = Site::memory();
     let (a, b) = (site.cache(), site.cache());
