@@ -130,7 +130,7 @@ impl Hit {
         self.head.in_grace(now)
     }
 
-    /// Whether it has an ETag or a Last-Modified date.
+    /// Whether it has something by which the origin can be asked to confirm it.
     #[must_use]
     pub fn has_validator(&self) -> bool {
         self.head.has_validator()

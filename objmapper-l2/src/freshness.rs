@@ -27,10 +27,23 @@ impl Head {
         (now - self.t_origin).max(0.0)
     }
 
-    /// Whether it has an ETag or a Last-Modified date by which it can be revalidated.
+    /// Whether the origin can be asked if this is still what it would say. As varnishd does, only of a 200: a 304 to
+    /// anything else would say that there is something now.
     #[must_use]
     pub fn has_validator(&self) -> bool {
-        self.headers.get(b"etag").is_some() || self.headers.get(b"last-modified").is_some()
+        self.status == 200 && (self.headers.get(b"etag").is_some() || self.last_modified().is_some())
+    }
+
+    /// The Last-Modified date, if it is a strong validator: at least a second before Date (RFC 9110, section 8.8.2.2).
+    /// What was made within that second may have been changed once more in it, without another date.
+    #[must_use]
+    pub fn last_modified(&self) -> Option<&[u8]> {
+        let time = |name: &[u8]| {
+            let text = self.headers.get(name)?;
+            Some((text, httpdate::parse_http_date(std::str::from_utf8(text).ok()?).ok()?))
+        };
+        let ((text, modified), (_, date)) = (time(b"last-modified")?, time(b"date")?);
+        date.duration_since(modified).is_ok_and(|age| age.as_secs() >= 1).then_some(text)
     }
 
     /// Whether the origin may be asked to confirm it.

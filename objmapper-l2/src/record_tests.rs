@@ -235,11 +235,38 @@ fn times() {
     assert_eq!(at(&head, 1015.0), (false, false, false));
     assert_eq!((head.age(1003.5), head.age(990.0), head.end()), (3.5, 0.0, 1017.5));
     assert_eq!((head.expires_ms(), head.end_ms()), (1_017_500, 1_017_500));
-    assert!(head.headers.push(b"Last-Modified: then"));
+    assert!(head.headers.push(b"ETag: \"then\""));
     assert_eq!(at(&head, 1017.4), (false, false, true));
     assert_eq!(at(&head, 1017.5), (false, false, false));
     // It may be renewed again and again.
     assert_eq!(head.expires_ms(), 0);
     (head.grace, head.keep) = (0.0, 0.0);
     assert_eq!(head.expires_ms(), 1_010_000);
+}
+
+#[test]
+fn validators() {
+    let with = |status: u16, lines: &[&str]| {
+        let mut headers = Headers::default();
+        for line in lines {
+            assert!(headers.push(line.as_bytes()));
+        }
+        let (t_origin, ttl, grace, keep) = (0.0, 0.0, 0.0, 0.0);
+        Head { status, reason: Vec::new(), headers, t_origin, ttl, grace, keep, gzip_bits: None, flags: 0 }
+    };
+    let (etag, date) = ("ETag: W/\"1\"", "Date: Sun, 06 Nov 1994 08:49:37 GMT");
+    let (strong, same) =
+        ("Last-Modified: Sun, 06 Nov 1994 08:49:36 GMT", "Last-Modified: Sunday, 06-Nov-94 08:49:37 GMT");
+    assert!(with(200, &[etag]).has_validator());
+    assert_eq!(with(200, &[strong, date]).last_modified(), Some(&b"Sun, 06 Nov 1994 08:49:36 GMT"[..]));
+    assert!(with(200, &[strong, date]).has_validator());
+    // It may have changed again within the same second; or nobody knows when this was said.
+    for weak in
+        [&[same, date][..], &[strong], &[date], &["Last-Modified: then", date], &["Last-Modified: \u{fc}", date]]
+    {
+        assert_eq!(with(200, weak).last_modified(), None, "{weak:?}");
+        assert!(!with(200, weak).has_validator(), "{weak:?}");
+    }
+    // A 304 to what was absent does not say that it is absent still.
+    assert!(!with(404, &[etag, strong, date]).has_validator());
 }

@@ -324,7 +324,7 @@ impl Fetch<'_> {
         };
         let of_record = Conditional {
             none_match: hit.head.headers.get(b"ETag").map(<[u8]>::to_vec),
-            modified_since: hit.head.headers.get(b"Last-Modified").map(<[u8]>::to_vec),
+            modified_since: hit.head.last_modified().map(<[u8]>::to_vec),
         };
         if self.set_conditional(&of_record) {
             return Some(before);
