@@ -21,7 +21,10 @@ use crate::site;
 /// The director's deadline for a call to the store.
 pub const DEADLINE: Duration = Duration::from_millis(300);
 
-/// How long one request may take. A fetch makes a few calls, and each may wait for its deadline once before the store is
+/// How long the director waits for another's fetch: also for one that has lost its lease without knowing.
+pub const WAIT: Duration = Duration::from_secs(1);
+
+/// How long one request may take. A fetch may wait for another's once; it makes a few calls, and each may wait for its deadline once before the store is
 /// known to be down; the rest is for a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -70,13 +73,13 @@ impl Stage {
         let h2o = H2o::start(dir, &root)?;
         let daemon = store(dir)?;
         let socket = socket(dir);
-        let deadline = format!(", deadline = {}s", DEADLINE.as_secs_f64());
+        let times = format!(", deadline = {}s, wait = {}s", DEADLINE.as_secs_f64(), WAIT.as_secs_f64());
         let setup = Setup {
             arrangement,
             engine_socket: Some(socket.as_path()).filter(|_| arrangement.has_daemon()),
             // The engine's own, by which bodies are adopted.
             director_socket: Some(socket.as_path()).filter(|_| !arrangement.has_daemon()),
-            arguments: &deadline,
+            arguments: &times,
             h2o: &h2o,
             descriptors,
             vcl: "",
