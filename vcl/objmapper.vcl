@@ -15,9 +15,10 @@
 # It decides nothing about what is cached:
 #
 # * PURGE of one URL from this machine, here and in objmapper, before it is answered;
-# * what comes from objmapper keeps the lifetime that was decided when it was published.
+# * what comes from objmapper keeps the lifetime that was decided when it was published;
+# * bodies that the storage engine has in files are sent from there, without a copy.
 #
-# Without a director it is PURGE alone.
+# Without a director it is PURGE and the delivery.
 
 acl objmapper_purgers {
 	"localhost";
@@ -46,5 +47,13 @@ sub vcl_backend_response {
 	# While the backend does not answer, a stale record is an answer, and no reason to make its URL uncacheable.
 	if (objmapper.restore() && objmapper.status() == "stale") {
 		return (deliver);
+	}
+}
+
+# The end of vcl_deliver, where all is decided that makes the default filters (resp.do_esi, status, Range). A vcl_deliver that
+# returns by itself does not come here: it can set resp.filters as below.
+sub vcl_builtin_deliver {
+	if (resp.filters !~ "objmapper") {
+		set resp.filters = resp.filters + " objmapper";
 	}
 }

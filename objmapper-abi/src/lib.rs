@@ -117,6 +117,128 @@ pub enum Published {
 /// its ban mutex: it must neither block nor call varnishd.
 pub type OnBan = unsafe extern "C" fn(spec: Bytes);
 
+/// Where bytes of a body are in a file.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Span {
+    /// The file's descriptor, read-only; not the caller's to close.
+    pub fd: c_int,
+    /// How the operator wants bodies to be sent.
+    pub how: How,
+    /// Offset in the file of the first byte.
+    pub offset: u64,
+}
+
+/// The option `zero_copy` of a storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum How {
+    /// As is best.
+    Auto = 0,
+    /// By sendfile(2).
+    Sendfile = 1,
+    /// By splice(2), through a pipe.
+    Splice = 2,
+}
+
+/// Where an object's body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Place {
+    /// In a storage that is not ours.
+    Elsewhere = 0,
+    /// In heap, all of it and for ever.
+    Heap = 1,
+    /// In a storage whose bodies are to be copied (`zero_copy=off`).
+    Off = 2,
+    /// In a file, or it may get there.
+    File = 3,
+}
+
+/// How a filter that sends from files wants to be given a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Wish {
+    /// There is no such filter in this delivery, or it cannot send: bytes.
+    Bytes = 0,
+    /// Bytes, and [`Delivery::span`].
+    Both = 1,
+    /// [`Delivery::span`] alone: nobody looks at the bytes. The addresses must not be read.
+    Spans = 2,
+}
+
+/// Why bytes of a file were copied after all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Copied {
+    /// None were.
+    None = 0,
+    /// Too few to be worth it, or in heap.
+    Small = 1,
+    /// The client speaks HTTP/2.
+    Http2 = 2,
+    /// The length was not known: chunked.
+    Chunked = 3,
+    /// Another filter changed them, or needs to see them: gzip, ESI.
+    Filtered = 4,
+    /// `zero_copy=off`.
+    Off = 5,
+    /// The kernel can't, or there was no memory.
+    Other = 6,
+}
+
+/// What became of one delivery.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Delivered {
+    /// Bytes that were sent from the file.
+    pub sent: u64,
+    /// Bytes that were copied.
+    pub copied: u64,
+    /// Why.
+    pub why: Copied,
+}
+
+/// Asks the delivery with this `struct vdp_ctx *`, before its body is iterated. It must neither block nor unwind.
+pub type OnIterate = unsafe extern "C" fn(vdc: *const c_void) -> Wish;
+
+/// What a delivery filter needs of the engine.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Delivery {
+    /// Where is the body of `oc`, which the caller references?
+    pub place: unsafe extern "C" fn(oc: *const c_void) -> Place,
+    /// Sets who is asked how a body shall be handed out, for ever: the function must stay loaded. Null: nobody, bytes.
+    pub on_iterate: unsafe extern "C" fn(listener: Option<OnIterate>),
+    /// Are these bytes part of a file? Only true while the thread is in the call (of `objiterate_f`) with which it was
+    /// handed them, or bytes that they are part of. The descriptor stays open, and the file as it is, until that call
+    /// returns; what the kernel still sends of it afterwards stays as it is, too.
+    pub span: unsafe extern "C" fn(ptr: *const u8, len: usize, span: *mut Span) -> bool,
+    /// A delivery of `oc` is over, and had a body: counts it.
+    pub delivered: unsafe extern "C" fn(oc: *const c_void, delivered: *const Delivered),
+}
+
+/// The table as the engine exports it.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Extended {
+    /// As the first engines had it. Its `size` is that of all of this.
+    pub engine: Engine,
+    /// For delivery without a copy.
+    pub delivery: Delivery,
+}
+
+impl Extended {
+    /// The part for delivery; `None`: the engine has none.
+    ///
+    /// # Safety
+    /// `table` must be what the symbol stands for, and [`Engine::usable`].
+    pub unsafe fn delivery(table: *const Engine) -> Option<&'static Delivery> {
+        // SAFETY: by contract; `size` says how much of the table there is, and nobody ever writes to it.
+        unsafe { ((*table).size >= size_of::<Extended>()).then(|| &(*table.cast::<Extended>()).delivery) }
+    }
+}
+
 /// The table.
 #[derive(Debug)]
 #[repr(C)]

@@ -128,6 +128,25 @@ impl Span {
     }
 }
 
+/// Bytes of a body, as part of a file.
+pub struct FileSpan {
+    /// The file, which stays as it is, and readable.
+    pub file: Arc<File>,
+    /// Where in it the first byte is.
+    pub offset: u64,
+    /// How many there are; not 0.
+    pub len: u64,
+    /// The body's length now.
+    pub total: u64,
+}
+
+impl FileSpan {
+    /// Is the file shorter than it must be? Only a lost body's is.
+    pub fn is_lost(&self) -> bool {
+        self.file.metadata().is_ok_and(|metadata| metadata.len() < self.offset + self.len)
+    }
+}
+
 /// Why there is no span.
 #[derive(Debug)]
 pub enum NoSpan {
@@ -208,6 +227,36 @@ impl Body {
                 }
             }
         }
+    }
+
+    /// The bytes from `offset` on, if they are in a file. Nothing is mapped for it.
+    pub fn file_span(&self, engine: &Engine, offset: u64) -> Result<Option<FileSpan>, NoSpan> {
+        let (stored, len, total) = {
+            let inner = self.inner.lock();
+            let total = inner.len;
+            if offset >= total {
+                return Err(NoSpan::End);
+            }
+            match inner.stored.as_ref().filter(|stored| offset < stored.body_len) {
+                Some(stored) => (stored.clone(), total.min(stored.body_len) - offset, total),
+                None => {
+                    let index = inner.pieces.partition_point(|piece| piece.start <= offset).saturating_sub(1);
+                    let piece = inner.pieces.get(index).ok_or(NoSpan::End)?;
+                    let Place::Window { .. } = &piece.place else { return Ok(None) };
+                    let file = inner.reading.clone().ok_or(NoSpan::End)?;
+                    let len =
+                        (piece.start + piece.len).checked_sub(offset).filter(|len| *len > 0).ok_or(NoSpan::End)?;
+                    return Ok(Some(FileSpan { file, offset, len, total }));
+                }
+            }
+        };
+        Ok(Some(FileSpan { file: engine.open(&stored)?, offset, len, total }))
+    }
+
+    /// Is the body in heap, all of it? While it comes in it may leave it.
+    pub fn is_in_heap(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.stored.is_none() && inner.reading.is_none()
     }
 
     /// Where the bytes from `offset` on are.

@@ -114,6 +114,39 @@ pub struct Counters {
     /// is copied.
     #[counter]
     pub c_adopt_fallback: AtomicU64,
+    /// Deliveries without a copy
+    ///
+    /// Of bodies in objmapper, by the filter 'objmapper', in whole or in part.
+    #[counter]
+    pub c_zero_copy: AtomicU64,
+    /// Bytes delivered without a copy
+    #[counter(format = "bytes")]
+    pub b_zero_copy: AtomicU64,
+    /// Bytes of bodies in objmapper that were copied although the filter was there
+    #[counter(format = "bytes")]
+    pub b_copy: AtomicU64,
+    /// Deliveries with a copy: in heap, or too small
+    #[counter]
+    pub c_copy_small: AtomicU64,
+    /// Deliveries with a copy: HTTP/2
+    #[counter]
+    pub c_copy_http2: AtomicU64,
+    /// Deliveries with a copy: chunked
+    ///
+    /// The length was not known yet when the response began, or another filter changes it.
+    #[counter]
+    pub c_copy_chunked: AtomicU64,
+    /// Deliveries with a copy: changed by another filter
+    ///
+    /// gunzip, esi, or one of another VMOD; and what ESI includes.
+    #[counter]
+    pub c_copy_filtered: AtomicU64,
+    /// Deliveries with a copy: 'zero_copy=off'
+    #[counter]
+    pub c_copy_off: AtomicU64,
+    /// Deliveries with a copy: the kernel could not, or there was no memory
+    #[counter]
+    pub c_copy_other: AtomicU64,
     /// Connections to objmapper lost
     #[counter]
     pub c_disconnects: AtomicU64,

@@ -305,6 +305,19 @@ impl Engine {
         c.c_maps_dropped.store(self.maps.evictions(), Relaxed);
     }
 
+    /// A published body's file.
+    pub(crate) fn open(&self, stored: &Stored) -> Result<Arc<File>, NoSpan> {
+        if let Some(file) = self.fds.get(&stored.key) {
+            return Ok(file);
+        }
+        let opened = self.file(stored).map_err(|error| {
+            self.file_error("opening a cached body", &error);
+            if ran_out(&error) { NoSpan::NotNow(error) } else { NoSpan::Lost(error) }
+        });
+        self.show_caches();
+        opened
+    }
+
     fn file(&self, stored: &Stored) -> io::Result<Arc<File>> {
         self.fds.get_or_open(stored.key, || {
             let file = stored.open().or_else(|error| if self.relieve(&error) { stored.open() } else { Err(error) })?;
@@ -319,10 +332,7 @@ impl Engine {
             return Ok(map);
         }
         let map = self.maps.get_or_open(stored.key, || {
-            let file = self.file(stored).map_err(|error| {
-                self.file_error("opening a cached body", &error);
-                if ran_out(&error) { NoSpan::NotNow(error) } else { NoSpan::Lost(error) }
-            })?;
+            let file = self.open(stored)?;
             let map = BodyMap::new(&file, stored).map_err(|error| {
                 self.file_error("mapping a cached body", &error);
                 if error.kind() == io::ErrorKind::UnexpectedEof { NoSpan::Lost(error) } else { NoSpan::Unmapped }

@@ -17,7 +17,7 @@ pub mod engine;
 pub mod heap;
 pub mod house;
 pub mod log;
-mod maps;
+pub mod maps;
 pub mod options;
 pub mod publish;
 mod registry;

@@ -24,6 +24,22 @@ pub struct Options {
     pub prefix: String,
     /// `timeout`: the deadline of every call to objmapperd. Default: 1 s.
     pub timeout: Duration,
+    /// `zero_copy`: how the delivery filter sends bodies from their files. Default: as is best.
+    pub zero_copy: ZeroCopy,
+}
+
+/// How bodies are sent from their files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ZeroCopy {
+    /// `auto`: as is best.
+    #[default]
+    Auto,
+    /// `sendfile`: by sendfile(2).
+    Sendfile,
+    /// `splice`: by splice(2), through a pipe.
+    Splice,
+    /// `off`: they are copied.
+    Off,
 }
 
 impl Default for Options {
@@ -37,6 +53,7 @@ impl Default for Options {
             maps: 1024,
             prefix: "/varnish".to_owned(),
             timeout: Duration::from_secs(1),
+            zero_copy: ZeroCopy::Auto,
         }
     }
 }
@@ -158,13 +175,22 @@ impl Options {
                 self.prefix = value.to_owned();
             }
             "timeout" => self.timeout = duration(value)?,
+            "zero_copy" => {
+                self.zero_copy = match value {
+                    "auto" => ZeroCopy::Auto,
+                    "sendfile" => ZeroCopy::Sendfile,
+                    "splice" => ZeroCopy::Splice,
+                    "off" => ZeroCopy::Off,
+                    _ => return Err(bad(format!("zero_copy \"{value}\": must be auto, sendfile, splice or off"))),
+                }
+            }
             _ => return Err(bad(format!("unknown key \"{key}\" (known keys: {KEYS})"))),
         }
         Ok(())
     }
 }
 
-const KEYS: &str = "size, socket, dir, threshold, fds, maps, prefix, timeout";
+const KEYS: &str = "size, socket, dir, threshold, fds, maps, prefix, timeout, zero_copy";
 
 fn absolute(key: &str, value: &str) -> Result<(), BadOption> {
     if value.starts_with('/') { Ok(()) } else { Err(bad(format!("{key} \"{value}\": must be an absolute path"))) }
@@ -232,11 +258,13 @@ mod tests {
             "maps=20",
             "prefix=/a/b",
             "timeout=250ms",
+            "zero_copy=splice",
         ])
         .unwrap();
         assert_eq!(options.socket.unwrap().to_str(), Some("/run/objmapper.sock"));
         assert_eq!((options.threshold, options.fds, options.maps), (0, 10, 20));
         assert_eq!((options.prefix.as_str(), options.timeout), ("/a/b", Duration::from_millis(250)));
+        assert_eq!((options.zero_copy, Options::default().zero_copy), (ZeroCopy::Splice, ZeroCopy::Auto));
         assert_eq!(parse(&["1g", "dir=/var/lib/x"]).unwrap().dir.unwrap().to_str(), Some("/var/lib/x"));
     }
 
@@ -260,6 +288,7 @@ mod tests {
             (&["1g", "prefix=/a/../b"], "prefix \"/a/../b\": must begin"),
             (&["1g", "prefix=/delete/x"], "prefix \"/delete/x\": /list, /backend and /delete are objmapper's own"),
             (&["1g", "timeout=0"], "timeout \"0\": must be a duration from 1ms to 60s"),
+            (&["1g", "zero_copy=on"], "zero_copy \"on\": must be auto, sendfile, splice or off"),
             (&["1g", "timeout=5m"], "timeout \"5m\": must be a duration"),
             (&["1g", "threshold=-1"], "threshold \"-1\": Invalid number"),
             (&["1g", "2g"], "argument \"2g\" is not of the form key=value"),

@@ -3,11 +3,14 @@
 //! Whoever receives bytes without OBJ_ITER_FLUSH may keep their address until the object is dereferenced (HTTP/1
 //! queues it for `writev`). Only a piece in heap of a settled body is that stable; everything else is sent with
 //! OBJ_ITER_FLUSH, after which nobody keeps the address.
+//!
+//! A delivery whose filter sends from files is told which file the bytes are in; if nobody else looks at them, it is given
+//! addresses that only stand for them, and nothing is mapped ([`crate::spans`]).
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::null;
 
-use objmapper_engine::body::{NoSpan, Span};
+use objmapper_engine::body::{FileSpan, NoSpan, Span};
 use objmapper_engine::engine::Engine;
 use varnish_stevedore_sys::bindings::{BOS_FAILED, BOS_FINISHED, OBJ_ITER_END, OBJ_ITER_FLUSH, ObjWaitExtend};
 use varnish_stevedore_sys::functions::{HSH_DerefBoc, HSH_Kill, HSH_RefBoc};
@@ -16,6 +19,7 @@ use varnish_stevedore_sys::{boc, objcore, worker};
 
 use crate::boundary::fallible;
 use crate::object::{Object, object_of};
+use crate::spans::{Handing, Handover, whole_folios};
 
 /// A final iteration gives back what was read in steps of this.
 const FINAL_STEP: usize = 1 << 20;
@@ -27,9 +31,81 @@ struct Sink {
     func: ObjIterateFn,
     priv_: *mut c_void,
     finished: bool,
+    handover: Handover,
+}
+
+/// Bytes of a body that can be handed out.
+enum Bytes {
+    /// At an address, and perhaps also part of a file.
+    There(Span, Option<FileSpan>),
+    /// Part of a file.
+    InFile(FileSpan),
+}
+
+impl Bytes {
+    fn len(&self) -> usize {
+        match self {
+            Bytes::There(span, _) => span.len,
+            Bytes::InFile(span) => usize::try_from(span.len).unwrap_or(usize::MAX),
+        }
+    }
+
+    fn total(&self) -> u64 {
+        match self {
+            Bytes::There(span, _) => span.total,
+            Bytes::InFile(span) => span.total,
+        }
+    }
+
+    fn is_stable(&self) -> bool {
+        matches!(self, Bytes::There(span, _) if span.is_stable())
+    }
 }
 
 impl Sink {
+    /// The bytes from `offset` on.
+    fn bytes(&self, engine: &Engine, object: &Object, offset: u64) -> Result<Bytes, NoSpan> {
+        match self.handover {
+            Handover::Bytes => Ok(Bytes::There(object.body.span(engine, offset)?, None)),
+            Handover::Both(_) => {
+                let span = object.body.span(engine, offset)?;
+                let file = if span.is_stable() { None } else { object.body.file_span(engine, offset)? };
+                Ok(Bytes::There(span, file))
+            }
+            Handover::Spans(_, nowhere) => match object.body.file_span(engine, offset)? {
+                Some(span) => Ok(Bytes::InFile(FileSpan { len: span.len.min(nowhere.len() as u64), ..span })),
+                None => Ok(Bytes::There(object.body.span(engine, offset)?, None)),
+            },
+        }
+    }
+
+    /// Hands out the first `len` of them. `Err`: they are lost.
+    fn send_bytes(&mut self, flags: c_uint, bytes: &Bytes, len: usize) -> Result<c_int, Lost> {
+        match (bytes, self.handover) {
+            (Bytes::There(span, Some(file)), Handover::Both(how) | Handover::Spans(how, _)) => {
+                let _handing = Handing::out(span.ptr.as_ptr(), len.min(file.len as usize), file, how);
+                Ok(self.send_span(flags, span, len))
+            }
+            (Bytes::InFile(file), Handover::Spans(how, nowhere)) => {
+                let result = {
+                    let _handing = Handing::out(nowhere.start().cast(), len, file, how);
+                    self.send(flags, nowhere.start(), len)
+                };
+                if result < 0 && file.is_lost() { Err(Lost) } else { Ok(result) }
+            }
+            (Bytes::There(span, _), _) => {
+                let _handing = Handing::nothing();
+                Ok(self.send_span(flags, span, len))
+            }
+            (Bytes::InFile(_), _) => Ok(-1),
+        }
+    }
+
+    /// What may be given back when `offset` bytes were handed out.
+    fn done_with(&self, offset: u64) -> u64 {
+        if self.handover.may_send_pages() { whole_folios(offset) } else { offset }
+    }
+
     fn send(&mut self, flags: c_uint, ptr: *const c_void, len: usize) -> c_int {
         self.finished |= flags & OBJ_ITER_END != 0;
         // SAFETY: varnishd's function with its argument, called on the thread that it asked us to iterate on. The
@@ -53,7 +129,8 @@ pub(crate) unsafe extern "C" fn objiterator(
         let Some(func) = func else { return -1 };
         // SAFETY: varnishd's objcore of ours, referenced by the caller.
         let (engine, object) = unsafe { object_of(oc) };
-        let mut sink = Sink { func, priv_, finished: false };
+        let handover = Handover::of(engine, func, priv_);
+        let mut sink = Sink { func, priv_, finished: false, handover };
         let is_final = is_final != 0;
         // SAFETY: as above.
         let boc = unsafe { HSH_RefBoc(oc) };
@@ -83,12 +160,12 @@ struct Lost;
 fn cached(engine: &Engine, object: &Object, sink: &mut Sink, is_final: bool) -> Result<c_int, Lost> {
     let mut offset = 0;
     loop {
-        let (len, total, result) = match object.body.span(engine, offset) {
-            Ok(span) => {
-                let len = if is_final { span.len.min(FINAL_STEP) } else { span.len };
-                let flush = if is_final || !span.is_stable() { OBJ_ITER_FLUSH } else { 0 };
-                let end = end_flag(offset + len as u64, span.total);
-                (len, span.total, sink.send_span(flush | end, &span, len))
+        let (len, total, result) = match sink.bytes(engine, object, offset) {
+            Ok(bytes) => {
+                let len = if is_final { bytes.len().min(FINAL_STEP) } else { bytes.len() };
+                let flush = if is_final || !bytes.is_stable() { OBJ_ITER_FLUSH } else { 0 };
+                let end = end_flag(offset + len as u64, bytes.total());
+                (len, bytes.total(), sink.send_bytes(flush | end, &bytes, len)?)
             }
             Err(NoSpan::Unmapped) => {
                 let total = object.body.len();
@@ -103,7 +180,7 @@ fn cached(engine: &Engine, object: &Object, sink: &mut Sink, is_final: bool) -> 
         };
         offset += len as u64;
         if is_final {
-            object.body.give_back(engine, if result == 0 { offset } else { total });
+            object.body.give_back(engine, sink.done_with(if result == 0 { offset } else { total }));
         }
         if result != 0 || offset >= total {
             return Ok(result);
@@ -167,10 +244,11 @@ unsafe fn followed(
             break 0;
         }
         let end = |offset| if state == BOS_FINISHED { end_flag(offset, there) } else { 0 };
-        let (len, result) = match object.body.span(engine, offset) {
-            Ok(span) => {
-                let len = span.len.min((there - offset) as usize).min(if is_final { FINAL_STEP } else { usize::MAX });
-                (len, sink.send_span(OBJ_ITER_FLUSH | end(offset + len as u64), &span, len))
+        let (len, result) = match sink.bytes(engine, object, offset) {
+            Ok(bytes) => {
+                let len =
+                    bytes.len().min((there - offset) as usize).min(if is_final { FINAL_STEP } else { usize::MAX });
+                (len, sink.send_bytes(OBJ_ITER_FLUSH | end(offset + len as u64), &bytes, len)?)
             }
             Err(NoSpan::Unmapped) => match read(engine, object, sink, offset, there, end) {
                 Some(sent) => sent,
@@ -180,7 +258,7 @@ unsafe fn followed(
         };
         offset += len as u64;
         if is_final {
-            object.body.give_back(engine, offset);
+            object.body.give_back(engine, sink.done_with(offset));
         }
         if result != 0 {
             break result;

@@ -13,5 +13,6 @@ mod logger;
 mod object;
 mod panic;
 mod register;
+mod spans;
 mod storage;
 mod table;

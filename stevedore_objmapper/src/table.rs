@@ -8,9 +8,14 @@ use std::ptr::null;
 use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use objmapper_abi::{Adoption, Bytes, Engine as Table, MAGIC, OnBan, Publication, Published, Record, Store, VERSION};
+use objmapper_abi::{
+    Adoption, Bytes, Copied, Delivered, Delivery, Engine as Table, Extended, MAGIC, OnBan, OnIterate, Place,
+    Publication, Published, Record, Span, Store, VERSION,
+};
 use objmapper_engine::adopt::{Announced, NotAdopted, Wanted};
+use objmapper_engine::counters;
 use objmapper_engine::engine::Engine;
+use objmapper_engine::options::ZeroCopy;
 use objmapper_engine::publish::{self, Fence, Outcome};
 use varnish_stevedore_sys::bindings::{
     BUSYOBJ_MAGIC, THR_GetBusyobj, THR_GetWorker, VFP_esi, VFP_testgunzip, WORKER_MAGIC,
@@ -22,24 +27,28 @@ use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore};
 use crate::boundary::{checked_objcore, fallible, stevedore_ref};
 use crate::object::object_of;
 use crate::register::METHODS;
+use crate::spans;
 use crate::storage::{connect_in_process, engine_of};
 
 /// What the VMOD finds.
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
-pub(crate) static objmapper_engine: Table = Table {
-    magic: MAGIC,
-    version: VERSION,
-    size: size_of::<Table>(),
-    is_ours,
-    default_storage,
-    store,
-    connect,
-    adopt,
-    forgo,
-    adopted,
-    publish,
-    on_ban,
+pub(crate) static objmapper_engine: Extended = Extended {
+    engine: Table {
+        magic: MAGIC,
+        version: VERSION,
+        size: size_of::<Extended>(),
+        is_ours,
+        default_storage,
+        store,
+        connect,
+        adopt,
+        forgo,
+        adopted,
+        publish,
+        on_ban,
+    },
+    delivery: Delivery { place, on_iterate, span, delivered },
 };
 
 /// The first storage that was opened.
@@ -251,6 +260,61 @@ unsafe extern "C" fn publish(oc: *const c_void, publication: *const Publication)
 
 unsafe extern "C" fn on_ban(listener: Option<OnBan>) {
     BAN_LISTENER.store(listener.map_or(std::ptr::null_mut(), |listener| listener as *mut c_void), Release);
+}
+
+unsafe extern "C" fn place(oc: *const c_void) -> Place {
+    fallible("place", Place::Elsewhere, || {
+        // SAFETY: the table's contract: an objcore that the caller references.
+        let Some((oc, _)) = (unsafe { storage_of_object(oc) }) else { return Place::Elsewhere };
+        // SAFETY: as above, and its object is ours.
+        let (engine, object) = unsafe { object_of(oc) };
+        // SAFETY: as above; only compared with null.
+        let comes_in = unsafe { !(&raw const (*oc).boc).read_volatile().is_null() };
+        match engine.options.zero_copy {
+            _ if !comes_in && object.body.is_in_heap() => Place::Heap,
+            ZeroCopy::Off => Place::Off,
+            _ => Place::File,
+        }
+    })
+}
+
+unsafe extern "C" fn on_iterate(listener: Option<OnIterate>) {
+    spans::set_listener(listener);
+}
+
+unsafe extern "C" fn span(ptr: *const u8, len: usize, span: *mut Span) -> bool {
+    fallible("span", false, || {
+        let Some(found) = spans::lookup(ptr, len) else { return false };
+        // SAFETY: the caller's own variable.
+        unsafe { span.write(found) };
+        true
+    })
+}
+
+unsafe extern "C" fn delivered(oc: *const c_void, delivered: *const Delivered) {
+    fallible("delivered", (), || {
+        // SAFETY: the table's contract: an objcore that the caller references, and its own variable.
+        let (found, delivered) = unsafe { (storage_of_object(oc), *delivered) };
+        let Some((oc, _)) = found else { return };
+        // SAFETY: as above, and its object is ours.
+        let c = unsafe { object_of(oc) }.0.counters;
+        counters::add(&c.b_copy, delivered.copied);
+        if delivered.sent > 0 {
+            counters::add(&c.b_zero_copy, delivered.sent);
+            counters::add(&c.c_zero_copy, 1);
+            return;
+        }
+        let counter = match delivered.why {
+            Copied::None => return,
+            Copied::Small => &c.c_copy_small,
+            Copied::Http2 => &c.c_copy_http2,
+            Copied::Chunked => &c.c_copy_chunked,
+            Copied::Filtered => &c.c_copy_filtered,
+            Copied::Off => &c.c_copy_off,
+            Copied::Other => &c.c_copy_other,
+        };
+        counters::add(counter, 1);
+    });
 }
 
 /// `baninfo` of a stevedore: called for each storage, under varnishd's ban mutex. 0: varnishd need not export its list.

@@ -13,6 +13,7 @@
 
 pub mod ban;
 pub mod functions;
+pub mod http1;
 pub mod obj_methods;
 pub mod stevedore;
 pub mod version;

@@ -6,16 +6,32 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::{io, ptr};
 
-use objmapper_abi::{Engine, SYMBOL, Store};
+use objmapper_abi::{Delivery, Engine, Extended, SYMBOL, Store};
 
 use crate::vsl;
+
+/// What goes by the table's name; null without a storage engine.
+fn symbol() -> *const Engine {
+    // SAFETY: dlsym(3) takes any name.
+    unsafe { libc::dlsym(libc::RTLD_DEFAULT, SYMBOL.as_ptr()) }.cast::<Engine>()
+}
+
+/// What a delivery filter needs; `None` without an engine that has it.
+pub(crate) fn delivery() -> Option<&'static Delivery> {
+    static DELIVERY: OnceLock<Option<&'static Delivery>> = OnceLock::new();
+    *DELIVERY.get_or_init(|| {
+        table()?;
+        // SAFETY: it is the table, and usable.
+        unsafe { Extended::delivery(symbol()) }
+    })
+}
 
 /// The table; `None` without one that can be used. varnishd loads storage engines before any VMOD, and never unloads one.
 pub(crate) fn table() -> Option<&'static Engine> {
     static TABLE: OnceLock<Option<&'static Engine>> = OnceLock::new();
     *TABLE.get_or_init(|| {
-        // SAFETY: dlsym(3) takes any name; the symbol is this table by its name, and what it is is checked below.
-        let table = unsafe { libc::dlsym(libc::RTLD_DEFAULT, SYMBOL.as_ptr()).cast::<Engine>().as_ref() }?;
+        // SAFETY: the symbol is this table by its name, and what it is is checked below.
+        let table = unsafe { symbol().as_ref() }?;
         if !table.usable() {
             vsl::operator(
                 "(load)",

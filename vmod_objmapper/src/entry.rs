@@ -1,10 +1,11 @@
 //! What VCL calls: the functions that `vmod_objmapper.vcc` declares. `ffi.rs` compares their types with it.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{null, null_mut};
 
 use varnish_stevedore_sys::bindings::{
-    VCL_BACKEND, VCL_BOOL, VCL_STRING, VMOD_PRIV_METHODS_MAGIC, busyobj, vmod_priv, vmod_priv_methods, vrt_ctx,
+    VCL_BACKEND, VCL_BOOL, VCL_STRING, VMOD_PRIV_METHODS_MAGIC, busyobj, vcl_event_e, vmod_priv, vmod_priv_methods,
+    vrt_ctx,
 };
 
 use crate::arguments::{self, Arguments, DEFAULT_PREFIX, Raw};
@@ -13,7 +14,7 @@ use crate::director::Om;
 use crate::ffi::{VCL_MET_HASH, VCL_MET_RECV, vmod_objmapper_director};
 use crate::http::{self, View};
 use crate::transaction::{self, Status, Work};
-use crate::{fetch, vsl};
+use crate::{deliver, fetch, vsl};
 
 /// What a VCL has beyond its directors: the private of PRIV_VCL.
 #[derive(Default)]
@@ -108,6 +109,13 @@ unsafe fn purge(ctx: &vrt_ctx, om: &Om, uri: &[u8]) -> Result<bool, String> {
 
 fn status(status: Option<Status>) -> VCL_STRING {
     status.map_or(c"".as_ptr(), |status| status.text().as_ptr())
+}
+
+/// What happens to a VCL that imports us.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn vmod_event(ctx: *const vrt_ctx, _vcl: *mut vmod_priv, event: vcl_event_e) -> c_int {
+    // SAFETY: varnishd's own arguments, in the CLI thread.
+    fallible("event", 1, || unsafe { deliver::event(ctx, event) })
 }
 
 /// `objmapper.version()`

@@ -23,6 +23,7 @@ macro_rules! same_types {
 }
 
 same_types! {
+    vmod_event(_, _, _),
     vmod_version(_),
     vmod_set_uri_prefix(_, _, _),
     vmod_restore(_, _),

@@ -8,11 +8,16 @@
 //!              │           │
 //!              │           └────► transaction ──► publish    the fetch is over: publish, or tell why not
 //!              └► store (one second level per store and prefix) ◄── bans
+//!
+//! deliver ──► deliver_send ──► deliver_pipe       a delivery: from the storage engine's files to the client
 //! ```
 
 mod arguments;
 mod bans;
 mod boundary;
+mod deliver;
+mod deliver_pipe;
+mod deliver_send;
 mod director;
 mod engine;
 mod entry;

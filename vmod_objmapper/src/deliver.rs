@@ -1,0 +1,365 @@
+//! The delivery filter (VDP): a body that the storage engine has in a file goes from there to the client's socket, without
+//! a copy ([`crate::deliver_send`]). Whatever cannot go that way is passed on as bytes, and counted by reason.
+//!
+//! Its place is at the end of `resp.filters`: what others change is not in the file any more, and parts of a body (Range)
+//! are found there by their addresses. `vcl/objmapper.vcl` puts it there.
+
+use std::ffi::{CStr, c_int, c_void};
+use std::ptr::{NonNull, null, null_mut};
+
+use objmapper_abi::{Copied, Delivered, Place, Span, Wish};
+use varnish_stevedore_sys::bindings::{
+    HTTP_HDR_METHOD, OBJCORE_MAGIC, REQ_MAGIC, SLT_VCL_Log, VCL_EVENT_DISCARD, VCL_EVENT_LOAD, VDP_CTX_MAGIC, VDP_END,
+    VDP_ENTRY_MAGIC, VDP_FLUSH, VDP_bytes, VRT_AddFilter, VRT_RemoveFilter, VSLb, WS_Alloc, objcore, req, vcl_event_e,
+    vdp, vdp_action, vdp_ctx, vdp_entry, vrt_ctx,
+};
+use varnish_stevedore_sys::http1::{HTTP1_transport, V1l, VDP_range, VDP_v1l};
+
+use crate::boundary::{Constant, context, fallible};
+use crate::deliver_send::{self, Failed};
+use crate::engine;
+
+/// Bytes that are fewer than this are copied: flushing the head by itself and asking the file for its pages costs more.
+pub(crate) const LEAST: usize = 16 << 10;
+
+const STATE_MAGIC: u32 = 0x6f62_6476;
+
+/// The filter `objmapper`.
+// SAFETY: varnishd only reads a filter.
+static SENDER: Constant<vdp> = unsafe {
+    Constant::new(vdp {
+        name: c"objmapper".as_ptr(),
+        init: Some(init),
+        bytes: Some(bytes),
+        fini: Some(fini),
+        priv1: null(),
+    })
+};
+
+/// What is known of one delivery; in the request's workspace.
+struct State {
+    magic: u32,
+    oc: *const objcore,
+    /// How the engine was told to hand the body out.
+    wish: Wish,
+    delivered: Delivered,
+}
+
+/// A VCL is loaded or discarded: it knows our filter while it is there.
+///
+/// # Safety
+/// `ctx` must be varnishd's, in the CLI thread, of that VCL.
+pub(crate) unsafe fn event(ctx: *const vrt_ctx, event: vcl_event_e) -> c_int {
+    // SAFETY: by contract; the filter is static, and this library is never unloaded.
+    unsafe {
+        match event {
+            VCL_EVENT_LOAD => {
+                if !VRT_AddFilter(ctx, null(), SENDER.address()).is_null() {
+                    return 1;
+                }
+                if let Some(delivery) = engine::delivery() {
+                    (delivery.on_iterate)(Some(wish));
+                }
+            }
+            VCL_EVENT_DISCARD => {
+                VRT_RemoveFilter(ctx, null(), SENDER.address());
+            }
+            _ => {}
+        }
+    }
+    0
+}
+
+/// Does the response have a body? What varnishd decides later (`cnt_transmit` in cache_req_fsm.c) by the same means.
+///
+/// # Safety
+/// `req` must be the calling thread's, about to be delivered.
+unsafe fn has_body(req: *const req) -> bool {
+    // SAFETY: by contract; the method is there from the beginning, and both ends are in one text.
+    let (method, status) = unsafe {
+        let method = &*(*(*req).http0).hd.add(HTTP_HDR_METHOD as usize);
+        let len = method.e.offset_from(method.b).unsigned_abs();
+        (std::slice::from_raw_parts(method.b.cast::<u8>(), len), (*(*req).resp).status % 1000)
+    };
+    method != b"HEAD" && status >= 200 && status != 204 && status != 304
+}
+
+unsafe extern "C" fn init(ctx: *const vrt_ctx, _vdc: *mut vdp_ctx, private: *mut *mut c_void) -> c_int {
+    /// Not pushed: as without us.
+    const NOT_HERE: c_int = 1;
+    fallible("objmapper", NOT_HERE, || {
+        // SAFETY: varnishd's own arguments.
+        let ctx = unsafe { context(ctx) };
+        let Some(delivery) = engine::delivery() else { return NOT_HERE };
+        let req = ctx.req;
+        // SAFETY: a context's request is the calling thread's, and references its object (checked).
+        let oc = unsafe {
+            if req.is_null() || (*req).magic != REQ_MAGIC || (*req).objcore.is_null() || !has_body(req) {
+                return NOT_HERE;
+            }
+            (*req).objcore.cast_const()
+        };
+        // SAFETY: as above.
+        let copied = unsafe {
+            match (delivery.place)(oc.cast()) {
+                Place::Elsewhere => return NOT_HERE,
+                Place::Heap => Copied::Small,
+                Place::Off => Copied::Off,
+                Place::File if (*req).esi_level > 0 => Copied::Filtered,
+                Place::File if !std::ptr::eq((*req).transport, &raw const HTTP1_transport) => Copied::Http2,
+                Place::File => Copied::None,
+            }
+        };
+        let delivered = Delivered { sent: 0, copied: 0, why: copied };
+        if copied != Copied::None {
+            // SAFETY: as above; the log is this transaction's.
+            unsafe {
+                (delivery.delivered)(oc.cast(), &raw const delivered);
+                if copied != Copied::Small {
+                    VSLb(ctx.vsl, SLT_VCL_Log, c"objmapper: delivery copied: %s".as_ptr(), text(copied).as_ptr());
+                }
+            }
+            return NOT_HERE;
+        }
+        // SAFETY: the request's workspace, of this thread.
+        let state = unsafe { WS_Alloc(ctx.ws, size_of::<State>() as u32) }.cast::<State>();
+        if state.is_null() {
+            // varnishd sees the overflow.
+            return NOT_HERE;
+        }
+        // SAFETY: WS_Alloc gives memory of that size, aligned to a pointer; `private` is our entry's.
+        unsafe {
+            state.write(State { magic: STATE_MAGIC, oc, wish: Wish::Bytes, delivered });
+            *private = state.cast();
+        }
+        0
+    })
+}
+
+fn text(why: Copied) -> &'static CStr {
+    match why {
+        Copied::None => c"",
+        Copied::Small => c"small",
+        Copied::Http2 => c"HTTP/2",
+        Copied::Chunked => c"chunked",
+        Copied::Filtered => c"filtered",
+        Copied::Off => c"zero_copy=off",
+        Copied::Other => c"not possible",
+    }
+}
+
+/// # Safety
+/// `private` must be our entry's.
+unsafe fn state_of<'a>(private: *mut c_void) -> Option<&'a mut State> {
+    // SAFETY: by contract; `init` put it there, and only this delivery's thread uses it, in one of our calls at a time.
+    unsafe { private.cast::<State>().as_mut() }.filter(|state| state.magic == STATE_MAGIC)
+}
+
+/// # Safety
+/// `entry` must be null or one of a delivery's.
+unsafe fn entry_of<'a>(entry: *const vdp_entry) -> Option<&'a vdp_entry> {
+    // SAFETY: by contract.
+    unsafe { entry.as_ref() }.filter(|entry| entry.magic == VDP_ENTRY_MAGIC)
+}
+
+/// The HTTP/1 line at the end of a delivery, if it takes bytes as they are.
+///
+/// # Safety
+/// `entry` must be one of the calling thread's delivery.
+unsafe fn line_of(entry: &vdp_entry) -> Option<NonNull<V1l>> {
+    // SAFETY: by contract; VDP_v1l's private is a V1l.
+    unsafe {
+        if !std::ptr::eq(entry.vdp, VDP_v1l) {
+            return None;
+        }
+        V1l::checked(entry.priv_)
+    }
+}
+
+fn is_chunked(line: NonNull<V1l>) -> bool {
+    // SAFETY: a line of this thread's delivery (`line_of`).
+    unsafe { (*line.as_ptr()).ciov < (*line.as_ptr()).siov }
+}
+
+/// What the engine asks before it iterates the body of a delivery.
+unsafe extern "C" fn wish(vdc: *const c_void) -> Wish {
+    fallible("wish", Wish::Bytes, || {
+        let vdc = vdc.cast::<vdp_ctx>();
+        // SAFETY: the engine's promise: the calling thread's delivery, whose list does not change meanwhile.
+        unsafe {
+            if vdc.is_null() || (*vdc).magic != VDP_CTX_MAGIC {
+                return Wish::Bytes;
+            }
+            let mut alone = true;
+            let mut at = (*vdc).vdp.vtqh_first;
+            while let Some(entry) = entry_of(at) {
+                let next = entry.list.vtqe_next;
+                if std::ptr::eq(entry.vdp, SENDER.address()) {
+                    let line = entry_of(next).and_then(|last| line_of(last)).filter(|line| !is_chunked(*line));
+                    let (Some(_), Some(state)) = (line, state_of(entry.priv_)) else { return Wish::Bytes };
+                    state.wish = if alone { Wish::Spans } else { Wish::Both };
+                    return state.wish;
+                }
+                alone &= std::ptr::eq(entry.vdp, &raw const VDP_range);
+                at = next;
+            }
+        }
+        Wish::Bytes
+    })
+}
+
+unsafe extern "C" fn bytes(
+    vdc: *mut vdp_ctx,
+    act: vdp_action,
+    private: *mut *mut c_void,
+    ptr: *const c_void,
+    len: isize,
+) -> c_int {
+    fallible("objmapper", -1, || {
+        // SAFETY: varnishd's own arguments: this thread's delivery and our entry's private.
+        unsafe {
+            let Some(state) = state_of(*private) else { return -1 };
+            let size = usize::try_from(len).unwrap_or(0);
+            if size == 0 {
+                return VDP_bytes(vdc, act, ptr, len);
+            }
+            let mut span = Span { fd: -1, how: objmapper_abi::How::Auto, offset: 0 };
+            let in_file = engine::delivery()
+                .is_some_and(|delivery| (delivery.span)(ptr.cast(), size, &raw mut span))
+                .then_some(span);
+            let Some(span) = in_file else {
+                state.delivered.copied += size as u64;
+                state.delivered.why = why_not(vdc);
+                return VDP_bytes(vdc, act, ptr, len);
+            };
+            let line = entry_of((*vdc).nxt).and_then(|next| line_of(next)).filter(|line| !is_chunked(*line));
+            let Some(line) = line.filter(|_| size >= LEAST) else {
+                state.delivered.why = if line.is_some() { Copied::Small } else { Copied::Filtered };
+                return copy(vdc, state, act, ptr, span, 0, size);
+            };
+            match deliver_send::send(line, &span, size) {
+                Ok(()) => {
+                    state.delivered.sent += size as u64;
+                    accounted(vdc, act, size);
+                    0
+                }
+                Err(Failed::Broken) => {
+                    accounted(vdc, act, size);
+                    -1
+                }
+                Err(Failed::Unable { sent }) => {
+                    state.delivered.sent += sent as u64;
+                    state.delivered.why = Copied::Other;
+                    copy(vdc, state, act, ptr, span, sent, size)
+                }
+            }
+        }
+    })
+}
+
+/// Counts with the next entry, which did not see them, bytes that went their own way: as VDP_bytes does.
+///
+/// # Safety
+/// `vdc` must be what our filter was called with.
+unsafe fn accounted(vdc: *mut vdp_ctx, act: vdp_action, size: usize) {
+    // SAFETY: by contract; the next entry is this delivery's, and no other thread touches it.
+    unsafe {
+        let next = (*vdc).nxt;
+        (*next).calls += 1;
+        (*next).bytes_in += size as u64;
+        if act == VDP_END {
+            (*next).end = VDP_END;
+        }
+        (*vdc).bytes_done = size as u64;
+    }
+}
+
+/// Passes the `size` bytes of a file on as bytes; the first `from` of them are sent already.
+///
+/// # Safety
+/// `vdc` must be what our filter was called with, `ptr` and `span` what stands for the bytes.
+unsafe fn copy(
+    vdc: *mut vdp_ctx,
+    state: &mut State,
+    act: vdp_action,
+    ptr: *const c_void,
+    span: Span,
+    from: usize,
+    size: usize,
+) -> c_int {
+    // SAFETY: by contract.
+    unsafe {
+        let mut result = 0;
+        if state.wish != Wish::Spans && from == 0 {
+            state.delivered.copied += size as u64;
+            return VDP_bytes(vdc, act, ptr, size as isize);
+        }
+        // What was sent is counted with the next entry, but is no call of its own.
+        (*(*vdc).nxt).bytes_in += from as u64;
+        let mut buffer = [0_u8; LEAST];
+        let mut at = from;
+        while at < size && result == 0 {
+            let want = buffer.len().min(size - at);
+            let Some(got) = deliver_send::read(&span, at, &mut buffer[..want]) else {
+                result = -1;
+                break;
+            };
+            at += got;
+            state.delivered.copied += got as u64;
+            let last = at == size;
+            let act = if last && act == VDP_END { VDP_END } else { VDP_FLUSH };
+            result = VDP_bytes(vdc, act, buffer.as_ptr().cast(), got as isize);
+        }
+        (*vdc).bytes_done = size as u64;
+        result
+    }
+}
+
+/// Why bytes are not in a file.
+///
+/// # Safety
+/// `vdc` must be what our filter was called with.
+unsafe fn why_not(vdc: *const vdp_ctx) -> Copied {
+    // SAFETY: by contract.
+    unsafe {
+        let Some(line) = entry_of((*vdc).nxt).and_then(|next| line_of(next)) else { return Copied::Filtered };
+        let mut at = (*vdc).vdp.vtqh_first;
+        while let Some(entry) = entry_of(at) {
+            if std::ptr::eq(entry.vdp, SENDER.address()) {
+                break;
+            }
+            if !std::ptr::eq(entry.vdp, &raw const VDP_range) {
+                return Copied::Filtered;
+            }
+            at = entry.list.vtqe_next;
+        }
+        if is_chunked(line) { Copied::Chunked } else { Copied::Small }
+    }
+}
+
+unsafe extern "C" fn fini(vdc: *mut vdp_ctx, private: *mut *mut c_void) -> c_int {
+    fallible("objmapper", 0, || {
+        // SAFETY: varnishd's own arguments: this thread's delivery and our entry's private; the request still
+        // references its object. The log is this transaction's.
+        unsafe {
+            let state = state_of(std::mem::replace(&mut *private, null_mut()));
+            let (Some(state), Some(delivery)) = (state, engine::delivery()) else { return 0 };
+            let Delivered { sent, copied, why } = state.delivered;
+            if sent + copied == 0 || (*state.oc).magic != OBJCORE_MAGIC {
+                return 0;
+            }
+            (delivery.delivered)(state.oc.cast(), &raw const state.delivered);
+            let reason = if copied == 0 { c"" } else { text(why) };
+            VSLb(
+                (*vdc).vsl,
+                SLT_VCL_Log,
+                c"objmapper: delivery sent %ju copied %ju%s%s".as_ptr(),
+                sent,
+                copied,
+                if copied == 0 { c"".as_ptr() } else { c": ".as_ptr() },
+                reason.as_ptr(),
+            );
+        }
+        0
+    })
+}

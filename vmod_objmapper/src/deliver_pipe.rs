@@ -1,0 +1,125 @@
+//! Pipes through which pages of a file go to a socket.
+//!
+//! sendfile(2) has a pipe of its own with 16 pages, so that the socket is given 64 KiB at a time; one of [`CAPACITY`] gives
+//! it 16 times as much. They are few, because the kernel allows a user without privileges 64 MiB of pipes
+//! (`pipe-user-pages-soft` in pipe(7)), and shared: who finds none that is free uses sendfile.
+
+use std::ffi::c_int;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::deliver_send::splice;
+
+/// Bodies that are shorter than this are sent by sendfile(2).
+pub(crate) const WORTHWHILE: usize = 128 << 10;
+
+/// Bytes of pages that a pipe holds.
+const CAPACITY: usize = 1 << 20;
+/// Pipes that are smaller (the kernel did not allow more) are not worth it.
+const LEAST: usize = 256 << 10;
+/// Pipes in this process.
+const PIPES: usize = 32;
+
+/// A pipe.
+pub(crate) struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+    capacity: usize,
+    /// Bytes in it.
+    filled: usize,
+}
+
+/// What a place for a pipe holds.
+enum Slot {
+    /// Nothing yet.
+    New,
+    /// A pipe that is empty.
+    Made(Pipe),
+    /// The kernel does not allow it.
+    Refused,
+}
+
+static SLOTS: [Mutex<Slot>; PIPES] = [const { Mutex::new(Slot::New) }; PIPES];
+
+thread_local! {
+    /// Where this thread looks first.
+    static FIRST: usize = {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        NEXT.fetch_add(1, Relaxed)
+    };
+}
+
+/// A pipe that is this thread's alone while it has this.
+pub(crate) struct Taken(MutexGuard<'static, Slot>);
+
+/// A free pipe; does not wait for one.
+pub(crate) fn take() -> Option<Taken> {
+    let first = FIRST.try_with(|first| *first).unwrap_or(0);
+    (0..PIPES).find_map(|n| {
+        let mut slot = SLOTS[(first + n) % PIPES].try_lock()?;
+        if matches!(*slot, Slot::New) {
+            *slot = Pipe::new().map_or(Slot::Refused, Slot::Made);
+        }
+        matches!(*slot, Slot::Made(_)).then_some(Taken(slot))
+    })
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        // What was not sent must not be sent to somebody else.
+        if matches!(&*self.0, Slot::Made(pipe) if pipe.filled > 0) {
+            *self.0 = Slot::New;
+        }
+    }
+}
+
+impl Taken {
+    /// Sends at most `want` bytes of `file` from `offset` on, behind what is in the pipe. How many of them the socket
+    /// took; 0: the file ends there.
+    pub(crate) fn send(
+        &mut self,
+        file: c_int,
+        offset: u64,
+        want: usize,
+        socket: c_int,
+        more: bool,
+    ) -> Result<usize, c_int> {
+        let Slot::Made(pipe) = &mut *self.0 else { return Err(libc::EINVAL) };
+        // The bytes at `offset` may be in the pipe since the last call.
+        if pipe.filled == 0 {
+            let want = want.min(pipe.capacity);
+            pipe.filled = splice(file, Some(offset), pipe.write.as_raw_fd(), want, false)?;
+            if pipe.filled == 0 {
+                return Ok(0);
+            }
+        }
+        let sent = splice(pipe.read.as_raw_fd(), None, socket, pipe.filled, more)?;
+        pipe.filled -= sent;
+        Ok(sent)
+    }
+
+    /// Is nothing in it?
+    pub(crate) fn is_empty(&self) -> bool {
+        !matches!(&*self.0, Slot::Made(pipe) if pipe.filled > 0)
+    }
+}
+
+impl Pipe {
+    fn new() -> Option<Pipe> {
+        let mut fds = [-1; 2];
+        // SAFETY: pipe2(2) writes two descriptors, which are ours then.
+        let (read, write) = unsafe {
+            if libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) != 0 {
+                return None;
+            }
+            (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1]))
+        };
+        // SAFETY: fcntl(2) of a number.
+        let capacity = unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, CAPACITY as c_int) };
+        let capacity = usize::try_from(capacity).ok().filter(|capacity| *capacity >= LEAST)?;
+        Some(Pipe { read, write, capacity, filled: 0 })
+    }
+}

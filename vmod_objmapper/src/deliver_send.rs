@@ -1,0 +1,181 @@
+//! Sends parts of files to a client's socket, in the place of HTTP/1's own writing (V1L_Flush in
+//! cache_http1_line.c), with the same time limits, the same lines in the log and the same outcome.
+
+use std::ffi::c_int;
+use std::io;
+use std::ptr::{NonNull, null_mut};
+
+use objmapper_abi::{How, Span};
+use varnish_stevedore_sys::bindings::{SC_NULL, SC_REM_CLOSE, SC_TX_ERROR, SLT_Debug, VAS_errtxt, VSLb, VTIM_real};
+use varnish_stevedore_sys::http1::{V1L_Flush, V1l};
+
+use crate::deliver_pipe::{self, Taken};
+
+/// At most so much per call, so that `send_timeout` is looked at in between.
+const STEP: usize = 1 << 20;
+/// So much if the client takes longer than this for a step: then it must not take many times `idle_send_timeout`.
+const SLOW_STEP: usize = 64 << 10;
+const SLOW: f64 = 1.0;
+
+/// Why bytes were not sent.
+pub(crate) enum Failed {
+    /// The connection is broken, or too slow; varnishd knows.
+    Broken,
+    /// The kernel cannot send from this file, but for the first `sent` bytes: copy the others.
+    Unable { sent: usize },
+}
+
+/// Sends the `size` bytes of the file, after what is queued.
+///
+/// # Safety
+/// `line` must be that of the calling thread's delivery, not chunked; `span` must stand for that many bytes.
+pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize) -> Result<(), Failed> {
+    // SAFETY: by contract; no other reference to the line is used while this one lives.
+    unsafe {
+        flush(line);
+        let (socket, werr) = (*(*line.as_ptr()).wfd, (*line.as_ptr()).werr);
+        if socket < 0 || !std::ptr::eq(werr, SC_NULL.as_ptr()) {
+            return Err(Failed::Broken);
+        }
+        let mut pipe = match span.how {
+            How::Splice => deliver_pipe::take(),
+            How::Auto if size >= deliver_pipe::WORTHWHILE => deliver_pipe::take(),
+            How::Auto | How::Sendfile => None,
+        };
+        let mut sent = 0;
+        let mut step = STEP;
+        loop {
+            let before = VTIM_real();
+            if before > (*line.as_ptr()).deadline {
+                let text = c"Hit total send timeout, wrote = %zd/%zd; not retrying".as_ptr();
+                VSLb((*line.as_ptr()).vsl, SLT_Debug, text, sent, size);
+                return Err(broken(line, size - sent, None));
+            }
+            let want = step.min(size - sent);
+            let more = want < size - sent;
+            let done = match &mut pipe {
+                Some(pipe) => pipe.send(span.fd, span.offset + sent as u64, want, socket, more),
+                None => sendfile(span.fd, span.offset + sent as u64, want, socket),
+            };
+            match done {
+                // Only of a lost body.
+                Ok(0) => return Err(broken(line, size - sent, Some(libc::EIO))),
+                Ok(n) => {
+                    (*line.as_ptr()).cnt += n as u64;
+                    sent += n;
+                    if sent == size {
+                        return Ok(());
+                    }
+                    step = if VTIM_real() - before > SLOW { SLOW_STEP } else { STEP };
+                }
+                Err(libc::EINTR) => {}
+                Err(libc::EAGAIN) => {
+                    let text = c"Hit idle send timeout, wrote = %zd/%zd; retrying".as_ptr();
+                    VSLb((*line.as_ptr()).vsl, SLT_Debug, text, -1_isize, size - sent);
+                }
+                // Of the file or the socket; nothing of this call was sent.
+                Err(libc::EINVAL | libc::ENOSYS | libc::ENOMEM | libc::EOVERFLOW)
+                    if pipe.as_ref().is_none_or(Taken::is_empty) =>
+                {
+                    return Err(Failed::Unable { sent });
+                }
+                Err(errno) => return Err(broken(line, size - sent, Some(errno))),
+            }
+        }
+    }
+}
+
+/// The connection has failed, as V1L_Flush tells varnishd.
+///
+/// # Safety
+/// `line` must be that of the calling thread's delivery.
+unsafe fn broken(line: NonNull<V1l>, left: usize, errno: Option<c_int>) -> Failed {
+    // SAFETY: by contract; VAS_errtxt (lib/libvarnish/vas.c) returns a static text.
+    unsafe {
+        let line = line.as_ptr();
+        let text = c"Write error, retval = %zd, len = %zd, errno = %s".as_ptr();
+        VSLb((*line).vsl, SLT_Debug, text, -1_isize, left, VAS_errtxt(errno.unwrap_or(0)));
+        let closed = errno == Some(libc::EPIPE);
+        (*line).werr = if closed { SC_REM_CLOSE.as_ptr() } else { SC_TX_ERROR.as_ptr() };
+    }
+    Failed::Broken
+}
+
+/// Writes what HTTP/1 has queued, so that it can share a packet with what follows.
+///
+/// # Safety
+/// `line` must be that of the calling thread's delivery, not chunked.
+unsafe fn flush(line: NonNull<V1l>) {
+    // SAFETY: by contract: `niov` entries of `iov` are queued, with `liov` readable bytes (V1L_Write). An `Iovec` is C's.
+    unsafe {
+        let its = line.as_ptr();
+        if *(*its).wfd >= 0 && (*its).liov > 0 && std::ptr::eq((*its).werr, SC_NULL.as_ptr()) {
+            let mut header: libc::msghdr = std::mem::zeroed();
+            header.msg_iov = (*its).iov.cast();
+            header.msg_iovlen = (*its).niov as usize;
+            let flags = libc::MSG_MORE | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+            let written = libc::sendmsg(*(*its).wfd, &raw const header, flags);
+            if let Ok(written) = usize::try_from(written) {
+                (*its).cnt += written as u64;
+                forget(its, written);
+            }
+        }
+        // The rest, if any: with its waiting and its errors.
+        V1L_Flush(its);
+    }
+}
+
+/// Takes what was written off the queue.
+///
+/// # Safety
+/// As for [`flush`].
+unsafe fn forget(line: *mut V1l, mut written: usize) {
+    // SAFETY: by contract.
+    unsafe {
+        (*line).liov -= written;
+        for index in 0..(*line).niov as usize {
+            let entry = &mut *(*line).iov.add(index);
+            let here = entry.len.min(written);
+            entry.base = entry.base.cast::<u8>().add(here).cast();
+            entry.len -= here;
+            written -= here;
+        }
+    }
+}
+
+fn sendfile(file: c_int, offset: u64, want: usize, socket: c_int) -> Result<usize, c_int> {
+    let mut offset = offset as libc::off_t;
+    // SAFETY: sendfile(2) reads no memory of ours but the offset.
+    let sent = unsafe { libc::sendfile(socket, file, &raw mut offset, want) };
+    usize::try_from(sent).map_err(|_| errno())
+}
+
+/// Reads from a span, `at` bytes behind its begin. `None`: it can't be read, or ends there.
+pub(crate) fn read(span: &Span, at: usize, buffer: &mut [u8]) -> Option<usize> {
+    loop {
+        let offset = (span.offset + at as u64) as libc::off_t;
+        // SAFETY: pread(2) writes at most the buffer's length to it.
+        let got = unsafe { libc::pread(span.fd, buffer.as_mut_ptr().cast(), buffer.len(), offset) };
+        match usize::try_from(got) {
+            Ok(0) => return None,
+            Ok(got) => return Some(got),
+            Err(_) if errno() == libc::EINTR => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// What the last call of this thread failed with.
+pub(crate) fn errno() -> c_int {
+    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+}
+
+/// splice(2), without an offset of the pipe's or socket's.
+pub(crate) fn splice(from: c_int, offset: Option<u64>, to: c_int, len: usize, more: bool) -> Result<usize, c_int> {
+    let mut offset = offset.map(|offset| offset as libc::off_t);
+    let flags = libc::SPLICE_F_MOVE | if more { libc::SPLICE_F_MORE } else { 0 };
+    let at = offset.as_mut().map_or(null_mut(), |offset| &raw mut *offset);
+    // SAFETY: splice(2) reads no memory of ours but the offset.
+    let moved = unsafe { libc::splice(from, at, to, null_mut(), len, flags) };
+    usize::try_from(moved).map_err(|_| errno())
+}
