@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Shows objmapper for Varnish with the real programs: H2O serves a small site, objmapperd keeps large bodies, a stock
-# varnishd caches with our storage engine; real requests go through it, and each one is explained and checked.
+# Shows objmapper for Varnish with the real programs: H2O serves a small site, objmapperd keeps bodies, two stock varnishd
+# cache with our storage engine and share what they fetch through our director; real requests go through them, and each
+# one is explained and checked.
 # ONCE=1: ends by itself, with status 0 only if every step did what it says. Otherwise it stays up until Ctrl-C.
 #
 # Everything listens on loopback or a Unix socket, lives in one temporary directory, and is ended and removed again.
@@ -11,9 +12,11 @@ build=${OBJM_BUILD_DIR:-$PWD/target/release}
 once=${ONCE:-}
 storage_size=256m
 threshold=65536
+# Varnishd share by Host and path: an address with a port would be another site for each of them.
+host='Host: demo.example'
 
 fail() { printf 'demo: error: %s\n' "$*" >&2; exit 1; }
-for f in "$build/libstevedore_objmapper.so" "$build/objmapperd"; do
+for f in "$build/libstevedore_objmapper.so" "$build/libvmod_objmapper.so" "$build/objmapperd"; do
     [ -f "$f" ] || fail "$f is missing: run 'make build' first"
 done
 for p in varnishd varnishadm varnishstat h2o curl; do
@@ -35,6 +38,14 @@ stop() {
         wait "$pid" 2>/dev/null || true
     done
     rm -rf "$dir"
+}
+# forget PID: it has ended, and the number may be somebody else's soon
+forget() {
+    local i
+    for i in "${!pids[@]}"; do
+        if [ "${pids[i]}" = "$1" ]; then unset "pids[$i]"; fi
+    done
+    pids=("${pids[@]}")
 }
 trap stop EXIT
 trap 'exit 130' INT
@@ -90,7 +101,9 @@ start_h2o() {
     for _ in $(seq 20); do
         port=$((20000 + RANDOM % 20000))
         answers "$port" && continue
-        sed -e "s|@PORT@|$port|" -e "s|@ROOT@|$site|" tests/h2o/h2o.conf >"$dir/h2o.conf"
+        answers $((port + 1)) && continue
+        sed -e "s|@PORT@|$port|" -e "s|@PROXY_PORT@|$((port + 1))|" -e "s|@ROOT@|$site|" -e "s|@DIR@|$dir|" \
+            tests/h2o/h2o.conf tests/h2o/listeners.conf >"$dir/h2o.conf"
         h2o -m worker -c "$dir/h2o.conf" >>"$dir/h2o.log" 2>&1 &
         local pid=$!
         if until_true 10 answers "$port" && kill -0 "$pid" 2>/dev/null; then
@@ -109,40 +122,70 @@ start_objmapperd() {
     pids+=("$objmapperd_pid")
     until_true 10 test -S "$socket" || { cat "$dir/objmapperd.log" >&2; fail "objmapperd does not start"; }
 }
+# start_varnishd NAME: one more varnishd, with the same VCL and a storage in the same objmapperd
 start_varnishd() {
-    cat >"$dir/demo.vcl" <<VCL
+    local name=$1
+    mkdir -p "$dir/vcl"
+    # varnishd compiles as another user, who may not see the repository
+    cp vcl/objmapper.vcl "$build/libvmod_objmapper.so" "$dir/vcl/"
+    cat >"$dir/vcl/demo.vcl" <<VCL
 vcl 4.1;
-backend h2o { .host = "127.0.0.1"; .port = "$h2o_port"; }
+import objmapper;
+backend h2o { .path = "$dir/h2o.sock"; }
+sub vcl_init {
+	new om = objmapper.director();
+	om.set_backend(h2o);
+}
+sub vcl_backend_response { set beresp.http.X-L2 = om.status(); }
+include "objmapper.vcl";
+sub vcl_recv { set req.backend_hint = om.backend(); }
 sub vcl_backend_response {
 	if (bereq.url ~ "^/(index.html)?$") { set beresp.do_esi = true; }
 }
 VCL
-    varnishd -F -n "$dir/v" -a 127.0.0.1:0 -f "$dir/demo.vcl" -E "$build/libstevedore_objmapper.so" \
+    varnishd -F -n "$dir/$name" -a 127.0.0.1:0 -f "$dir/vcl/demo.vcl" -E "$build/libstevedore_objmapper.so" \
         -s "s0=objmapper,$storage_size,socket=$socket,threshold=$threshold" \
-        -p ban_lurker_age=0.1 -p ban_lurker_sleep=0.1 >>"$dir/varnishd.log" 2>&1 &
+        -p "vcl_path=$dir/vcl" -p "vmod_path=$dir/vcl" \
+        -p ban_lurker_age=0.1 -p ban_lurker_sleep=0.1 >>"$dir/$name.log" 2>&1 &
     pids+=("$!")
-    until_true 20 child_runs || { cat "$dir/varnishd.log" >&2; fail "varnishd does not start (its output is above)"; }
-    port=$(varnishadm -n "$dir/v" debug.listen_address | awk 'NR == 1 { print $3 }')
-    url=http://127.0.0.1:$port
+    pid_of[$name]=$!
+    use "$name"
+    until_true 20 child_runs || { cat "$dir/$name.log" >&2; fail "varnishd $name does not start (its output is above)"; }
+    url_of[$name]=http://127.0.0.1:$(varnishadm -n "$dir/$name" debug.listen_address | awk 'NR == 1 { print $3 }')
+    use "$name"
+    until_true 10 shares || { cat "$dir/$name.log" >&2; fail "the director of varnishd $name does not find objmapperd"; }
 }
-child_runs() { varnishadm -n "$dir/v" -t 2 status | grep -q 'state running'; }
-child_pid() { varnishadm -n "$dir/v" pid | awk '/^Worker/ { print $2 }'; }
+stop_varnishd() {
+    kill -TERM "${pid_of[$1]}"
+    wait "${pid_of[$1]}" || complain "varnishd $1 ended with status $?"
+    forget "${pid_of[$1]}"
+}
+declare -A pid_of url_of
+# use NAME: the varnishd that is meant from now on
+use() { v=$1; url=${url_of[$v]:-}; }
+child_runs() { varnishadm -n "$dir/$v" -t 2 status | grep -q 'state running'; }
+child_pid() { varnishadm -n "$dir/$v" pid | awk '/^Worker/ { print $2 }'; }
+shares() { varnishadm -n "$dir/$v" backend.list -p boot.om | grep -q 'State: *up'; }
+counter() { varnishstat -n "$dir/$v" -1 -f "$1" 2>/dev/null | awk -v n="$1" '$1 == n { print $2 }'; }
+# How many requests H2O has answered.
+origin() { wc -l <"$dir/h2o-access.log"; }
 
-echo "== starting H2O (origin), objmapperd (store) and varnishd (cache)"
-start_h2o
-start_objmapperd
-start_varnishd
-echo "   H2O          127.0.0.1:$h2o_port, serving $(find "$site" -type f | wc -l) files of a generated site"
-echo "   objmapperd   $socket"
-echo "   varnishd     $url, -s objmapper,$storage_size,socket=…,threshold=$threshold: $(varnishd -V 2>&1 | awk 'NR == 1 { print $2 }' | tr -d '(')"
-
-# --- requests, explained and checked ----------------------------------------------------------------------------------
 wrong=0
 complain() { printf '   WRONG: %s\n' "$*"; wrong=$((wrong + 1)); }
 
+echo "== starting H2O (origin), objmapperd (store) and two varnishd (caches)"
+start_h2o
+start_objmapperd
+start_varnishd b
+start_varnishd a
+echo "   H2O          127.0.0.1:$h2o_port and $dir/h2o.sock, serving $(find "$site" -type f | wc -l) files of a generated site"
+echo "   objmapperd   $socket"
+echo "   varnishd     a: ${url_of[a]}, b: ${url_of[b]}, each with -s objmapper,$storage_size,socket=…,threshold=$threshold: $(varnishd -V 2>&1 | awk 'NR == 1 { print $2 }' | tr -d '(')"
+
+# --- requests, explained and checked ----------------------------------------------------------------------------------
 readonly counters=(MAIN.cache_miss MAIN.cache_hit SMA.s0.g_bytes OBJM.s0.g_bodies OBJM.s0.g_body_bytes
-    OBJM.s0.g_heap_pieces OBJM.s0.g_heap_bytes OBJM.s0.c_published)
-counter() { varnishstat -n "$dir/v" -1 -f "$1" 2>/dev/null | awk -v n="$1" '$1 == n { print $2 }'; }
+    OBJM.s0.g_heap_pieces OBJM.s0.g_heap_bytes OBJM.s0.c_published OBJM.boot.om.c_hits OBJM.boot.om.c_misses
+    OBJM.boot.om.c_adopted OBJM.boot.om.c_published)
 declare -A before after
 snapshot() {
     # shellcheck disable=SC2034,SC2178 # a name for the caller's associative array
@@ -151,7 +194,7 @@ snapshot() {
     local args=()
     for name in "${counters[@]}"; do into[$name]=0; args+=(-f "$name"); done
     # shellcheck disable=SC2034 # as above
-    while read -r name value _; do into[$name]=$value; done < <(varnishstat -n "$dir/v" -1 "${args[@]}" 2>/dev/null)
+    while read -r name value _; do into[$name]=$value; done < <(varnishstat -n "$dir/$v" -1 "${args[@]}" 2>/dev/null)
 }
 moved() {
     local name delta out=
@@ -165,40 +208,44 @@ moved() {
 counted() { snapshot after; [ $((${after[MAIN.cache_miss]} + ${after[MAIN.cache_hit]})) -ge "$1" ]; }
 
 declare -A lives
-# ask PATH miss|hit heap|objmapper WANTED-FILE [lookups [curl arguments…]]
+# ask PATH miss|shared|hit heap|objmapper WANTED-FILE [lookups [curl arguments…]]
+# hit: answered from varnishd's own cache; shared: from objmapper, without H2O; miss: from H2O
 ask() {
     local path=$1 expect=$2 place=$3 wanted=$4 lookups=${5:-1}
     shift 4; [ $# -eq 0 ] || shift
     snapshot before
     local sum=$((${before[MAIN.cache_miss]} + ${before[MAIN.cache_hit]}))
     local code time size
-    read -r code time size < <(curl -sS -o "$dir/got" -D "$dir/head" -w '%{http_code} %{time_total} %{size_download}\n' \
+    read -r code time size < <(curl -sS -H "$host" -o "$dir/got" -D "$dir/head" -w '%{http_code} %{time_total} %{size_download}\n' \
         "$@" "$url$path")
     # two numbers in X-Varnish: this request and the one that fetched the object
     local was=miss
-    [ "$(tr -d '\r' <"$dir/head" | awk 'tolower($1) == "x-varnish:" { print NF }')" -le 2 ] || was=hit
+    [ "$(tr -d '\r' <"$dir/head" | awk 'tolower($1) == "x-varnish:" { n = NF } END { print n + 0 }')" -le 2 ] || was=hit
+    local l2; l2=$(tr -d '\r' <"$dir/head" | awk 'tolower($1) == "x-l2:" { print $2 }')
+    [ "$was:$l2" != miss:hit ] || was=shared
     local deadline=$((SECONDS + 5))
     until counted $((sum + lookups)); do
         [ "$SECONDS" -lt "$deadline" ] || break
         sleep 0.05
     done
-    if [ "$was" = miss ]; then
-        if [ "${after[OBJM.s0.g_bodies]}" -gt "${before[OBJM.s0.g_bodies]}" ]; then lives[$path]=objmapper
-        elif [ "${after[OBJM.s0.g_heap_pieces]}" -gt "${before[OBJM.s0.g_heap_pieces]}" ]; then lives[$path]=heap
-        else lives[$path]=nowhere; fi
+    local object=$v$path
+    if [ "$was" != hit ]; then
+        if [ "${after[OBJM.s0.g_bodies]}" -gt "${before[OBJM.s0.g_bodies]}" ]; then lives[$object]=objmapper
+        elif [ "${after[OBJM.s0.g_heap_pieces]}" -gt "${before[OBJM.s0.g_heap_pieces]}" ]; then lives[$object]=heap
+        else lives[$object]=nowhere; fi
     fi
     local words
-    case "${lives[$path]:-unknown}" in
+    case "${lives[$object]:-unknown}" in
         objmapper) words="the body lives in objmapper" ;;
         heap)      words="the body lives in varnishd's heap" ;;
         *)         words="the body lives nowhere that was counted" ;;
     esac
-    printf '   %-22s %s %-4s %10d bytes in %8.3f ms; %s\n' "$path" "$code" "$was" "$size" \
+    printf '   %s %-22s %s %-6s %10d bytes in %8.3f ms; %s\n' "$v" "$path" "$code" "$was" "$size" \
         "$(awk -v t="$time" 'BEGIN { print t * 1000 }')" "$words"
-    printf '   %22s counters:%s\n' "" "$(moved)"
+    printf '   %24s counters:%s\n' "" "$(moved)"
     case "$code" in 200|206) ;; *) complain "$path: status $code" ;; esac
     [ "$was" = "$expect" ] || complain "$path: a $was, expected a $expect"
-    [ "${lives[$path]:-}" = "$place" ] || complain "$path: the body should live in $place"
+    [ "${lives[$object]:-}" = "$place" ] || complain "$path: the body should live in $place"
     cmp -s "$wanted" "$dir/got" || complain "$path: the bytes differ from the origin's"
 }
 
@@ -222,36 +269,90 @@ echo "== an ESI page, put together from three objects"
 ask /index.html miss heap "$dir/index.assembled" 3
 ask /index.html hit heap "$dir/index.assembled" 3
 
-echo "== objmapperd is killed (SIGKILL): what is cached stays served, new bodies go to heap"
+echo "== the other varnishd's first requests: objmapper has what the first one fetched, H2O is not asked"
+# quietly COMMAND…: H2O must not be asked meanwhile
+quietly() {
+    local asked; asked=$(origin)
+    "$@"
+    local now; now=$(origin)
+    echo "   H2O was asked $((now - asked)) times"
+    [ "$now" = "$asked" ] || complain "H2O was asked: $(tail -n 1 "$dir/h2o-access.log")"
+}
+# the log of the last ones that it was asked for is written after they were answered
+settled() { [ "$(origin)" -ge "$(counter VBE.boot.h2o.req)" ]; }
+until_true 5 settled || complain "H2O has logged less than it was asked for"
+shared() {
+    for m in 1k 64k; do ask /media/$m.mp4 shared heap "$site/media/$m.mp4"; done
+    for m in 256k 1m 8m 64m; do ask /media/$m.mp4 shared objmapper "$site/media/$m.mp4"; done
+}
+use b
+quietly shared
+adopted=$(counter OBJM.boot.om.c_adopted)
+echo "   of the bodies in objmapper no byte was copied: adopted $adopted of 4, copied $(counter OBJM.boot.om.b_copied) bytes of the small ones"
+[ "$adopted" = 4 ] || complain "adopted $adopted bodies, not 4"
+
+echo "== the first varnishd is restarted: its cache is empty, objmapper's is not"
+stop_varnishd a
+start_varnishd a
+restarted() {
+    ask /media/1k.mp4 shared heap "$site/media/1k.mp4"
+    for m in 256k 64m; do ask /media/$m.mp4 shared objmapper "$site/media/$m.mp4"; done
+    ask /media/64m.mp4 hit objmapper "$site/media/64m.mp4"
+}
+quietly restarted
+
+echo "== a purge, sent to the second one, reaches objmapper: the first one, which has it no longer, asks H2O"
+[ "$(curl -sS -H "$host" -o /dev/null -w '%{http_code}' -X PURGE "${url_of[b]}/media/1m.mp4" || true)" = 200 ] || complain "PURGE was not answered 200"
+use a
+ask /media/1m.mp4 miss objmapper "$site/media/1m.mp4"
+ask /media/8m.mp4 shared objmapper "$site/media/8m.mp4"
+
+echo "== objmapperd is killed (SIGKILL): what is cached stays served, everything else comes from H2O"
 worker=$(child_pid)
 kill -KILL "$objmapperd_pid"; wait "$objmapperd_pid" 2>/dev/null || true
-gone() { [ "$(counter OBJM.s0.g_happy)" = 0 ]; }
-back() { [ "$(counter OBJM.s0.g_happy)" = 1 ]; }
-until_true 10 gone || complain "the engine has not noticed that objmapperd is gone"
+forget "$objmapperd_pid"
+gone() { [ "$(counter OBJM.s0.g_happy)" = 0 ] && ! shares; }
+back() { [ "$(counter OBJM.s0.g_happy)" = 1 ] && shares; }
+until_true 10 gone || complain "the loss of objmapperd was not noticed"
 ask /media/8m.mp4 hit objmapper "$site/media/8m.mp4"
 ask "/media/1m.mp4?while-it-is-gone" miss heap "$site/media/1m.mp4"
+right=0
+for name in a b; do
+    for m in 1k 64k 256k 1m; do
+        for n in 1 2 3 4 5; do
+            code=$(curl -sS -H "$host" -o "$dir/got" -w '%{http_code}' "${url_of[$name]}/media/$m.mp4?gone-$n" || true)
+            if [ "$code" = 200 ] && cmp -s "$site/media/$m.mp4" "$dir/got"; then right=$((right + 1)); fi
+        done
+    done
+done
+echo "   $right of 40 new requests to both were answered right; OBJM.boot.om.c_out_down $(counter OBJM.boot.om.c_out_down)"
+[ "$right" = 40 ] || complain "$((40 - right)) requests failed"
 
-echo "== objmapperd is started again: the engine finds it by itself"
+echo "== objmapperd is started again: both find it by themselves"
 start_objmapperd
-until_true 15 back || complain "the engine has not reconnected"
+until_true 15 back || complain "varnishd a has not reconnected"
 ask "/media/1m.mp4?after-it-came-back" miss objmapper "$site/media/1m.mp4"
 [ "$(child_pid)" = "$worker" ] || complain "varnishd's child has died"
+use b
+until_true 15 back || complain "varnishd b has not reconnected"
+ask "/media/1m.mp4?after-it-came-back" shared objmapper "$site/media/1m.mp4"
+use a
 
 echo "== a ban of everything frees every byte, in heap and in objmapper"
-varnishadm -n "$dir/v" ban 'obj.status != 0' >/dev/null
+varnishadm -n "$dir/$v" ban 'obj.status != 0' >/dev/null
 empty() { [ "$(counter SMA.s0.g_bytes)" = 0 ] && [ "$(counter OBJM.s0.g_bodies)" = 0 ]; }
 until_true 10 empty || complain "not everything was freed"
 echo "   SMA.s0.g_bytes $(counter SMA.s0.g_bytes), OBJM.s0.g_bodies $(counter OBJM.s0.g_bodies), MAIN.n_object $(counter MAIN.n_object)"
 
 if [ "$wrong" -gt 0 ]; then
     echo "== $wrong steps did not do what they say"
-    [ -z "$once" ] || { tail -n 20 "$dir/varnishd.log" >&2; exit 1; }
+    [ -z "$once" ] || { tail -n 20 "$dir/a.log" >&2; exit 1; }
 else
     echo "== every step did what it says"
 fi
 [ -z "$once" ] || exit 0
 
 echo
-echo "   It stays up: $url/   (statistics: varnishstat -n $dir/v)"
+echo "   They stay up: ${url_of[a]}/ and ${url_of[b]}/   (statistics: varnishstat -n $dir/a)"
 echo "   Ctrl-C ends it and removes everything."
 while kill -0 "${pids[-1]}" 2>/dev/null; do sleep 1; done

@@ -27,7 +27,8 @@ pub enum Meddling {
     Nothing,
     /// Each piece of them waits so long.
     Late(Duration),
-    /// In one of eight pieces a bit is flipped.
+    /// In one of eight pieces a bit is flipped, but not in the length of an answer: one that is too long takes those that
+    /// follow for a part of itself, until the connection ends.
     Flip,
     /// At one of eight pieces the connection ends in the middle of it.
     Cut,
@@ -55,6 +56,8 @@ struct Shared {
 
 /// Room for what one answer may bring, see EXTENSIONS.md: as much as a sendmsg with descriptors may have.
 const ROOM: usize = 16 * 1024;
+/// Where an answer has its length (EXTENSIONS.md).
+const LENGTH: std::ops::Range<usize> = 8..12;
 const CONTROL: usize = rustix::cmsg_space!(ScmRights(253));
 
 impl Meddler {
@@ -156,7 +159,12 @@ fn pass_answers(store: &UnixStream, client: &UnixStream, shared: &Shared, mut ra
                 Meddling::Nothing => {}
                 // Not a wait for something: being late is what it is for.
                 Meddling::Late(by) => std::thread::sleep(by),
-                Meddling::Flip => piece[random.below(n)] ^= 1 << random.below(8),
+                Meddling::Flip => {
+                    let at = random.below(n);
+                    if !LENGTH.contains(&at) {
+                        piece[at] ^= 1 << random.below(8);
+                    }
+                }
                 Meddling::Cut => {
                     descriptors.clear();
                     piece = &mut piece[..n / 2];
