@@ -45,6 +45,9 @@ pub struct Options {
     /// How many objects the part "objects" holds, and records the part "shared"
     #[arg(long)]
     pub objects: Option<u64>,
+    /// Bytes of the working set, in MiB
+    #[arg(long)]
+    pub working_set: Option<u64>,
     /// CPUs of the servers, such as 0-3
     #[arg(long)]
     pub server_cpus: Option<Cpus>,

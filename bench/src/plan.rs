@@ -107,6 +107,7 @@ impl Plan {
         plan.rounds = options.rounds.unwrap_or(plan.rounds).max(1);
         plan.window = options.seconds.map_or(plan.window, |s| Duration::from_secs_f64(s.clamp(0.01, 3600.0)));
         plan.objects = options.objects.unwrap_or(plan.objects).max(2 * plan.few);
+        plan.working_set = options.working_set.map_or(plan.working_set, |mib| mib.max(1) * M);
         // Every cache holds the working set at once, some in the page cache; half stays for everybody else.
         plan.working_set = plan.working_set.min(available / 2 / CACHES);
         plan.miss_bytes = plan.miss_bytes.min(available / 2 / CACHES);
@@ -165,10 +166,24 @@ mod tests {
 
     #[test]
     fn options_are_kept() {
-        let plan =
-            plan(&["--quick", "--only", "hits,shared", "--rounds", "0", "--seconds", "0.2", "--objects", "5"], 1 << 34);
+        let plan = plan(
+            &[
+                "--quick",
+                "--only",
+                "hits,shared",
+                "--rounds",
+                "0",
+                "--seconds",
+                "0.2",
+                "--objects",
+                "5",
+                "--working-set",
+                "7",
+            ],
+            1 << 34,
+        );
         assert_eq!(plan.parts, [Part::Hits, Part::Shared]);
         assert_eq!((plan.rounds, plan.window), (1, Duration::from_millis(200)));
-        assert_eq!(plan.objects, 2 * plan.few);
+        assert_eq!((plan.objects, plan.working_set), (2 * plan.few, 7 * M));
     }
 }

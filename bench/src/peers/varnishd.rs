@@ -149,7 +149,7 @@ impl Server for Varnishd {
 
     fn clear(&mut self) -> Result<()> {
         self.cli(&["ban", "obj.status != 0"])?;
-        wait_for("an empty cache after a ban of everything", Duration::from_secs(300), || {
+        let emptied = wait_for("an empty cache after a ban of everything", Duration::from_secs(300), || {
             interrupt::check()?;
             let empty = self.counter("MAIN.n_object")? == Some(0)
                 && [".s0.g_bytes", ".s0.g_body_bytes"].iter().all(|name| {
@@ -157,8 +157,11 @@ impl Server for Varnishd {
                     matches!(self.counter(name), Ok(None | Some(0)))
                 });
             Ok(empty.then_some(()))
-        })
-        .with_context(|| self.process.output())
+        });
+        match emptied {
+            Err(why) if !interrupt::asked() => Err(why).with_context(|| self.process.output()),
+            other => other,
+        }
     }
 }
 
