@@ -74,13 +74,14 @@ unsafe fn om<'a>(object: *const vmod_objmapper_director) -> &'a Om {
 unsafe fn key(ctx: &vrt_ctx, om: &Om) -> Result<objmapper_l2::Key, String> {
     // SAFETY: by contract.
     unsafe {
-        let bo: *mut busyobj = boundary::busyobj_of(ctx);
-        if !bo.is_null() {
+        // In vcl_pipe there are both, and the fetch's request is none that could have a record.
+        if ctx.req.is_null() {
+            let bo: *mut busyobj = boundary::busyobj_of(ctx);
+            if bo.is_null() {
+                return Err("there is no request here".to_owned());
+            }
             let uri = transaction::with_known(ctx, Some(om), |turn| turn.uri.clone()).flatten();
             return Ok(fetch::key(om, bo, uri.as_deref()));
-        }
-        if ctx.req.is_null() {
-            return Err("there is no request here".to_owned());
         }
         // Before vcl_hash has run, the digest is that of the connection's last request.
         let hashed = ctx.method & (VCL_MET_RECV | VCL_MET_HASH) == 0;
