@@ -184,7 +184,7 @@ impl Fetch<'_> {
         );
         let text = key.text().escape_ascii().to_string();
         match finding {
-            Finding::Hit(hit) => match self.serve(hit, None, false) {
+            Finding::Hit(hit) => match self.serve(hit, None, None) {
                 Ok(()) => {
                     self.say(Status::Hit, &text);
                     0
@@ -223,14 +223,14 @@ impl Fetch<'_> {
         result
     }
 
-    /// Answers from a record.
-    fn serve(&self, hit: Hit, ticket: Option<Ticket>, renewed: bool) -> Result<(), &'static str> {
+    /// Answers from a record. `renewed`: of which age the origin's 304 was, that has just confirmed it.
+    fn serve(&self, hit: Hit, ticket: Option<Ticket>, renewed: Option<u64>) -> Result<(), &'static str> {
         // SAFETY: VTIM_real only reads the clock.
-        let age = if renewed { 0.0 } else { hit.age(unsafe { VTIM_real() }).ceil() };
-        let serving = Rc::new(Serving::new(self.om, hit, renewed));
+        let age = renewed.unwrap_or_else(|| hit.age(unsafe { VTIM_real() }).ceil().clamp(0.0, 1e12) as u64);
+        let serving = Rc::new(Serving::new(self.om, hit, renewed.is_some()));
         // SAFETY: the calling thread's fetch, with beresp and vfc set up and no connection.
         unsafe {
-            let entry = object::respond(self.bo, &serving.hit, age.clamp(0.0, 1e12) as u64, SOURCE.address())?;
+            let entry = object::respond(self.bo, &serving.hit, age, SOURCE.address())?;
             filter::charge(entry, &serving);
         }
         self.turn(|turn| turn.work = Work::Serving { ticket, serving });
@@ -283,21 +283,24 @@ impl Fetch<'_> {
             return result;
         }
         let mut hit = hit;
-        let renewed = result == 0;
-        if renewed {
+        let mut renewed = None;
+        if result == 0 {
             // SAFETY: as above.
-            match object::refreshed(&hit.head, unsafe { View::new((*self.bo).beresp) }) {
+            let answer = unsafe { View::new((*self.bo).beresp) };
+            renewed = Some(answer.header(b"Age").map_or(0, object::seconds));
+            match object::refreshed(&hit.head, answer) {
                 Some(head) => hit.head = head,
                 None => {
+                    self.reset();
                     self.say(Status::Error, format_args!("{text} (the origin's 304 is too large)"));
                     return -1;
                 }
             }
         }
         self.reset();
-        let ticket = if renewed { ticket } else { None };
+        let ticket = renewed.and(ticket);
         match self.serve(hit, ticket, renewed) {
-            Ok(()) if renewed => {
+            Ok(()) if renewed.is_some() => {
                 Counters::add(&self.om.counters().c_revalidated, 1);
                 self.say(Status::Revalidated, text);
                 0

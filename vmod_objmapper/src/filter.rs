@@ -8,7 +8,7 @@ use std::rc::Rc;
 use objmapper_abi::{Adoption, Bytes, Record};
 use objmapper_l2::{Counters, Hit, Summer};
 use varnish_stevedore_sys::bindings::{
-    OF_GZIPED, VFP_END, VFP_ERROR, VFP_Error, VFP_NULL, VFP_OK, busyobj, vfp, vfp_ctx, vfp_entry, vfp_status, vrt_ctx,
+    OF_CHGCE, OF_GZIPED, VFP_END, VFP_ERROR, VFP_Error, VFP_NULL, VFP_OK, busyobj, vfp, vfp_ctx, vfp_entry, vfp_status, vrt_ctx,
 };
 
 use crate::boundary::{Constant, busyobj_of, context, fallible};
@@ -23,6 +23,8 @@ pub(crate) struct Serving {
     pub(crate) hit: Hit,
     /// Whether the origin has just confirmed it: then its lifetime is what VCL makes of the new head.
     pub(crate) renewed: bool,
+    /// Whether it has become the fetch's object.
+    pub(crate) accepted: Cell<bool>,
     /// How much of the body the object has.
     offset: Cell<u64>,
     /// Whether the storage engine was told to adopt it.
@@ -40,6 +42,7 @@ impl Serving {
             om: NonNull::from(om),
             hit,
             renewed,
+            accepted: Cell::new(false),
             offset: Cell::new(0),
             announced: Cell::new(false),
             gzip: Cell::new(false),
@@ -56,7 +59,7 @@ impl Serving {
 /// A response of the origin's that may be published.
 #[derive(Default)]
 pub(crate) struct Miss {
-    /// Whether it has got as far as becoming an object. What is made in vcl_backend_error never does.
+    /// Whether it has become the fetch's object.
     pub(crate) accepted: Cell<bool>,
 }
 
@@ -64,7 +67,7 @@ pub(crate) struct Miss {
 // SAFETY: varnishd only reads a filter.
 pub(crate) static SOURCE: Constant<vfp> =
     unsafe { Constant::new(vfp_of(Some(source_init), Some(source_pull), Some(source_fini))) };
-/// The filter that sees that the origin's response becomes an object, and lets itself be bypassed.
+/// The filter that sees whether the origin's response becomes an object, and lets itself be bypassed.
 // SAFETY: varnishd only reads a filter.
 pub(crate) static WITNESS: Constant<vfp> =
     unsafe { Constant::new(vfp_of(Some(witness_init), None, Some(witness_fini))) };
@@ -105,19 +108,30 @@ unsafe fn discharge<T>(entry: *mut vfp_entry) {
     }
 }
 
-unsafe extern "C" fn witness_init(_ctx: *const vrt_ctx, _vc: *mut vfp_ctx, vfe: *mut vfp_entry) -> vfp_status {
-    fallible("witness", VFP_NULL, || {
-        // SAFETY: our own entry.
-        if let Some(miss) = unsafe { charged::<Miss>(vfe) } {
-            miss.accepted.set(true);
-        }
-        VFP_NULL
-    })
+/// Whether what the filters brought has become the fetch's object. They are closed when its body is complete, or as soon
+/// as it turns out that it will not be: before what vcl_backend_error makes is allocated, and before the next try.
+///
+/// # Safety
+/// `vc` must be the calling thread's, in a filter's fini.
+unsafe fn is_object(vc: *const vfp_ctx) -> bool {
+    // SAFETY: by contract; the fetch's own object, which it alone allocates.
+    unsafe { (*vc).failed == 0 && !(*(*vc).oc).stobj[0].stevedore.is_null() }
 }
 
-unsafe extern "C" fn witness_fini(_vc: *mut vfp_ctx, vfe: *mut vfp_entry) {
-    // SAFETY: our own entry.
-    fallible("witness", (), || unsafe { discharge::<Miss>(vfe) });
+unsafe extern "C" fn witness_init(_ctx: *const vrt_ctx, _vc: *mut vfp_ctx, _vfe: *mut vfp_entry) -> vfp_status {
+    VFP_NULL
+}
+
+unsafe extern "C" fn witness_fini(vc: *mut vfp_ctx, vfe: *mut vfp_entry) {
+    fallible("witness", (), || {
+        // SAFETY: varnishd's own filter context and our own entry.
+        unsafe {
+            if let Some(miss) = charged::<Miss>(vfe) {
+                miss.accepted.set(is_object(vc));
+            }
+            discharge::<Miss>(vfe);
+        }
+    });
 }
 
 /// Runs after vcl_backend_response, before the object is allocated.
@@ -182,7 +196,7 @@ unsafe fn keep_gzip(vc: *mut vfp_ctx, vfe: *mut vfp_entry, serving: &Serving) ->
                 if std::ptr::eq((*vc).vfp_nxt, entry) {
                     (*vc).vfp_nxt = next;
                 }
-                (*vc).obj_flags |= OF_GZIPED;
+                (*vc).obj_flags |= OF_GZIPED | (u32::from(serving.hit.head.flags) & OF_CHGCE);
                 serving.gzip.set(true);
             } else if !matches!(name(entry), b"testgunzip" | b"esi") {
                 in_place = false;
@@ -323,10 +337,14 @@ unsafe fn pull(
     Ok((done, VFP_END))
 }
 
-unsafe extern "C" fn source_fini(_vc: *mut vfp_ctx, vfe: *mut vfp_entry) {
+unsafe extern "C" fn source_fini(vc: *mut vfp_ctx, vfe: *mut vfp_entry) {
     fallible("source_fini", (), || {
-        // SAFETY: our own entry.
-        let announced = unsafe { charged::<Serving>(vfe) }.is_some_and(|serving| serving.announced.get());
+        // SAFETY: varnishd's own filter context and our own entry.
+        let announced = unsafe { charged::<Serving>(vfe) }.is_some_and(|serving| {
+            // SAFETY: as above.
+            serving.accepted.set(unsafe { is_object(vc) });
+            serving.announced.get()
+        });
         if announced && let Some(table) = engine::table() {
             // SAFETY: the engine's functions may be called by any thread; what an object has taken is not given up.
             unsafe { (table.forgo)() };

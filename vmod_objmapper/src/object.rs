@@ -134,10 +134,19 @@ pub(crate) fn refreshed(old: &Head, answer: View<'_>) -> Option<Head> {
             .iter()
             .any(|n| n.eq_ignore_ascii_case(name))
     };
+    // Between the origin and us only.
+    let hop_by_hop: Vec<&[u8]> = answer
+        .lines()
+        .filter_map(|line| http::value_of(line, b"Connection"))
+        .flat_map(|value| value.split(|b| *b == b',').map(<[u8]>::trim_ascii))
+        .collect();
     let mut headers = Headers::default();
     let mut said = Vec::new();
     for line in answer.lines().filter(|line| !describes_body(http::name_of(line))) {
         let name = http::name_of(line);
+        if hop_by_hop.iter().any(|hop| hop.eq_ignore_ascii_case(name)) {
+            continue;
+        }
         said.push(name);
         // The origin's ETag is of its own coding of the body, ours is of another.
         let strong = name.eq_ignore_ascii_case(b"ETag") && u32::from(old.flags) & OF_CHGCE != 0;
@@ -155,6 +164,12 @@ pub(crate) fn refreshed(old: &Head, answer: View<'_>) -> Option<Head> {
         }
     }
     Some(Head { headers, ..old.clone() })
+}
+
+/// A header's number of seconds: its leading digits.
+pub(crate) fn seconds(value: &[u8]) -> u64 {
+    let digits = value.iter().take_while(|b| b.is_ascii_digit());
+    digits.fold(0_u64, |sum, b| sum.saturating_mul(10).saturating_add(u64::from(b - b'0'))).min(u64::from(u32::MAX))
 }
 
 /// The gzip attribute of an object whose body is a record's, as it was when it was published.

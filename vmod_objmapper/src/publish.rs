@@ -94,19 +94,15 @@ impl End<'_> {
         unsafe { HSH_Kill((*self.bo).fetch_objcore) };
     }
 
+    /// `accepted`: whether the object is what the director brought.
     fn verdict(&self, accepted: bool) -> Verdict {
         // SAFETY: the fetch's own state; the flags that are looked at do not change any more, the times may be changed by a
         // purge at any moment, and any of their values will do.
-        let (flags, ttl, confirmed, failed) = unsafe {
+        let (flags, ttl) = unsafe {
             let oc = (*self.bo).fetch_objcore;
-            (
-                u32::from((&raw const (*oc).flags).read_volatile()),
-                (*oc).ttl,
-                (*self.bo).was_304() != 0 && (*self.bo).err_code == 0,
-                (*(*self.bo).vfc).failed != 0,
-            )
+            (u32::from((&raw const (*oc).flags).read_volatile()), (*oc).ttl)
         };
-        if !self.complete() || flags & OC_F_FAILED != 0 || failed || !(accepted || confirmed) {
+        if !self.complete() || flags & OC_F_FAILED != 0 || !accepted {
             return Verdict::Failed;
         }
         if flags & (OC_F_HFM | OC_F_HFP | OC_F_PRIVATE) != 0 || ttl <= 0.0 {
@@ -145,8 +141,7 @@ impl End<'_> {
     }
 
     fn renewed(&self, ticket: Ticket, serving: &crate::filter::Serving) {
-        // Its own filter has seen to the body; an incomplete one is a failure by the object's state.
-        match self.verdict(true) {
+        match self.verdict(serving.accepted.get()) {
             Verdict::Failed => ticket.give_up(),
             Verdict::Refuse(why) => self.refuse(ticket, why),
             Verdict::Publish(head) => {
