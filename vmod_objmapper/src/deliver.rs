@@ -243,7 +243,8 @@ unsafe extern "C" fn bytes(
                     accounted(vdc, act, size);
                     0
                 }
-                Err(Failed::Broken) => {
+                Err(Failed::Broken { sent }) => {
+                    state.delivered.sent += sent as u64;
                     accounted(vdc, act, size);
                     -1
                 }

@@ -17,11 +17,11 @@ const STEP: usize = 1 << 20;
 const SLOW_STEP: usize = 64 << 10;
 const SLOW: f64 = 1.0;
 
-/// Why bytes were not sent.
+/// Why not all bytes, but only the first `sent`, were sent.
 pub(crate) enum Failed {
     /// The connection is broken, or too slow; varnishd knows.
-    Broken,
-    /// The kernel cannot send from this file, but for the first `sent` bytes: copy the others.
+    Broken { sent: usize },
+    /// The kernel cannot send from this file: copy the others.
     Unable { sent: usize },
 }
 
@@ -35,7 +35,7 @@ pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize) -> Resul
         flush(line);
         let (socket, werr) = (*(*line.as_ptr()).wfd, (*line.as_ptr()).werr);
         if socket < 0 || !std::ptr::eq(werr, SC_NULL.as_ptr()) {
-            return Err(Failed::Broken);
+            return Err(Failed::Broken { sent: 0 });
         }
         let mut pipe = match span.how {
             How::Splice => deliver_pipe::take(),
@@ -44,12 +44,14 @@ pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize) -> Resul
         };
         let mut sent = 0;
         let mut step = STEP;
+        // As V1L_Flush knows them.
+        let (mut last, mut last_error) = (0_isize, 0);
         loop {
             let before = VTIM_real();
             if before > (*line.as_ptr()).deadline {
                 let text = c"Hit total send timeout, wrote = %zd/%zd; not retrying".as_ptr();
-                VSLb((*line.as_ptr()).vsl, SLT_Debug, text, sent, size);
-                return Err(broken(line, size - sent, None));
+                VSLb((*line.as_ptr()).vsl, SLT_Debug, text, last, size - sent);
+                return Err(broken(line, size, sent, last_error));
             }
             let want = step.min(size - sent);
             let more = want < size - sent;
@@ -59,10 +61,11 @@ pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize) -> Resul
             };
             match done {
                 // Only of a lost body.
-                Ok(0) => return Err(broken(line, size - sent, Some(libc::EIO))),
+                Ok(0) => return Err(broken(line, size, sent, libc::EIO)),
                 Ok(n) => {
                     (*line.as_ptr()).cnt += n as u64;
                     sent += n;
+                    last = n as isize;
                     if sent == size {
                         return Ok(());
                     }
@@ -70,8 +73,10 @@ pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize) -> Resul
                 }
                 Err(libc::EINTR) => {}
                 Err(libc::EAGAIN) => {
+                    last = -1;
+                    last_error = libc::EAGAIN;
                     let text = c"Hit idle send timeout, wrote = %zd/%zd; retrying".as_ptr();
-                    VSLb((*line.as_ptr()).vsl, SLT_Debug, text, -1_isize, size - sent);
+                    VSLb((*line.as_ptr()).vsl, SLT_Debug, text, last, size - sent);
                 }
                 // Of the file or the socket; nothing of this call was sent.
                 Err(libc::EINVAL | libc::ENOSYS | libc::ENOMEM | libc::EOVERFLOW)
@@ -79,7 +84,7 @@ pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize) -> Resul
                 {
                     return Err(Failed::Unable { sent });
                 }
-                Err(errno) => return Err(broken(line, size - sent, Some(errno))),
+                Err(errno) => return Err(broken(line, size, sent, errno)),
             }
         }
     }
@@ -89,16 +94,16 @@ pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize) -> Resul
 ///
 /// # Safety
 /// `line` must be that of the calling thread's delivery.
-unsafe fn broken(line: NonNull<V1l>, left: usize, errno: Option<c_int>) -> Failed {
+unsafe fn broken(line: NonNull<V1l>, size: usize, sent: usize, errno: c_int) -> Failed {
     // SAFETY: by contract; VAS_errtxt (lib/libvarnish/vas.c) returns a static text.
     unsafe {
         let line = line.as_ptr();
         let text = c"Write error, retval = %zd, len = %zd, errno = %s".as_ptr();
-        VSLb((*line).vsl, SLT_Debug, text, -1_isize, left, VAS_errtxt(errno.unwrap_or(0)));
-        let closed = errno == Some(libc::EPIPE);
+        VSLb((*line).vsl, SLT_Debug, text, -1_isize, size - sent, VAS_errtxt(errno));
+        let closed = errno == libc::EPIPE;
         (*line).werr = if closed { SC_REM_CLOSE.as_ptr() } else { SC_TX_ERROR.as_ptr() };
     }
-    Failed::Broken
+    Failed::Broken { sent }
 }
 
 /// Writes what HTTP/1 has queued, so that it can share a packet with what follows.
