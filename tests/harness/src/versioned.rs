@@ -3,10 +3,12 @@
 //! A body says which file and which version it is, and every other byte of it follows from that; so it alone tells how
 //! old a response is and whether it is whole.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -23,12 +25,16 @@ struct Versioned {
     floor: AtomicU64,
 }
 
+type Bodies = BTreeMap<(usize, u64), Arc<Vec<u8>>>;
+
 /// The site.
 #[derive(Debug)]
 pub struct VersionedSite {
     root: PathBuf,
     sizes: Vec<usize>,
     files: Vec<Versioned>,
+    /// Bodies of late, by file and version: they are compared far more often than they change.
+    bodies: RwLock<Bodies>,
 }
 
 /// Why a response is wrong.
@@ -53,6 +59,7 @@ impl VersionedSite {
             root: root.to_owned(),
             sizes: sizes.to_vec(),
             files: (0..files).map(|_| Versioned { current: 0.into(), floor: 1.into() }).collect(),
+            bodies: RwLock::default(),
         };
         for file in 0..files {
             site.change(file)?;
@@ -80,7 +87,7 @@ impl VersionedSite {
     pub fn change(&self, file: usize) -> Result<u64> {
         let version = self.files[file].current.load(Ordering::SeqCst) + 1;
         let new = self.root.join(format!(".new-{file}"));
-        std::fs::write(&new, self.body(file, version))?;
+        std::fs::write(&new, &*self.body(file, version))?;
         // H2O makes the ETag of the time in seconds and the size: no two versions may have both in common.
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + version);
         File::options().write(true).open(&new)?.set_modified(time)?;
@@ -109,8 +116,8 @@ impl VersionedSite {
         }
         let version = version(file, &response.body).map_err(|e| torn(format!("{e:#}")))?;
         let want = self.body(file, version);
-        if response.body != want {
-            let at = response.body.iter().zip(&want).position(|(a, b)| a != b);
+        if response.body != *want {
+            let at = response.body.iter().zip(want.iter()).position(|(a, b)| a != b);
             let lengths = (response.body.len(), want.len());
             return Err(torn(format!("version {version}, {lengths:?} bytes, first difference at {at:?}")));
         }
@@ -121,11 +128,18 @@ impl VersionedSite {
     }
 
     /// The whole body: a line that names it, then bytes that follow from its name. Neighbouring versions differ in size.
-    fn body(&self, file: usize, version: u64) -> Vec<u8> {
-        let size = self.sizes[file % self.sizes.len()] + (version % 61) as usize;
-        let mut body = format!("file {file} version {version}\n").into_bytes();
-        body.extend(site::bytes((file as u64) << 32 | version, size));
-        body
+    fn body(&self, file: usize, version: u64) -> Arc<Vec<u8>> {
+        let known = self.bodies.read().unwrap_or_else(PoisonError::into_inner).get(&(file, version)).cloned();
+        known.unwrap_or_else(|| {
+            let size = self.sizes[file % self.sizes.len()] + (version % 61) as usize;
+            let mut body = format!("file {file} version {version}\n").into_bytes();
+            body.extend(site::bytes((file as u64) << 32 | version, size));
+            let body = Arc::new(body);
+            let mut bodies = self.bodies.write().unwrap_or_else(PoisonError::into_inner);
+            bodies.retain(|(of, old), _| *of != file || *old + 2 >= version);
+            bodies.insert((file, version), Arc::clone(&body));
+            body
+        })
     }
 }
 

@@ -16,7 +16,7 @@
 //! * *Cached*: requests may be answered by the varnishd's own cache. A purge or ban is sent to both, while no request for
 //!   that file is under way; requests for all others are.
 //!
-//! `OBJM_SEED` repeats the choices of a run; `OBJM_STALENESS_ROUNDS` (150) sets how many changes each phase makes.
+//! `OBJM_SEED` repeats the choices of a run; `OBJM_STALENESS_ROUNDS` (80) sets how many changes each phase makes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -39,7 +39,7 @@ const FILES: usize = 20;
 const SIZES: [usize; 5] = [300, 20_000, 65_500, 200_000, 1_200_000];
 const CLIENTS: usize = 4;
 /// So many responses between two changes.
-const PACE: usize = 12;
+const PACE: usize = 40;
 const BOUND: Duration = Duration::from_secs(60);
 
 /// Every fourth file is fresh for a moment only: its records are revalidated all the time.
@@ -59,6 +59,8 @@ sub vcl_backend_response {
 enum Phase {
     Through,
     Cached,
+    /// As `Through`, but nothing is outlawed in truth: what the test must find.
+    Sabotaged,
 }
 
 struct Stage {
@@ -123,7 +125,7 @@ impl Clients {
             let under_way = stage.quiet[file].read().unwrap_or_else(PoisonError::into_inner);
             let floor = stage.site.floor(file);
             let response = match phase {
-                Phase::Through => cache.miss(&client, &path),
+                Phase::Through | Phase::Sabotaged => cache.miss(&client, &path),
                 Phase::Cached => cache.get(&client, &path),
             };
             drop(under_way);
@@ -192,6 +194,7 @@ fn change_and_outlaw(stage: &Stage, phase: Phase, clients: &Clients, random: &mu
                 stage.site.change(file)?;
                 means.carry_out(one, &client, file)
             }
+            Phase::Sabotaged => stage.site.change(file).map(drop),
             Phase::Cached => {
                 let quiet = stage.quiet[file].write().unwrap_or_else(PoisonError::into_inner);
                 stage.site.change(file)?;
@@ -207,9 +210,13 @@ fn change_and_outlaw(stage: &Stage, phase: Phase, clients: &Clients, random: &mu
     Ok(())
 }
 
+/// How many changes a phase makes.
+fn rounds() -> usize {
+    std::env::var("OBJM_STALENESS_ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(80)
+}
+
 /// A phase: clients ask, one thread changes and outlaws; what was wrong is an error. How often `om.status()` said what.
-fn run(stage: &Stage, phase: Phase, random: &mut Random) -> Result<BTreeMap<String, usize>> {
-    let rounds = std::env::var("OBJM_STALENESS_ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(150);
+fn run(stage: &Stage, phase: Phase, random: &mut Random, rounds: usize) -> Result<BTreeMap<String, usize>> {
     let children = [stage.caches[0].varnishd()?.child_pid()?, stage.caches[1].varnishd()?.child_pid()?];
     let clients = Clients::default();
     let outcome = std::thread::scope(|scope| {
@@ -238,6 +245,11 @@ fn run(stage: &Stage, phase: Phase, random: &mut Random) -> Result<BTreeMap<Stri
     let statuses = clients.statuses.into_inner().unwrap_or_else(PoisonError::into_inner);
     println!("{phase:?}: {rounds} changes, {answered} responses, {statuses:?}");
     Ok(statuses)
+}
+
+fn purge_all(stage: &Stage, client: &Client) -> Result<()> {
+    let purge = |cache| (0..FILES).try_for_each(|file| Means::Purge.carry_out(cache, client, file));
+    stage.caches.iter().try_for_each(purge)
 }
 
 /// Every file, from both, past their own caches.
@@ -273,7 +285,7 @@ fn nothing_stale_nothing_torn(arrangement: Arrangement, store: impl FnOnce(&Path
     let mut stage = Stage::set(arrangement, store)?;
     let client = Client::new();
 
-    let through = run(&stage, Phase::Through, &mut random)?;
+    let through = run(&stage, Phase::Through, &mut random, rounds())?;
     // It has been at risk: most answers are not the origin's, and every way to outlaw has been in use.
     let of = |what: &str| through.get(what).copied().unwrap_or(0);
     let all: usize = through.values().sum();
@@ -284,14 +296,18 @@ fn nothing_stale_nothing_torn(arrangement: Arrangement, store: impl FnOnce(&Path
     ensure!(stage.sum(bodies)? > 0, "{bodies} is 0: {:?}", stage.caches[0].counters());
 
     // Each varnishd's own cache has what purges and bans by the other one did not reach.
-    for cache in &stage.caches {
-        (0..FILES).try_for_each(|file| Means::Purge.carry_out(cache, &client, file))?;
-    }
-    run(&stage, Phase::Cached, &mut random)?;
+    purge_all(&stage, &client)?;
+    run(&stage, Phase::Cached, &mut random, rounds())?;
     for name in ["c_published", "c_purges", "c_outlawed", "c_renewed"] {
         ensure!(stage.sum(name)? > 0, "{name} is 0: {:?}", stage.caches[0].counters());
     }
     all_files_are_current(&stage, &client)?;
+
+    // The same clients and the same judge find what is stale when it is not purged.
+    let sabotaged = run(&stage, Phase::Sabotaged, &mut random, 20);
+    let found = sabotaged.err().map(|complaint| format!("{complaint:#}")).unwrap_or_default();
+    ensure!(found.contains("Stale {"), "the test cannot fail: {found}");
+    purge_all(&stage, &client)?;
     a_planted_stale_response_is_found(&stage, &client)?;
 
     // What was outlawed stays so for a varnishd that starts later.
