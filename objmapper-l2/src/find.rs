@@ -198,7 +198,7 @@ impl Search<'_> {
     }
 
     fn allows(&self, mark: &Mark, head: &Head) -> bool {
-        self.bans.log.allows(mark, self.lookup.key.text(), head, self.lookup.request, &self.bans.patterns)
+        self.bans.log.allows(mark, self.lookup.key.text(), head, self.lookup.client, &self.bans.patterns)
     }
 
     fn look_at_key(&mut self) -> Result<Step, MissReason> {

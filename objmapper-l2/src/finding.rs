@@ -113,9 +113,10 @@ pub struct Hit {
 
 impl Hit {
     /// Whether no purge and no ban has outlawed the record since it was found. Atomic loads when nothing happened.
+    /// `client` is that of the [`Lookup`](crate::Lookup).
     #[must_use]
-    pub fn still_valid(&self, l2: &L2, request: &dyn RequestView) -> bool {
-        l2.core.is_still_valid(self, request)
+    pub fn still_valid(&self, l2: &L2, client: &dyn RequestView) -> bool {
+        l2.core.is_still_valid(self, client)
     }
 
     /// Seconds since the origin made it, at least 0.

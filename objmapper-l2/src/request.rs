@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::key::Key;
 
-/// The request that the origin would be asked, as this crate needs to see it: for Vary and for bans.
+/// A request, as this crate needs to see it.
 pub trait RequestView {
     /// Its URL.
     fn url(&self) -> &[u8];
@@ -25,8 +25,10 @@ pub struct Adopts {
 pub struct Lookup<'a> {
     /// What.
     pub key: &'a Key,
-    /// Who asks.
+    /// What the origin would be asked: for Vary.
     pub request: &'a dyn RequestView,
+    /// What the client asked, before anybody rewrote it for the origin: for bans.
+    pub client: &'a dyn RequestView,
     /// How long to wait for another's fetch at most.
     pub wait: Duration,
     /// How long others wait for the caller's fetch at most, should it be given the ticket: from then on the next one who

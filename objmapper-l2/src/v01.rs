@@ -63,7 +63,7 @@ impl Core {
         };
         let Stored { mark, head, vary, text, .. } = record.stored;
         let patterns = Patterns::of(log.bans(), &Patterns::default(), &*self.regexes);
-        if !log.allows(&mark, lookup.key.text(), &head, lookup.request, &patterns) {
+        if !log.allows(&mark, lookup.key.text(), &head, lookup.client, &patterns) {
             Counters::add(&counters.c_outlawed, 1);
             return miss(MissReason::Outlawed);
         }

@@ -173,6 +173,8 @@ impl Fetch<'_> {
             &Lookup {
                 key: &key,
                 request: &self.request(),
+                // SAFETY: what the client's request was when the fetch began, which nobody changes.
+                client: &unsafe { View::new((*self.bo).bereq0) },
                 // Requests for what is known to be uncacheable are not made to wait for one another.
                 wait: if hit_for_miss { Duration::ZERO } else { arguments.wait },
                 hold: arguments.hold,

@@ -8,7 +8,8 @@ use std::rc::Rc;
 use objmapper_abi::{Adoption, Bytes, Record};
 use objmapper_l2::{Counters, Hit, Summer};
 use varnish_stevedore_sys::bindings::{
-    OF_CHGCE, OF_GZIPED, VFP_END, VFP_ERROR, VFP_Error, VFP_NULL, VFP_OK, busyobj, vfp, vfp_ctx, vfp_entry, vfp_status, vrt_ctx,
+    OF_CHGCE, OF_GZIPED, VFP_END, VFP_ERROR, VFP_Error, VFP_NULL, VFP_OK, busyobj, vfp, vfp_ctx, vfp_entry, vfp_status,
+    vrt_ctx,
 };
 
 use crate::boundary::{Constant, busyobj_of, context, fallible};
@@ -161,7 +162,7 @@ unsafe fn bound_lifetime(bo: *mut busyobj, serving: &Serving) {
         let oc = (*bo).fetch_objcore;
         let head = &serving.hit.head;
         let om = serving.om();
-        if !serving.hit.still_valid(&om.l2, &View::new((*bo).bereq)) {
+        if !serving.hit.still_valid(&om.l2, &View::new((*bo).bereq0)) {
             vsl::decision((&raw mut (*bo).vsl).cast(), &format!("{} outlawed meanwhile", om.name));
             ((*oc).ttl, (*oc).grace, (*oc).keep) = (0.0, 0.0, 0.0);
             return;

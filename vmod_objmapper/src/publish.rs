@@ -35,7 +35,7 @@ pub(crate) unsafe fn settle(ctx: &vrt_ctx, turns: impl Iterator<Item = (NonNull<
             Work::Miss { ticket: None, .. } => {}
             Work::Miss { ticket: Some(ticket), seen } => end.miss(ticket, seen.accepted.get()),
             Work::Serving { ticket, serving } => {
-                let valid = serving.hit.still_valid(&end.om.l2, &end.request());
+                let valid = serving.hit.still_valid(&end.om.l2, &end.client());
                 match ticket {
                     Some(ticket) => end.renewed(ticket, &serving),
                     None if !valid && end.complete() => end.kill("outlawed meanwhile"),
@@ -76,6 +76,12 @@ impl End<'_> {
     fn request(&self) -> View<'_> {
         // SAFETY: the fetch's own request, which nobody changes any more.
         unsafe { View::new((*self.bo).bereq) }
+    }
+
+    /// What the client asked.
+    fn client(&self) -> View<'_> {
+        // SAFETY: as above.
+        unsafe { View::new((*self.bo).bereq0) }
     }
 
     /// Whether the object is complete.

@@ -33,6 +33,9 @@ const FILTERED: &[&str] = &[
     "Accept-Encoding",
 ];
 
+/// Headers that no record holds, because whoever serves it says them anew.
+const SAID_ANEW: &[&str] = &["Age", "Connection", "Content-Length", "Transfer-Encoding"];
+
 /// Compiled patterns. `None` in it: one that cannot be compiled.
 #[derive(Default, Clone)]
 pub(crate) struct Patterns(HashMap<Vec<u8>, Option<Arc<dyn Regex>>>);
@@ -91,7 +94,12 @@ fn text_matches(
             }
             request.header(name)
         }
-        Subject::ObjectHeader(name) => head.headers.get(name),
+        Subject::ObjectHeader(name) => {
+            if SAID_ANEW.iter().any(|anew| name.eq_ignore_ascii_case(anew.as_bytes())) {
+                return true;
+            }
+            head.headers.get(name)
+        }
         Subject::Status => {
             status = format!("{:03}", head.status % 1000);
             Some(status.as_bytes())

@@ -165,6 +165,9 @@ fn texts() {
         (req("Cache-Control"), Equal, "x", true),
         (req("range"), NoMatch, ".*", true),
         (req("Accept-Encoding"), Equal, "x", true),
+        // What the object said in varnishd is not known here.
+        (obj("content-length"), Equal, "1000", true),
+        (obj("Age"), NoMatch, "1", true),
         // Cannot be told: cannot be compiled, or a limit was reached.
         (Url, Match, "(", true),
         (Url, NoMatch, "(", true),

@@ -325,7 +325,7 @@ impl Cache {
 
     pub(crate) fn get_at(&self, req: &Req, now: f64, wait: Duration) -> Got {
         let key = self.l2.key(b"www", &req.url, None);
-        let lookup = Lookup { key: &key, request: req, wait, hold: PATIENCE, now, adopts: None };
+        let lookup = Lookup { key: &key, request: req, client: req, wait, hold: PATIENCE, now, adopts: None };
         match self.l2.find(&lookup, &self.counters) {
             Finding::Hit(hit) => Got::Hit(body(&hit), hit),
             Finding::Stale(stale) => Got::Stale(body(&stale.hit), stale),
