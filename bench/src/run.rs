@@ -4,8 +4,10 @@ use anyhow::Result;
 
 use crate::bed::{Bed, absolute};
 use crate::figures::{Section, bytes};
+use crate::machine::cpus::Cpus;
 use crate::machine::facts::Facts;
 use crate::machine::interrupt;
+use crate::machine::quiet;
 use crate::machine::reporting::{self, Reporting};
 use crate::options::{Options, Part};
 use crate::plan::Plan;
@@ -31,6 +33,7 @@ pub fn run(options: &Options) -> Result<()> {
 
 fn measure(options: &Options) -> Result<Report> {
     interrupt::install()?;
+    let load_before = quiet::load_average()?;
     let plan = Plan::new(options, proc::meminfo("MemAvailable")?);
     let reporting = Reporting::off(options.keep_reporting)?;
     let bed = Bed::new(options, plan)?;
@@ -48,15 +51,24 @@ fn measure(options: &Options) -> Result<Report> {
             .remarks
             .push("servers and load share CPUs: take no figure of this run for the servers' speed".to_owned());
     }
+    if load_before > 0.5 * Cpus::allowed()?.count() as f64 {
+        let text = format!("the machine was not quiet: a load of {load_before} before the run began");
+        bed.progress.line(&text);
+        report.remarks.push(text);
+    }
     if reporting.is_off() {
         bed.progress.step(&format!("touching {} of memory once", bytes(bed.plan.touch as f64)));
         reporting::fetch_back(bed.plan.touch)?;
     }
+    let watch = quiet::Watch::begin()?;
     for part in bed.plan.parts.clone() {
         let sections = do_part(&bed, part)?;
         bed.progress.clear();
         report.sections.extend(sections);
     }
+    let stolen = format!("{:.1} % of the CPUs' time while measuring", watch.stolen()? * 100.0);
+    report.facts.add("load before the run", load_before.to_string());
+    report.facts.add("taken by the hypervisor", stolen);
     report.verdicts = targets::judge(&report.sections);
     Ok(report)
 }

@@ -3,4 +3,5 @@
 pub mod cpus;
 pub mod facts;
 pub mod interrupt;
+pub mod quiet;
 pub mod reporting;

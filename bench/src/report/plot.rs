@@ -8,6 +8,8 @@ use crate::stats::Spread;
 
 const WIDTH: u32 = 900;
 const HEIGHT: u32 = 380;
+/// Room for the peers' names.
+const NAMES: u32 = 190;
 
 /// A peer's colour: the same in every plot of a report. Malloc and its double are grey, ours blue and green.
 pub fn colour(peer: &str) -> RGBColor {
@@ -58,7 +60,9 @@ fn draw(text: &mut String, section: &Section, plot: &Plot, works: &[&str], peers
     let spread = |work: &str, peer: &str| section.spread(work, peer, plot.figure);
     let root = SVGBackend::with_string(text, (WIDTH, HEIGHT)).into_drawing_area();
     root.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&root)
+    // Names stand beside the bars, and never before them.
+    let (bars, names) = root.split_horizontally(WIDTH - NAMES);
+    let mut chart = ChartBuilder::on(&bars)
         .caption(format!("{} ({})", plot.title, plot.figure.title()), ("sans-serif", 17))
         .margin(10)
         .x_label_area_size(30)
@@ -68,6 +72,7 @@ fn draw(text: &mut String, section: &Section, plot: &Plot, works: &[&str], peers
     chart
         .configure_mesh()
         .disable_x_mesh()
+        .light_line_style(TRANSPARENT)
         // Twice as many marks as works, so that there is one in the middle of each.
         .x_labels(works.len() * 2 + 1)
         .x_label_formatter(&|x| name(x).to_owned())
@@ -78,27 +83,20 @@ fn draw(text: &mut String, section: &Section, plot: &Plot, works: &[&str], peers
     for (p, peer) in peers.iter().enumerate() {
         let colour = colour(peer);
         let place = |w: usize| w as f64 + 0.1 + width * p as f64;
-        let bars: Vec<(f64, Spread)> =
+        let heights: Vec<(f64, Spread)> =
             works.iter().enumerate().filter_map(|(w, work)| Some((place(w), spread(work, peer)?))).collect();
         let rectangles =
-            bars.iter().map(|(x, s)| Rectangle::new([(*x, 0.0), (x + width * 0.92, s.median)], colour.filled()));
-        chart
-            .draw_series(rectangles)?
-            .label(*peer)
-            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled()));
-        let whiskers = bars.iter().map(|(x, s)| {
+            heights.iter().map(|(x, s)| Rectangle::new([(*x, 0.0), (x + width * 0.92, s.median)], colour.filled()));
+        chart.draw_series(rectangles)?;
+        let whiskers = heights.iter().map(|(x, s)| {
             let middle = x + width * 0.46;
             PathElement::new([(middle, s.low), (middle, s.high)], BLACK.mix(0.6))
         });
         chart.draw_series(whiskers)?;
+        let y = 50 + 20 * p as i32;
+        names.draw(&Rectangle::new([(0, y), (12, y + 12)], colour.filled()))?;
+        names.draw(&Text::new(peer.to_string(), (20, y), ("sans-serif", 13)))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.2))
-        .label_font(("sans-serif", 12))
-        .draw()?;
     root.present()?;
     Ok(())
 }
