@@ -132,13 +132,23 @@ start_varnishd() {
 vcl 4.1;
 import objmapper;
 backend h2o { .path = "$dir/h2o.sock"; }
+backend h2o_tcp { .host = "127.0.0.1"; .port = "$h2o_port"; }
+backend h2o_proxy { .path = "$dir/h2o-proxy.sock"; .proxy_header = 1; }
 sub vcl_init {
 	new om = objmapper.director();
 	om.set_backend(h2o);
+	new om_tcp = objmapper.director();
+	om_tcp.set_backend(h2o_tcp);
+	new om_proxy = objmapper.director();
+	om_proxy.set_backend(h2o_proxy);
 }
-sub vcl_backend_response { set beresp.http.X-L2 = om.status(); }
+sub vcl_backend_response { set beresp.http.X-L2 = objmapper.status(); }
 include "objmapper.vcl";
-sub vcl_recv { set req.backend_hint = om.backend(); }
+sub vcl_recv {
+	if (req.url ~ "via=tcp") { set req.backend_hint = om_tcp.backend(); }
+	else if (req.url ~ "via=proxy") { set req.backend_hint = om_proxy.backend(); }
+	else { set req.backend_hint = om.backend(); }
+}
 sub vcl_backend_response {
 	if (bereq.url ~ "^/(index.html)?$") { set beresp.do_esi = true; }
 }
@@ -269,6 +279,13 @@ echo "== an ESI page, put together from three objects"
 ask /index.html miss heap "$dir/index.assembled" 3
 ask /index.html hit heap "$dir/index.assembled" 3
 
+echo "== H2O over TCP, and over a Unix socket with PROXY protocol, behind directors of their own"
+for via in tcp proxy; do ask "/media/256k.mp4?via=$via" miss objmapper "$site/media/256k.mp4"; done
+logged() { grep -c "^127.0.0.1 .* /media/256k.mp4?via=$1\$" "$dir/h2o-access.log"; }
+until_true 5 logged proxy || complain "H2O has not logged the client's address"
+echo "   H2O logged for its Unix socket '$(awk '$5 == "/media/1m.mp4" { print $1; exit }' "$dir/h2o-access.log")'," \
+    "with PROXY protocol the client '$(awk '$5 ~ /via=proxy/ { print $1; exit }' "$dir/h2o-access.log")'"
+
 echo "== the other varnishd's first requests: objmapper has what the first one fetched, H2O is not asked"
 # quietly COMMAND…: H2O must not be asked meanwhile
 quietly() {
@@ -279,7 +296,8 @@ quietly() {
     [ "$now" = "$asked" ] || complain "H2O was asked: $(tail -n 1 "$dir/h2o-access.log")"
 }
 # the log of the last ones that it was asked for is written after they were answered
-settled() { [ "$(origin)" -ge "$(counter VBE.boot.h2o.req)" ]; }
+asked() { varnishstat -n "$dir/$v" -1 -f 'VBE.boot.*.req' | awk '{ n += $2 } END { print n + 0 }'; }
+settled() { [ "$(origin)" -ge "$(asked)" ]; }
 until_true 5 settled || complain "H2O has logged less than it was asked for"
 shared() {
     for m in 1k 64k; do ask /media/$m.mp4 shared heap "$site/media/$m.mp4"; done
