@@ -52,7 +52,7 @@ conformance: setup build ## Varnish's own test suite, with malloc and with the e
 
 bench: setup-bench build ## against malloc, file, nginx: QUICK=1 takes 5 minutes; ONLY=hits,misses,mixed,objects,client,shared
 	$(CARGO) build --locked --release -p objmapper-bench
-	OBJM_BUILD_DIR=$(abspath $(RELEASE)) $(RELEASE)/bench --out $(TARGET)/bench \
+	OBJM_BUILD_DIR=$(abspath $(RELEASE)) $(RELEASE)/bench --out $(or $(OUT),$(TARGET)/bench) \
 	    $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 setup-bench:
