@@ -23,7 +23,7 @@ vmoddir     ?= $(call varnish_var,vmoddir)
 vcldir      ?= $(call varnish_var,vcldir)
 sbindir     ?= $(call varnish_var,sbindir)
 
-.PHONY: help setup setup-bench build test demo install uninstall lint conformance bench bench-foundation clean
+.PHONY: help setup setup-bench build test in-flight demo install uninstall lint conformance bench bench-foundation clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -37,6 +37,10 @@ build: ## release build: the engine, the VMOD, objmapperd in target/release
 
 test: setup build ## unit, integration and varnishtest cases
 	$(CARGO) test --locked --workspace
+
+in-flight: build ## for MINUTES=10: bodies that go while their pages are on the way to slow readers
+	OBJM_IN_FLIGHT_SECONDS=$$(( $(or $(MINUTES),10) * 20 )) \
+	    $(CARGO) test --locked -p objmapper-harness --test in_flight -- --nocapture --test-threads=1
 
 lint: ## format, clippy and documentation, with warnings as errors
 	$(CARGO) fmt --all --check
