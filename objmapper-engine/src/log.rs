@@ -4,9 +4,10 @@ use std::io::Write;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Writes a line. A full or closed standard error is no reason to fail.
+/// Writes a line, in one piece: another library's copy of the standard library, with a lock of its own, writes there too. A
+/// full or closed standard error is no reason to fail.
 pub fn line(ident: &str, message: &str) {
-    let _ = writeln!(std::io::stderr(), "objmapper storage {ident}: {message}");
+    let _ = std::io::stderr().write_all(format!("objmapper storage {ident}: {message}\n").as_bytes());
 }
 
 /// Says when things begin to fail, and when they work again; the counters say how often.

@@ -28,8 +28,9 @@ pub(crate) unsafe fn fetch_error(vsl: *mut vsl_log, text: &str) {
     }
 }
 
-/// A line where an operator looks: the child's standard error, which varnishd passes to syslog. A full or closed one is
-/// no reason to fail.
+/// A line where an operator looks: the child's standard error, which varnishd passes to syslog. In one piece: the storage
+/// engine's copy of the standard library, with a lock of its own, writes there too. A full or closed one is no reason to
+/// fail.
 pub(crate) fn operator(who: &str, text: &str) {
-    let _ = writeln!(std::io::stderr(), "objmapper director {who}: {text}");
+    let _ = std::io::stderr().write_all(format!("objmapper director {who}: {text}\n").as_bytes());
 }
