@@ -90,6 +90,16 @@ fn stage(arrangement: Arrangement) -> Result<Stage> {
     Stage::set(arrangement, |dir| Objmapperd::start_on_disk(dir, "2g").map(Some))
 }
 
+/// An operator is told of each damaged record by one line, and of no outage of the store.
+fn each_is_logged(stage: &Stage) -> Result<()> {
+    let counted = stage.cache.counter("c_damaged")? as usize;
+    wait_for("a line for each damaged record", BOUND, || {
+        Ok((stage.log().matches("a damaged record was removed").count() == counted).then_some(()))
+    })?;
+    ensure!(stage.changes().0 == 0, "{}", stage.log());
+    Ok(())
+}
+
 /// Flips a bit of the byte at `at`.
 fn flip(file: &File, at: usize, bit: usize) -> Result<()> {
     let mut byte = [0];
@@ -125,7 +135,7 @@ fn damaged_in(arrangement: Arrangement, whole: bool) -> Result<()> {
                 .with_context(|| format!("{size} bytes: bit {bit} of byte {at} of {}", victim.length))?;
         }
     }
-    ensure!(stage.changes().0 == 0, "{}", stage.log());
+    each_is_logged(&stage)?;
     stage.end()
 }
 
@@ -150,7 +160,7 @@ fn truncated_in(arrangement: Arrangement) -> Result<()> {
                 .with_context(|| format!("{size} bytes: {cut} instead of {length}"))?;
         }
     }
-    ensure!(stage.changes().0 == 0, "{}", stage.log());
+    each_is_logged(&stage)?;
     stage.end()
 }
 
