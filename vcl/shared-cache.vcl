@@ -13,6 +13,13 @@
 vcl 4.1;
 
 import objmapper;
+
+sub vcl_backend_response {
+	# For a look at what it does: hit, miss, revalidated, stale or bypass, as of the time when Varnish fetched it. Before
+	# the include, which does not come back for a stale record.
+	set beresp.http.X-objmapper = objmapper.status();
+}
+
 include "objmapper.vcl";
 
 backend h2o {
@@ -29,9 +36,4 @@ sub vcl_init {
 
 sub vcl_recv {
 	set req.backend_hint = om.backend();
-}
-
-sub vcl_backend_response {
-	# For a look at what it does: hit, miss, revalidated, stale or bypass, as of the time when Varnish fetched it.
-	set beresp.http.X-objmapper = objmapper.status();
 }

@@ -83,9 +83,6 @@ pub struct Counters {
     /// Purges that objmapper did not confirm
     #[counter]
     pub c_purge_failed: AtomicU64,
-    /// Bans announced to objmapper
-    #[counter]
-    pub c_bans: AtomicU64,
     /// Look-ups that missed because a ban was being recorded
     #[counter]
     pub c_bans_pending: AtomicU64,
