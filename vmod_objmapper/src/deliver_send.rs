@@ -37,6 +37,9 @@ pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize) -> Resul
         if socket < 0 || !std::ptr::eq(werr, SC_NULL.as_ptr()) {
             return Err(Failed::Broken { sent: 0 });
         }
+        if size >= deliver_pipe::WORTHWHILE && is_local(socket) {
+            unpace(socket);
+        }
         let mut pipe = match span.how {
             How::Splice => deliver_pipe::take(),
             How::Auto if size >= deliver_pipe::WORTHWHILE => deliver_pipe::take(),
@@ -86,6 +89,47 @@ pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize) -> Resul
                 }
                 Err(errno) => return Err(broken(line, size, sent, errno)),
             }
+        }
+    }
+}
+
+/// Is the client on this machine? What is not known is taken for no.
+fn is_local(socket: c_int) -> bool {
+    type Name = unsafe extern "C" fn(c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> c_int;
+    let name = |get: Name| {
+        let mut address = [0_u8; size_of::<libc::sockaddr_in6>()];
+        let mut len = address.len() as libc::socklen_t;
+        // SAFETY: getsockname(2) and getpeername(2) write at most `len` bytes.
+        let got = unsafe { get(socket, address.as_mut_ptr().cast(), &raw mut len) } == 0;
+        got.then_some(address)
+    };
+    let (Some(ours), Some(theirs)) = (name(libc::getsockname), name(libc::getpeername)) else { return false };
+    match c_int::from(u16::from_ne_bytes([ours[0], ours[1]])) {
+        libc::AF_UNIX => true,
+        // Of struct sockaddr_in and sockaddr_in6 the address, without port and scope.
+        libc::AF_INET => ours[4..8] == theirs[4..8],
+        libc::AF_INET6 => ours[8..24] == theirs[8..24],
+        _ => false,
+    }
+}
+
+/// Has a client on this machine sent to without pacing. BBR paces everywhere, with a timer that is set for each 64 KiB that
+/// the kernel hands over; where nothing is ever lost or queued that is for nothing, and costs ten times as much as all the
+/// rest of such a delivery (DESIGN.md, "Zero-copy delivery").
+fn unpace(socket: c_int) {
+    const PACED: &[u8] = b"bbr";
+    const UNPACED: &[u8] = b"reno";
+    let mut name = [0_u8; 16];
+    let mut len = name.len() as libc::socklen_t;
+    // SAFETY: both calls read or write at most as many bytes as they are told. The kernel has "reno" built in, and any user
+    // may choose it; a socket that is not TCP has neither.
+    unsafe {
+        let at = name.as_mut_ptr().cast();
+        if libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_CONGESTION, at, &raw mut len) == 0
+            && name.starts_with(PACED)
+        {
+            let (at, len) = (UNPACED.as_ptr().cast(), UNPACED.len() as libc::socklen_t);
+            libc::setsockopt(socket, libc::IPPROTO_TCP, libc::TCP_CONGESTION, at, len);
         }
     }
 }
