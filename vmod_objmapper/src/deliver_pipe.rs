@@ -14,7 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::deliver_send::splice;
 
 /// Bodies that are shorter than this are sent by sendfile(2).
-pub(crate) const WORTHWHILE: usize = 128 << 10;
+pub(crate) const WORTHWHILE: usize = 512 << 10;
 
 /// Bytes of pages that a pipe holds.
 const CAPACITY: usize = 1 << 20;

@@ -37,7 +37,8 @@ pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize) -> Resul
         if socket < 0 || !std::ptr::eq(werr, SC_NULL.as_ptr()) {
             return Err(Failed::Broken { sent: 0 });
         }
-        if size >= deliver_pipe::WORTHWHILE && is_local(socket) {
+        // Shorter ones are sent at once, and fare better with BBR.
+        if size >= STEP && is_local(socket) {
             unpace(socket);
         }
         let mut pipe = match span.how {
