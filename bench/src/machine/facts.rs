@@ -29,6 +29,7 @@ impl Facts {
         for (name, file) in [
             ("transparent huge pages", "/sys/kernel/mm/transparent_hugepage/enabled"),
             ("huge pages in tmpfs", "/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
+            ("TCP congestion control", "/proc/sys/net/ipv4/tcp_congestion_control"),
         ] {
             if let Ok(text) = std::fs::read_to_string(file) {
                 facts.add(name, chosen(&text));
