@@ -12,8 +12,10 @@ ask() {
 	shift
 	for listener in plain zc; do
 		eval "address=\$$listener"
-		# What becomes of the connection is in the log.
-		curl -sS --max-time 20 -o "$listener.body" "$@" "http://$address$path" 2>"$listener.err" ||
+		# curl makes no file of no body.
+		: >"$listener.body"
+		# What becomes of the connection is in the log, the Host too.
+		curl -sS --max-time 20 -H "Host: z" -o "$listener.body" "$@" "http://$address$path" 2>"$listener.err" ||
 			echo "curl: $?" >>"$listener.body"
 	done
 	asked=$((asked + 1))
@@ -47,6 +49,30 @@ same_accounts() {
 		sleep 0.01
 	done
 	diff plain.log zc.log
+}
+
+# ncsa LISTENER FORMAT: what varnishncsa logs of the requests that came there, and of what ESI included in them.
+ncsa() {
+	varnishncsa -n "$name" -d -c -E -g request -q "ReqStart[3] eq '$1'" -F "%{Varnish:side}x $2" 2>/dev/null | sed -n 's/^c //p'
+}
+
+# same_ncsa LINES: of all requests so far, for which there must be so many lines from either listener. All but times,
+# addresses and transaction numbers is compared; of a request with "abort" in its query not the bytes of the response,
+# which are a matter of when it is noticed that the client went away. The lines are left in "zc.ncsa".
+same_ncsa() {
+	format='%s %b %O %I "%r" %m %U %q %H %{Varnish:hitmiss}x %{Varnish:handling}x %{Content-Length}o %{VSL:ReqAcct}x'
+	tries=0
+	until ncsa plain "$format" >plain.ncsa && ncsa zc "$format" >zc.ncsa &&
+		[ "$(wc -l <plain.ncsa)" -ge "$1" ] && [ "$(wc -l <zc.ncsa)" -ge "$1" ]; do
+		tries=$((tries + 1))
+		[ $tries -lt 500 ] || break
+		sleep 0.01
+	done
+	for listener in plain zc; do
+		[ "$(wc -l <$listener.ncsa)" -eq "$1" ] || { echo "not $1 lines"; cat $listener.ncsa; exit 1; }
+		awk '/[?]abort/ { $2 = $3 = $(NF - 1) = $NF = "?" } { print }' $listener.ncsa >$listener.sent
+	done
+	diff plain.sent zc.sent
 }
 
 # counts COUNTER: its value, by a glob.
