@@ -97,7 +97,7 @@ install_varnish() {
 
 install_rest() {
     local missing=() p
-    for p in h2o libclang-dev pkg-config make gcc libc6-dev python3 curl ca-certificates xz-utils "$@"; do
+    for p in h2o libclang-dev pkg-config make gcc libc6-dev python3 curl iproute2 ca-certificates xz-utils "$@"; do
         [ -n "$(installed_version "$p")" ] || missing+=("$p")
     done
     [ ${#missing[@]} -eq 0 ] && return

@@ -216,6 +216,8 @@ pub struct Delivery {
     pub span: unsafe extern "C" fn(ptr: *const u8, len: usize, span: *mut Span) -> bool,
     /// A delivery of `oc` is over, and had a body: counts it.
     pub delivered: unsafe extern "C" fn(oc: *const c_void, delivered: *const Delivered),
+    /// For the delivery of `oc` the congestion control of its connection was changed, and stays so: counts it.
+    pub unpaced: unsafe extern "C" fn(oc: *const c_void),
 }
 
 /// The table as the engine exports it.

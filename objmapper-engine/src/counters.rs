@@ -122,6 +122,11 @@ pub struct Counters {
     /// Bytes delivered without a copy
     #[counter(format = "bytes")]
     pub b_zero_copy: AtomicU64,
+    /// Connections of clients on the same machine that were taken off BBR's pacing
+    ///
+    /// They had a large body sent without a copy, and have the congestion control 'reno' from then on.
+    #[counter]
+    pub c_unpaced: AtomicU64,
     /// Bytes of bodies in objmapper that were copied although the filter was there
     #[counter(format = "bytes")]
     pub b_copy: AtomicU64,

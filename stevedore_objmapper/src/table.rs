@@ -48,7 +48,7 @@ pub(crate) static objmapper_engine: Extended = Extended {
         publish,
         on_ban,
     },
-    delivery: Delivery { place, on_iterate, span, delivered },
+    delivery: Delivery { place, on_iterate, span, delivered, unpaced },
 };
 
 /// The first storage that was opened.
@@ -314,6 +314,15 @@ unsafe extern "C" fn delivered(oc: *const c_void, delivered: *const Delivered) {
             Copied::Other => &c.c_copy_other,
         };
         counters::add(counter, 1);
+    });
+}
+
+unsafe extern "C" fn unpaced(oc: *const c_void) {
+    fallible("unpaced", (), || {
+        // SAFETY: the table's contract: an objcore that the caller references.
+        let Some((oc, _)) = (unsafe { storage_of_object(oc) }) else { return };
+        // SAFETY: as above, and its object is ours.
+        counters::add(&unsafe { object_of(oc) }.0.counters.c_unpaced, 1);
     });
 }
 

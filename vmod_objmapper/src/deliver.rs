@@ -237,6 +237,11 @@ unsafe extern "C" fn bytes(
                 state.delivered.why = if line.is_some() { Copied::Small } else { Copied::Filtered };
                 return copy(vdc, state, act, ptr, span, 0, size);
             };
+            if deliver_send::unpace(line, size)
+                && let Some(delivery) = engine::delivery()
+            {
+                (delivery.unpaced)(state.oc.cast());
+            }
             match deliver_send::send(line, &span, size) {
                 Ok(()) => {
                     state.delivered.sent += size as u64;

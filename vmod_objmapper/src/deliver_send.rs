@@ -37,10 +37,6 @@ pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize) -> Resul
         if socket < 0 || !std::ptr::eq(werr, SC_NULL.as_ptr()) {
             return Err(Failed::Broken { sent: 0 });
         }
-        // Shorter ones are sent at once, and fare better with BBR.
-        if size >= STEP && is_local(socket) {
-            unpace(socket);
-        }
         let mut pipe = match span.how {
             How::Splice => deliver_pipe::take(),
             How::Auto if size >= deliver_pipe::WORTHWHILE => deliver_pipe::take(),
@@ -114,24 +110,34 @@ fn is_local(socket: c_int) -> bool {
     }
 }
 
-/// Has a client on this machine sent to without pacing. BBR paces everywhere, with a timer that is set for each 64 KiB that
-/// the kernel hands over; where nothing is ever lost or queued that is for nothing, and costs ten times as much as all the
-/// rest of such a delivery (DESIGN.md, "Zero-copy delivery").
-fn unpace(socket: c_int) {
+/// Has a client on this machine sent to without pacing; was it paced until now? BBR paces everywhere, with a timer that is set
+/// for each 64 KiB that the kernel hands over; where nothing is ever lost or queued that is for nothing, and costs ten times
+/// as much as all the rest of such a delivery (DESIGN.md, "Zero-copy delivery").
+///
+/// # Safety
+/// `line` must be that of the calling thread's delivery.
+pub(crate) unsafe fn unpace(line: NonNull<V1l>, size: usize) -> bool {
     const PACED: &[u8] = b"bbr";
     const UNPACED: &[u8] = b"reno";
-    let mut name = [0_u8; 16];
-    let mut len = name.len() as libc::socklen_t;
-    // SAFETY: both calls read or write at most as many bytes as they are told. The kernel has "reno" built in, and any user
-    // may choose it; a socket that is not TCP has neither.
+    // Shorter ones are sent at once, and fare better with BBR.
+    if size < STEP {
+        return false;
+    }
+    // SAFETY: by contract. Both calls read or write at most as many bytes as they are told. The kernel has "reno" built in,
+    // and any user may choose it; a socket that is not TCP has neither.
     unsafe {
+        let socket = *(*line.as_ptr()).wfd;
+        let mut name = [0_u8; 16];
+        let mut len = name.len() as libc::socklen_t;
         let at = name.as_mut_ptr().cast();
-        if libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_CONGESTION, at, &raw mut len) == 0
-            && name.starts_with(PACED)
+        if !is_local(socket)
+            || libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_CONGESTION, at, &raw mut len) != 0
+            || !name.starts_with(PACED)
         {
-            let (at, len) = (UNPACED.as_ptr().cast(), UNPACED.len() as libc::socklen_t);
-            libc::setsockopt(socket, libc::IPPROTO_TCP, libc::TCP_CONGESTION, at, len);
+            return false;
         }
+        let (at, len) = (UNPACED.as_ptr().cast(), UNPACED.len() as libc::socklen_t);
+        libc::setsockopt(socket, libc::IPPROTO_TCP, libc::TCP_CONGESTION, at, len) == 0
     }
 }
 

@@ -39,6 +39,11 @@ impl Cell {
         Ok(Self { holder })
     }
 
+    /// A process inside.
+    pub fn pid(&self) -> u32 {
+        self.holder.pid()
+    }
+
     /// A command that runs `program` inside; the process that is started becomes the program.
     pub fn command(&self, program: &str) -> Command {
         let pid = self.holder.pid();

@@ -87,6 +87,7 @@ impl Cache {
             &Options {
                 arrangement: self.arrangement,
                 storage: std::slice::from_ref(&self.storage),
+                listen: &[],
                 vcl: &self.vcl,
                 parameters: &parameters,
                 user: None,

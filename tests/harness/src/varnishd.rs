@@ -18,6 +18,8 @@ pub struct Options<'a> {
     pub arrangement: Arrangement,
     /// The `-s` arguments.
     pub storage: &'a [String],
+    /// Where it listens besides 127.0.0.1, as `-a` takes it.
+    pub listen: &'a [&'a str],
     /// The VCL's text.
     pub vcl: &'a str,
     /// Parameters, `name=value`.
@@ -80,6 +82,9 @@ impl Varnishd {
         command.arg("-F").arg("-n").arg(&workdir).args(["-a", "127.0.0.1:0", "-f"]).arg(&vcl);
         if !load.is_empty() {
             command.arg(load);
+        }
+        for address in options.listen {
+            command.args(["-a", address]);
         }
         for storage in options.storage {
             command.args(["-s", storage]);

@@ -54,6 +54,7 @@ impl Stage {
             &Options {
                 arrangement,
                 storage: &[arrangement.storage("s0", size, Some(&daemon.socket()), "")],
+                listen: &[],
                 vcl: &format!("vcl 4.1;\nbackend h2o {{ .host = \"{host}\"; .port = \"{port}\"; }}\n"),
                 parameters: &[],
                 user: None,

@@ -82,6 +82,7 @@ impl Stage {
             &Options {
                 arrangement,
                 storage: &storage,
+                listen: &[],
                 vcl: &vcl(&h2o, &vmod),
                 parameters: &["idle_send_timeout=60", "thread_pool_min=50", "nuke_limit=1000"],
                 user: None,

@@ -49,7 +49,15 @@ fn bodies_leave_objmapperd_when_varnishd_stops() -> Result<()> {
     let storage = [arrangement.storage("s0", "100m", Some(&daemon.socket()), "")];
     let varnishd = Varnishd::start(
         dir.path(),
-        &Options { arrangement, storage: &storage, vcl: &vcl, parameters: &[], user: None, descriptors: None },
+        &Options {
+            arrangement,
+            storage: &storage,
+            listen: &[],
+            vcl: &vcl,
+            parameters: &[],
+            user: None,
+            descriptors: None,
+        },
     )?;
     wait_for("the engine to find objmapperd", BOUND, || Ok((varnishd.counter("OBJM.s0.g_happy")? == 1).then_some(())))?;
     for number in 0..3 {
@@ -107,7 +115,7 @@ fn an_ordinary_user_has_a_memory_tier_of_its_own() -> Result<()> {
     let user = Some(ORDINARY);
     let varnishd = Varnishd::start(
         dir.path(),
-        &Options { arrangement, storage: &storage, vcl: &vcl, parameters: &[], user, descriptors: None },
+        &Options { arrangement, storage: &storage, listen: &[], vcl: &vcl, parameters: &[], user, descriptors: None },
     )?;
     let status = std::fs::read_to_string(format!("/proc/{}/status", varnishd.child_pid()?))?;
     let uid = format!("Uid:\t{0}\t{0}\t{0}\t{0}", ORDINARY.uid);

@@ -30,6 +30,7 @@ fn check(arrangement: Arrangement) -> Result<()> {
         &Options {
             arrangement,
             storage: &[arrangement.storage("s0", "100m", socket.as_deref(), "")],
+            listen: &[],
             vcl: &backend(&h2o),
             parameters: &[],
             user: None,
