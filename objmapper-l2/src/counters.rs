@@ -62,6 +62,9 @@ pub struct Counters {
     /// Fetches after which others were told not to wait
     #[counter]
     pub c_uncacheable: AtomicU64,
+    /// Look-ups that wait for another's fetch
+    #[gauge]
+    pub g_waiting: AtomicU64,
     /// Look-ups that waited for another's fetch and found it
     #[counter]
     pub c_waited: AtomicU64,
@@ -119,6 +122,11 @@ impl Counters {
     /// Adds to a counter.
     pub fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Relaxed);
+    }
+
+    /// Lowers a gauge.
+    pub fn sub(gauge: &AtomicU64, n: u64) {
+        gauge.fetch_sub(n, Relaxed);
     }
 
     /// Counts an outage by its kind.

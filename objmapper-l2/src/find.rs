@@ -141,7 +141,9 @@ impl Search<'_> {
         if !self.waited_last {
             return Ok(leased);
         }
+        Counters::add(&self.counters.g_waiting, 1);
         let leased = lease(wait);
+        Counters::sub(&self.counters.g_waiting, 1);
         self.waited |= matches!(leased, Ok(Leased::Present(_)));
         Counters::add(&self.counters.t_wait_us, began.elapsed().as_micros() as u64);
         leased
