@@ -23,7 +23,7 @@ vmoddir     ?= $(call varnish_var,vmoddir)
 vcldir      ?= $(call varnish_var,vcldir)
 sbindir     ?= $(call varnish_var,sbindir)
 
-.PHONY: help setup setup-bench build test in-flight demo install uninstall lint conformance bench bench-foundation clean
+.PHONY: help setup setup-bench build test in-flight demo install uninstall lint conformance bench bench-foundation profile clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -65,6 +65,10 @@ setup-bench:
 bench-foundation: build ## speed and memory of hits, misses and many objects, as ratios to malloc
 	@scripts/setup.sh wrk
 	@OBJM_BUILD_DIR=$(abspath $(RELEASE)) scripts/bench-foundation.sh
+
+profile: build ## instructions, system calls, locks and allocations per hit, beside malloc's
+	@scripts/setup.sh valgrind strace binutils
+	@OBJM_BUILD_DIR=$(abspath $(RELEASE)) scripts/profile-hit.sh
 
 install: ## into the installed Varnish's directories, below DESTDIR
 	@test -n "$(vmoddir)" || { echo "pkg-config does not find varnishapi: run 'make setup'" >&2; exit 1; }
