@@ -19,24 +19,35 @@ pub(crate) fn caught() -> u64 {
 }
 
 /// Runs a callback that can fail: a panic in it becomes `failure`, and a line in the log.
+#[inline]
 pub(crate) fn fallible<T>(slot: &'static str, failure: T, call: impl FnOnce() -> T) -> T {
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(value) => value,
-        Err(payload) => {
-            CAUGHT.fetch_add(1, Relaxed);
-            objmapper_engine::log::line(slot, &format!("internal error, please report it: {}", text(&*payload)));
-            failure
-        }
-    }
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|payload| {
+        report(slot, &*payload);
+        failure
+    })
+}
+
+#[cold]
+#[inline(never)]
+fn report(slot: &'static str, payload: &(dyn Any + Send)) {
+    CAUGHT.fetch_add(1, Relaxed);
+    objmapper_engine::log::line(slot, &format!("internal error, please report it: {}", text(payload)));
 }
 
 /// Runs a callback whose caller does not expect it to fail: a panic in it becomes varnishd's own panic, with the
 /// message, so that `varnishadm panic.show` tells.
+#[inline]
 pub(crate) fn infallible<T>(slot: &'static str, call: impl FnOnce() -> T) -> T {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(value) => value,
-        Err(payload) => fail(slot, text(&*payload)),
+        Err(payload) => panicked(slot, &*payload),
     }
+}
+
+#[cold]
+#[inline(never)]
+fn panicked(slot: &'static str, payload: &(dyn Any + Send)) -> ! {
+    fail(slot, text(payload))
 }
 
 fn text(payload: &(dyn Any + Send)) -> &str {
@@ -48,6 +59,8 @@ fn text(payload: &(dyn Any + Send)) -> &str {
 }
 
 /// Ends the child with varnishd's own panic.
+#[cold]
+#[inline(never)]
 fn fail(slot: &'static str, message: &str) -> ! {
     let text = CString::new(message.replace('\0', "?")).unwrap_or_default();
     let slot = CString::new(slot).unwrap_or_default();
@@ -61,6 +74,7 @@ fn fail(slot: &'static str, message: &str) -> ! {
 /// # Safety
 /// `oc` must be null or point to readable memory of a struct's size, which varnishd guarantees for what it hands to a
 /// callback.
+#[inline]
 pub(crate) unsafe fn checked_objcore(oc: *const objcore) -> *const objcore {
     // SAFETY: by contract; nobody writes the magic number of an objcore that is referenced.
     if oc.is_null() || unsafe { (*oc).magic } != OBJCORE_MAGIC {

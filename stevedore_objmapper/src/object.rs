@@ -74,12 +74,14 @@ impl Object {
         }
     }
 
+    #[inline]
     fn at(&self, offset: usize) -> NonNull<u8> {
         // SAFETY: every offset is below the head's size: the fixed ones by `FIXED <= HEAD`, the variable ones by the
         // check in `set_variable`.
         unsafe { self.head.ptr().add(offset) }
     }
 
+    #[inline]
     fn fixed(&self, attr: obj_attr) -> Option<(NonNull<u8>, usize)> {
         let (at, size) = match attr {
             attr::OA_LEN => (LEN_AT, attr::LEN_SIZE),
@@ -92,6 +94,7 @@ impl Object {
         Some((self.at(at), size))
     }
 
+    #[inline]
     fn variable(&self, attr: obj_attr) -> Option<&Variable> {
         match attr {
             attr::OA_VARY => Some(&self.vary),
@@ -100,6 +103,7 @@ impl Object {
         }
     }
 
+    #[inline]
     fn get(&self, attr: obj_attr) -> Option<(NonNull<u8>, usize)> {
         if let Some(found) = self.fixed(attr) {
             return Some(found);
@@ -168,19 +172,28 @@ impl Object {
 /// # Safety
 /// `oc` must be what varnishd handed to a callback of our `obj_methods` (or to `panic`): an objcore whose stevedore is
 /// ours, and to which the calling thread holds a reference.
+#[inline]
 pub(crate) unsafe fn object_of<'a>(oc: *const objcore) -> (&'static Engine, &'a Object) {
+    // SAFETY: by contract, of which this is a part.
+    let object = unsafe { object_at(oc) };
+    // SAFETY: by contract; `stobj` as in `object_at`. The stevedore of an objcore that is handed to our methods is ours.
+    let engine = unsafe { engine_of((*oc).stobj[0].stevedore.cast()) };
+    (engine, object)
+}
+
+/// The object of an objcore of ours.
+///
+/// # Safety
+/// As for [`object_of`].
+#[inline]
+pub(crate) unsafe fn object_at<'a>(oc: *const objcore) -> &'a Object {
     // SAFETY: by contract. `stobj` is written by `allocobj` before, and by `objfree` after, anybody else looks.
-    let (stevedore, priv_) = unsafe {
-        let checked = checked_objcore(oc);
-        ((*checked).stobj[0].stevedore, (*checked).stobj[0].priv_)
-    };
-    // SAFETY: the stevedore of an objcore that is handed to our methods is ours.
-    let engine = unsafe { engine_of(stevedore.cast()) };
+    let priv_ = unsafe { (*checked_objcore(oc)).stobj[0].priv_ };
     // SAFETY: `priv` of an objcore of ours is the Box that `allocobj` leaked, until `objfree`, which runs when no
     // reference is left.
     let object = unsafe { priv_.cast::<Object>().as_ref() };
     match object {
-        Some(object) if object.magic == OBJECT_MAGIC => (engine, object),
+        Some(object) if object.magic == OBJECT_MAGIC => object,
         _ => panic!("the objcore's object is not ours"),
     }
 }
@@ -298,7 +311,7 @@ pub(crate) unsafe extern "C" fn objgetattr(
 ) -> *const c_void {
     infallible("objgetattr", || {
         // SAFETY: varnishd's objcore of ours, referenced by the caller.
-        let (_, object) = unsafe { object_of(oc) };
+        let object = unsafe { object_at(oc) };
         match object.get(attr) {
             Some((ptr, size)) => {
                 // SAFETY: `len` is null or the caller's.
