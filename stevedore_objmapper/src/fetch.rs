@@ -105,6 +105,7 @@ pub(crate) unsafe extern "C" fn objbocdone(wrk: *mut worker, oc: *mut objcore, b
         };
         let keep = state == BOS_FINISHED && flags & (OC_F_TRANSIENT | OC_F_FAILED) == 0;
         let settled = object.body.settle(engine, keep, oc.expose_provenance());
+        object.settled();
         // SAFETY: the calling thread has a reference to the objcore, and its boc is gone, as LRU_Add wants it.
         unsafe {
             LRU_Add(oc, if last_used.is_nan() { VTIM_real() } else { last_used });

@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::{NonNull, null, null_mut};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
 
 use objmapper_engine::body::Body;
 use objmapper_engine::engine::Engine;
@@ -34,6 +34,11 @@ const FLAGS_AT: usize = GZIPBITS_AT + attr::GZIPBITS_SIZE;
 const FIXED: usize = (FLAGS_AT + attr::FLAGS_SIZE).next_multiple_of(8);
 const _: () = assert!(FIXED <= HEAD);
 
+// What is known of a body without its lock.
+const COMES_IN: u8 = 0;
+const IN_HEAP: u8 = 1;
+const IN_FILE: u8 = 2;
+
 /// A variable attribute: written once, by the fetch, before others look.
 #[derive(Default)]
 struct Variable {
@@ -55,6 +60,8 @@ pub(crate) struct Object {
     esidata: Mutex<Option<HeapChunk>>,
     /// Evicted: the account was told that the head is about to be freed.
     leaving: AtomicBool,
+    /// Where the body is, once that is settled: `COMES_IN`, `IN_HEAP` or `IN_FILE`.
+    settled: AtomicU8,
     pub(crate) body: Body,
 }
 
@@ -70,6 +77,7 @@ impl Object {
             headers: Variable::default(),
             esidata: Mutex::new(None),
             leaving: AtomicBool::new(false),
+            settled: AtomicU8::new(COMES_IN),
             body: Body::default(),
         }
     }
@@ -159,6 +167,20 @@ impl Object {
         let chunk = self.esidata.lock().take();
         if let Some(chunk) = chunk {
             chunk.free(&engine.account);
+        }
+    }
+
+    /// The fetch is over: where the body is now it stays.
+    pub(crate) fn settled(&self) {
+        self.settled.store(if self.body.is_in_heap() { IN_HEAP } else { IN_FILE }, Relaxed);
+    }
+
+    /// Is the body in heap? Of one that is settled it is known without its lock.
+    pub(crate) fn is_in_heap(&self) -> bool {
+        match self.settled.load(Relaxed) {
+            IN_HEAP => true,
+            IN_FILE => false,
+            _ => self.body.is_in_heap(),
         }
     }
 

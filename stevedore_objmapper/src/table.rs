@@ -271,7 +271,7 @@ unsafe extern "C" fn place(oc: *const c_void) -> Place {
         // SAFETY: as above; only compared with null.
         let comes_in = unsafe { !(&raw const (*oc).boc).read_volatile().is_null() };
         match engine.options.zero_copy {
-            _ if !comes_in && object.body.is_in_heap() => Place::Heap,
+            _ if !comes_in && object.is_in_heap() => Place::Heap,
             ZeroCopy::Off => Place::Off,
             _ => Place::File,
         }
@@ -295,10 +295,13 @@ unsafe extern "C" fn delivered(oc: *const c_void, delivered: *const Delivered) {
     fallible("delivered", (), || {
         // SAFETY: the table's contract: an objcore that the caller references, and its own variable.
         let (found, delivered) = unsafe { (storage_of_object(oc), *delivered) };
-        let Some((oc, _)) = found else { return };
-        // SAFETY: as above, and its object is ours.
-        let c = unsafe { object_of(oc) }.0.counters;
-        counters::add(&c.b_copy, delivered.copied);
+        let Some((_, stv)) = found else { return };
+        // SAFETY: an open stevedore of ours.
+        let c = unsafe { engine_of(stv) }.counters;
+        // All workers share them: not for nothing.
+        if delivered.copied > 0 {
+            counters::add(&c.b_copy, delivered.copied);
+        }
         if delivered.sent > 0 {
             counters::add(&c.b_zero_copy, delivered.sent);
             counters::add(&c.c_zero_copy, 1);
