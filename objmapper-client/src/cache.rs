@@ -1,11 +1,11 @@
 //! A bounded cache of what is opened by key: descriptors, mappings.
 
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher, Hash};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use lru::LruCache;
+use lru::{DefaultHasher, LruCache};
 use parking_lot::Mutex;
 
 /// Most shards: more than threads that would meet in one.
@@ -14,7 +14,12 @@ const MAX_SHARDS: usize = 16;
 /// Fewest entries of a shard, so that each has a choice of what to evict.
 const MIN_SHARD: usize = 64;
 
-type Shard<K, V> = Mutex<LruCache<K, Arc<V>>>;
+struct Shard<K, V> {
+    values: LruCache<K, Arc<V>>,
+    // Counted here, under a lock that is held anyway, and not where all threads would meet.
+    hits: u64,
+    misses: u64,
+}
 
 /// Least-recently-used cache with an exact bound, for many threads.
 ///
@@ -33,12 +38,11 @@ type Shard<K, V> = Mutex<LruCache<K, Arc<V>>>;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Cache<K, V> {
-    shards: Box<[Shard<K, V>]>,
-    hasher: RandomState,
+    shards: Box<[Mutex<Shard<K, V>>]>,
+    /// Chooses the shard; seeded at random, and as cheap as the one that looks for the key in it.
+    hasher: DefaultHasher,
     len: AtomicUsize,
     capacity: usize,
-    hits: AtomicU64,
-    misses: AtomicU64,
     evictions: AtomicU64,
 }
 
@@ -59,28 +63,27 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
         let shards = (0..n)
             .map(|i| capacity / n + usize::from(i < capacity % n))
             // With capacity 0 there is one shard, which `keep` never fills.
-            .map(|part| Mutex::new(LruCache::new(NonZeroUsize::new(part).unwrap_or(NonZeroUsize::MIN))))
+            .map(|part| NonZeroUsize::new(part).unwrap_or(NonZeroUsize::MIN))
+            .map(|part| Mutex::new(Shard { values: LruCache::new(part), hits: 0, misses: 0 }))
             .collect();
         Self {
             shards,
-            hasher: RandomState::new(),
+            hasher: DefaultHasher::default(),
             len: AtomicUsize::new(0),
             capacity,
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
         }
     }
 
-    fn shard(&self, key: &K) -> &Shard<K, V> {
+    fn shard(&self, key: &K) -> &Mutex<Shard<K, V>> {
         &self.shards[self.hasher.hash_one(key) as usize % self.shards.len()]
     }
 
     /// The value of `key`, if it is there; it counts as used.
     pub fn get(&self, key: &K) -> Option<Arc<V>> {
-        let value = self.shard(key).lock().get(key).cloned();
-        let counter = if value.is_some() { &self.hits } else { &self.misses };
-        counter.fetch_add(1, Ordering::Relaxed);
+        let mut shard = self.shard(key).lock();
+        let value = shard.values.get(key).cloned();
+        *(if value.is_some() { &mut shard.hits } else { &mut shard.misses }) += 1;
         value
     }
 
@@ -111,10 +114,10 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
         let evicted;
         {
             let mut shard = self.shard(&key).lock();
-            if let Some(there) = shard.get(&key) {
+            if let Some(there) = shard.values.get(&key) {
                 return Arc::clone(there);
             }
-            evicted = shard.push(key, Arc::clone(&value));
+            evicted = shard.values.push(key, Arc::clone(&value));
             if evicted.is_none() {
                 self.len.fetch_add(1, Ordering::Relaxed);
             }
@@ -127,7 +130,7 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
 
     /// Takes a value out; whoever uses it goes on.
     pub fn invalidate(&self, key: &K) -> Option<Arc<V>> {
-        let value = self.shard(key).lock().pop(key);
+        let value = self.shard(key).lock().values.pop(key);
         if value.is_some() {
             self.len.fetch_sub(1, Ordering::Relaxed);
         }
@@ -139,8 +142,8 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
         for shard in &self.shards {
             let taken = {
                 let mut shard = shard.lock();
-                let cap = shard.cap();
-                let taken = std::mem::replace(&mut *shard, LruCache::new(cap));
+                let cap = shard.values.cap();
+                let taken = std::mem::replace(&mut shard.values, LruCache::new(cap));
                 self.len.fetch_sub(taken.len(), Ordering::Relaxed);
                 taken
             };
@@ -175,12 +178,12 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
     /// How often a value was there.
     #[must_use]
     pub fn hits(&self) -> u64 {
-        self.hits.load(Ordering::Relaxed)
+        self.shards.iter().map(|shard| shard.lock().hits).sum()
     }
 
     /// How often a value was not there.
     #[must_use]
     pub fn misses(&self) -> u64 {
-        self.misses.load(Ordering::Relaxed)
+        self.shards.iter().map(|shard| shard.lock().misses).sum()
     }
 }
