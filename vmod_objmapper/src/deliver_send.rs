@@ -130,9 +130,10 @@ pub(crate) unsafe fn unpace(line: NonNull<V1l>, size: usize) -> bool {
         let mut name = [0_u8; 16];
         let mut len = name.len() as libc::socklen_t;
         let at = name.as_mut_ptr().cast();
-        if !is_local(socket)
-            || libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_CONGESTION, at, &raw mut len) != 0
+        // Where BBR is not in use, or was replaced before on this connection, one question is enough.
+        if libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_CONGESTION, at, &raw mut len) != 0
             || !name.starts_with(PACED)
+            || !is_local(socket)
         {
             return false;
         }
@@ -189,6 +190,10 @@ unsafe fn forget(line: *mut V1l, mut written: usize) {
     // SAFETY: by contract.
     unsafe {
         (*line).liov -= written;
+        // The usual case: V1L_Flush, which follows, looks at no entry when they have no bytes.
+        if (*line).liov == 0 {
+            return;
+        }
         for index in 0..(*line).niov as usize {
             let entry = &mut *(*line).iov.add(index);
             let here = entry.len.min(written);
