@@ -70,8 +70,8 @@ ask() { python3 "$dir/client.py" "$port" "$1" "$2" || fail "the client failed: $
 adm() { varnishadm -n "$dir/work" -t 60 "$@" 2>&1; }
 running() { adm status | grep -q 'state running'; }
 start() {
-    local kind=$1 storage=(-s s0=malloc,256m); shift
-    [ "$kind" = malloc ] || storage=(-E "$build/libstevedore_objmapper.so" -s s0=objmapper,256m)
+    local kind=$1 storage=(-s 's0=malloc,256m'); shift
+    [ "$kind" = malloc ] || storage=(-E "$build/libstevedore_objmapper.so" -s 's0=objmapper,256m')
     {
         printf 'vcl 4.1;\nbackend origin { .host = "127.0.0.1"; .port = "%s"; }\n' "$origin"
         printf 'sub vcl_backend_response { set beresp.ttl = 1d; }\n'
