@@ -6,6 +6,14 @@ set -eu
 
 asked=0
 
+# warm PATH...: has these fetched, and waits until they are stored, so that both listeners find the same. Not compared.
+warm() {
+	for path; do
+		curl -sS --max-time 20 -H "Host: z" -H "X-Warm: 1" -o warm.body "http://$plain$path"
+	done
+	expect '*.g_writing' -eq 0
+}
+
 # ask PATH CURL-ARGUMENTS...: through both; the bodies must be the same. The last one is left in "got".
 ask() {
 	path=$1
@@ -30,13 +38,14 @@ part() {
 }
 
 # log LISTENER: what varnishd says of the requests that came there, less what must differ: transaction numbers, and
-# our own filter.
+# our own filter; and less what was asked to be warm.
 log() {
-	varnishlog -n "$name" -d -g raw -i ReqStart,ReqURL,RespStatus,Debug,VdpAcct,ReqAcct,SessClose,Error 2>/dev/null >"$1.raw"
+	varnishlog -n "$name" -d -g raw -i ReqStart,ReqHeader,ReqURL,RespStatus,Debug,VdpAcct,ReqAcct,SessClose,Error 2>/dev/null >"$1.raw"
 	awk -v listener="$1" '
-		$2 == "ReqStart" { here[$1] = $NF == listener }
-		here[$1] && $2 != "ReqStart" && !($2 == "VdpAcct" && $4 == "objmapper") { line = $2; for (i = 4; i <= NF; i++) line = line " " $i; print line }
-	' "$1.raw"
+		NR == FNR { if ($4 == "X-Warm:") warm[$1] = 1; next }
+		$2 == "ReqStart" { here[$1] = $NF == listener && !warm[$1] }
+		here[$1] && $2 !~ /^Req(Start|Header)$/ && !($2 == "VdpAcct" && $4 == "objmapper") { line = $2; for (i = 4; i <= NF; i++) line = line " " $i; print line }
+	' "$1.raw" "$1.raw"
 }
 
 # same_accounts: of all requests so far.

@@ -92,7 +92,7 @@ impl Plan {
             Self {
                 quick: false,
                 parts: Vec::new(),
-                rounds: 7,
+                rounds: 5,
                 window: Duration::from_secs(1),
                 working_set: 1536 * M,
                 hits: sizes.iter().flat_map(|&bytes| spreads.map(|spread| hits(bytes, spread, both()))).collect(),

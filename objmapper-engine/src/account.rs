@@ -115,6 +115,12 @@ impl Account {
         taken
     }
 
+    /// One allocation became two, with the same bytes.
+    pub fn divided(&self) {
+        self.sma.c_req.fetch_add(1, Relaxed);
+        self.sma.g_alloc.fetch_add(1, Relaxed);
+    }
+
     /// The allocation was allowed, but could not be had: takes it back and counts a failure.
     pub fn alloc_failed(&self, bytes: u64) {
         self.give_back(bytes);

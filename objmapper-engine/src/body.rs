@@ -1,7 +1,7 @@
 //! A body: where its bytes are, while they come in and afterwards.
 //!
 //! ```text
-//!   heap pieces ──(passes the threshold)──► windows of a draft ──(complete)──► stored
+//!   heap pieces ──(passes the threshold)──► a draft: its file, then a buffer ──(complete)──► stored
 //!        │                                        │
 //!        └─ stays there: small, or refused ◄──────┘ objmapper fails half-way: the rest is in heap ("mixed")
 //! ```
@@ -17,7 +17,6 @@ use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use memmap2::MmapRaw;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
@@ -28,20 +27,16 @@ use crate::draft::Writing;
 use crate::engine::Engine;
 use crate::heap::HeapChunk;
 use crate::publish::{Outcome, Record};
+use crate::write_buffer::WriteBuffer;
 
 /// Where consecutive bytes of a body are.
 pub(crate) enum Place {
     /// In heap.
     Heap(HeapChunk),
-    /// In a draft's file, at the same offset as in the body, and in this part of it.
-    Window {
-        /// Where it begins; a multiple of the page size.
-        start: u64,
-        /// Its length in bytes.
-        len: u64,
-        /// The readers' mapping of it, read-only; made when the first of them comes.
-        map: Option<Arc<MmapRaw>>,
-    },
+    /// In a draft's file, at the same offset as in the body.
+    File,
+    /// On the way there; or, if it can't be written, here to stay.
+    Buffer(Arc<WriteBuffer>),
     /// Given back during a final iteration.
     Gone,
 }
@@ -80,7 +75,7 @@ pub(crate) struct Inner {
     pub(crate) heap_only: bool,
     /// Its loss is counted.
     pub(crate) loss_counted: bool,
-    /// A final iteration gave back the draft's bytes before this.
+    /// A final iteration gave back the draft's bytes before this: nobody may read them.
     given_back: u64,
 }
 
@@ -107,16 +102,16 @@ enum At {
     There(Span),
     /// In a published body: up to `end`, of `total`.
     Stored { stored: Stored, end: u64, total: u64 },
-    /// In a part of a draft that no reader has mapped yet.
-    Unmapped { file: Arc<File>, start: u64, len: u64 },
+    /// In a draft's file, up to `end`, of `total`.
+    Draft { file: Arc<File>, end: u64, total: u64 },
 }
 
 /// What keeps a span readable.
 enum Hold {
     /// varnishd's reference to the object.
     Object,
-    /// The mapping of a draft.
-    Window(#[expect(dead_code, reason = "held for its Drop")] Arc<MmapRaw>),
+    /// The buffer of a draft.
+    Buffer(#[expect(dead_code, reason = "held for its Drop")] Arc<WriteBuffer>),
     /// The mapping of a published body.
     Stored(#[expect(dead_code, reason = "held for its Drop")] Arc<crate::maps::BodyMap>),
 }
@@ -156,7 +151,8 @@ pub enum NoSpan {
     Lost(std::io::Error),
     /// The process has no descriptors or memory left; the body itself is well.
     NotNow(std::io::Error),
-    /// The body is there but cannot be mapped: read it with [`Body::read_at`].
+    /// The bytes are there, but have no address (they are in a draft, or cannot be mapped): read them with
+    /// [`Body::read_at`].
     Unmapped,
 }
 
@@ -204,53 +200,27 @@ impl Body {
         *len += n;
     }
 
-    /// The bytes from `offset` on.
+    /// The bytes from `offset` on, at an address.
     pub fn span(&self, engine: &Engine, offset: u64) -> Result<Span, NoSpan> {
-        loop {
-            let (file, start, len) = match self.find(offset)? {
-                At::There(span) => return Ok(span),
-                At::Stored { stored, end, total } => {
-                    let map = engine.map(&stored)?;
-                    let ptr = NonNull::new(map.at(offset)).ok_or(NoSpan::Unmapped)?;
-                    return Ok(Span { ptr, len: (end - offset) as usize, total, hold: Hold::Stored(map) });
-                }
-                At::Unmapped { file, start, len } => (file, start, len),
-            };
-            let mapped = Arc::new(engine.map_window(&file, start, len)?);
-            let mut inner = self.inner.lock();
-            // Others may have been quicker, with this or with publishing it.
-            for piece in &mut inner.pieces {
-                if let Place::Window { start: its, map: map @ None, .. } = &mut piece.place
-                    && *its == start
-                {
-                    *map = Some(mapped.clone());
-                }
+        match self.find(offset)? {
+            At::There(span) => Ok(span),
+            At::Stored { stored, end, total } => {
+                let map = engine.map(&stored)?;
+                let ptr = NonNull::new(map.at(offset)).ok_or(NoSpan::Unmapped)?;
+                Ok(Span { ptr, len: (end - offset) as usize, total, hold: Hold::Stored(map) })
             }
+            At::Draft { .. } => Err(NoSpan::Unmapped),
         }
     }
 
     /// The bytes from `offset` on, if they are in a file. Nothing is mapped for it.
     pub fn file_span(&self, engine: &Engine, offset: u64) -> Result<Option<FileSpan>, NoSpan> {
-        let (stored, len, total) = {
-            let inner = self.inner.lock();
-            let total = inner.len;
-            if offset >= total {
-                return Err(NoSpan::End);
-            }
-            match inner.stored.as_ref().filter(|stored| offset < stored.body_len) {
-                Some(stored) => (stored.clone(), total.min(stored.body_len) - offset, total),
-                None => {
-                    let index = inner.pieces.partition_point(|piece| piece.start <= offset).saturating_sub(1);
-                    let piece = inner.pieces.get(index).ok_or(NoSpan::End)?;
-                    let Place::Window { .. } = &piece.place else { return Ok(None) };
-                    let file = inner.reading.clone().ok_or(NoSpan::End)?;
-                    let len =
-                        (piece.start + piece.len).checked_sub(offset).filter(|len| *len > 0).ok_or(NoSpan::End)?;
-                    return Ok(Some(FileSpan { file, offset, len, total }));
-                }
-            }
+        let (file, end, total) = match self.find(offset)? {
+            At::There(_) => return Ok(None),
+            At::Stored { stored, end, total } => (engine.open(&stored)?, end, total),
+            At::Draft { file, end, total } => (file, end, total),
         };
-        Ok(Some(FileSpan { file: engine.open(&stored)?, offset, len, total }))
+        Ok(Some(FileSpan { file, offset, len: end - offset, total }))
     }
 
     /// Is the body in heap, all of it? While it comes in it may leave it.
@@ -262,7 +232,7 @@ impl Body {
     /// Where the bytes from `offset` on are.
     fn find(&self, offset: u64) -> Result<At, NoSpan> {
         let inner = self.inner.lock();
-        if offset >= inner.len {
+        if offset >= inner.len || offset < inner.given_back {
             return Err(NoSpan::End);
         }
         let total = inner.len;
@@ -275,12 +245,13 @@ impl Body {
         let len = piece.len.checked_sub(skip).filter(|len| *len > 0).ok_or(NoSpan::End)? as usize;
         let (ptr, hold) = match &piece.place {
             Place::Heap(chunk) => (chunk.ptr().as_ptr().wrapping_add(skip as usize), Hold::Object),
-            Place::Window { start, map: Some(map), .. } => {
-                (map.as_mut_ptr().wrapping_add((offset - start) as usize), Hold::Window(map.clone()))
+            Place::Buffer(buffer) => {
+                let ptr = buffer.at(skip as usize).ok_or(NoSpan::End)?;
+                (ptr.as_ptr(), Hold::Buffer(buffer.clone()))
             }
-            Place::Window { start, len, map: None } => {
+            Place::File => {
                 let file = inner.reading.clone().ok_or(NoSpan::End)?;
-                return Ok(At::Unmapped { file, start: *start, len: *len });
+                return Ok(At::Draft { file, end: piece.start + piece.len, total });
             }
             Place::Gone => return Err(NoSpan::End),
         };
@@ -288,7 +259,7 @@ impl Body {
         Ok(At::There(Span { ptr, len, total, hold }))
     }
 
-    /// Reads a body, or what is there of it, without mapping it: what [`NoSpan::Unmapped`] is said of. 0 is its end.
+    /// Reads bytes of a body from `offset` on: those of which [`NoSpan::Unmapped`] is said. 0 is the end.
     pub fn read_at(&self, engine: &Engine, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
         match self.find(offset) {
             Ok(At::There(span)) => {
@@ -302,9 +273,8 @@ impl Body {
                 let want = buffer.len().min((end - offset) as usize);
                 engine.read_at(&stored, &mut buffer[..want], offset)
             }
-            Ok(At::Unmapped { file, start, len }) => {
-                let end = self.len().min(start + len);
-                let want = buffer.len().min(end.saturating_sub(offset) as usize);
+            Ok(At::Draft { file, end, .. }) => {
+                let want = buffer.len().min((end - offset) as usize);
                 file.read_at(&mut buffer[..want], offset)
             }
             Err(_) => Ok(0),
@@ -323,7 +293,7 @@ impl Body {
             if piece.start + piece.len > offset || (index == last && open_ended) {
                 break;
             }
-            if !matches!(piece.place, Place::Gone) {
+            if matches!(piece.place, Place::Heap(_) | Place::Buffer(_)) {
                 freed.push(std::mem::replace(&mut piece.place, Place::Gone));
             }
         }
@@ -335,12 +305,11 @@ impl Body {
         // While the writer has the draft in its hands this is put off: the next call begins where the last one ended.
         if let Some(writing) = &mut inner.writing {
             let from = inner.given_back;
-            let to = offset.min(writing.in_file());
+            let to = offset.min(writing.accounted());
             if to > from {
                 engine.account.shrink(to - from);
                 counters::sub(&engine.counters.g_body_bytes, to - from);
-                writing.punch(engine, from, to);
-                writing.gave_back(to - from);
+                writing.give_back(engine, from, to);
                 inner.given_back = to;
             }
         }
@@ -420,7 +389,7 @@ impl Body {
         for piece in &inner.pieces {
             match &piece.place {
                 Place::Heap(_) => description.heap_pieces += 1,
-                Place::Window { .. } => description.windows += 1,
+                Place::File | Place::Buffer(_) => description.in_draft = true,
                 Place::Gone => {}
             }
         }
@@ -436,8 +405,8 @@ pub struct Description {
     pub len: Option<u64>,
     /// Pieces in heap.
     pub heap_pieces: usize,
-    /// Mapped windows of a draft.
-    pub windows: usize,
+    /// Is some of it in a draft?
+    pub in_draft: bool,
     /// The published body's number in objmapper.
     pub object: Option<u64>,
 }

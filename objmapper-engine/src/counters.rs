@@ -33,7 +33,7 @@ pub struct Counters {
     pub g_maps: AtomicU64,
     /// Bodies that are written, or could not be published yet
     ///
-    /// Each holds two descriptors and a mapping, or two with readers; one that objmapper refused to publish holds one
+    /// Each holds two descriptors and a buffer of at most 256 KiB; one that objmapper refused to publish holds one
     /// descriptor, until its readers are done.
     #[gauge]
     pub g_writing: AtomicU64,
@@ -130,7 +130,9 @@ pub struct Counters {
     /// Bytes of bodies in objmapper that were copied although the filter was there
     #[counter(format = "bytes")]
     pub b_copy: AtomicU64,
-    /// Deliveries with a copy: in heap, or too small
+    /// Deliveries with a copy: in heap, too small, or just coming in
+    ///
+    /// Who follows a fetch closely is given bytes before they are in a file.
     #[counter]
     pub c_copy_small: AtomicU64,
     /// Deliveries with a copy: HTTP/2

@@ -1,29 +1,21 @@
-//! A body that is being written to objmapper: its file, and the window through which the fetch writes. Nobody else uses
-//! that window.
+//! A body that is being written to objmapper: its file, and the buffer through which the fetch writes.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::sys::stat::Mode;
 use nix::unistd::ftruncate;
+use smallvec::SmallVec;
 
 use crate::backing::{Draft, Room};
 use crate::body::{Body, Inner, Piece, Place};
 use crate::counters;
 use crate::engine::Engine;
-
-/// A window of a body whose length nobody knows maps at least so much address space. It costs nothing until it is used.
-const FIRST_WINDOW: u64 = 1 << 20;
-/// No window of such a body maps more.
-const LARGEST_WINDOW: u64 = 256 << 20;
-/// No window maps more of what an origin only announces: address space ends, and with it every mapping would fail.
-const LONGEST_HINT: u64 = 64 << 30;
-/// Pages are allocated up to the next multiple of this, ahead of the writer, so that folios of that size can be taken.
-const POPULATE_STEP: u64 = 1 << 20;
+use crate::write_buffer::WriteBuffer;
 
 /// The writer's view of a draft.
 pub(crate) struct Writing {
@@ -32,88 +24,67 @@ pub(crate) struct Writing {
     reading: Arc<File>,
     /// Bytes reserved with the account, from the body's start; less what was given back.
     reserved: u64,
+    /// The body's first bytes, which nobody will read again. Of those that are not in the file yet, none will be.
     given_back: u64,
-    /// The file's size: whole pages, so that every byte of a page that is reserved can be written. It grows with the
-    /// pages that are allocated.
-    file_size: u64,
-    /// The expected length.
+    /// The expected length; 0 if nobody knows.
     hint: u64,
-    /// Until the draft is closed.
-    window: Option<MmapRaw>,
-    /// Offset in the file of the window's first byte; a multiple of the page size.
-    window_start: u64,
-    /// The body offset where the window's piece begins.
-    piece_start: u64,
-    /// Pages below this are made and mapped.
-    populated: u64,
-    /// Has the window a piece in the body?
-    shown: bool,
-    /// The rest of the body is in heap: from here on.
+    /// The body's first bytes: those that are in the file.
+    written: u64,
+    /// The file's size.
+    file_size: u64,
+    /// Where the bytes from `written` on are put.
+    buffer: Option<Arc<WriteBuffer>>,
+    /// The rest of the body is in heap: from here on. What was in the buffer then is there.
     ends_at: Option<u64>,
     /// Bytes of a record's tail behind the body, accounted beside `reserved`.
     tail: u64,
 }
 
-fn page_size() -> u64 {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |n| n as u64)
-}
-
-fn page_ceil(n: u64) -> u64 {
-    n.next_multiple_of(page_size())
-}
-
-fn page_floor(n: u64) -> u64 {
-    n / page_size() * page_size()
-}
-
 impl Writing {
-    /// Begins a draft of `reserved` bytes (of `hint` in the end), and copies the `len` bytes of heap there.
+    /// Begins a draft of `reserved` bytes (of `hint` in the end; 0 is unknown), and moves the `len` bytes in heap there.
     /// `None`: objmapper can't; this is counted.
     pub(crate) fn begin(engine: &Engine, body: &Body, hint: u64, reserved: u64, len: u64) -> Option<Box<Writing>> {
         let draft = engine.create_draft(Room { granted: reserved, expected: hint })?;
-        let window_len = hint.min(LONGEST_HINT).max(reserved).max(if hint > reserved { 0 } else { FIRST_WINDOW });
-        let open = || Ok((map_window(draft.file()?, 0, window_len)?, reopen_read_only(draft.file()?)?));
+        let open = || reopen_read_only(draft.file()?);
         let opened = open().or_else(|error| if engine.relieve(&error) { open() } else { Err(error) });
-        let (window, reading) = match opened {
-            Ok(opened) => opened,
+        let begun = opened.and_then(|reading| {
+            move_from_heap(body, draft.file()?)?;
+            Ok(Arc::new(reading))
+        });
+        let reading = match begun {
+            Ok(reading) => reading,
             Err(error) => {
-                engine.draft_error("mapping a new body", &error);
+                engine.draft_error("beginning a body", &error);
                 draft.abort();
                 return None;
             }
         };
-        let mut writing = Box::new(Writing {
-            draft,
-            reading: Arc::new(reading),
-            reserved,
-            given_back: 0,
-            file_size: 0,
-            hint,
-            window: Some(window),
-            window_start: 0,
-            piece_start: 0,
-            populated: 0,
-            shown: false,
-            ends_at: None,
-            tail: 0,
-        });
-        if len > 0 {
-            writing.populate(engine, 0, len)?;
-            // Only the writer, which we are, changes pieces; readers may read them while we do.
-            for piece in &body.lock().pieces {
-                if let Place::Heap(chunk) = &piece.place {
-                    let (from, to) = (chunk.ptr().as_ptr(), writing.address(piece.start)?.as_ptr());
-                    // SAFETY: `piece.len` bytes of the chunk are initialised body; the window maps
-                    // `piece.start + piece.len <= len <= populated` bytes, private to us until it is shown; heap and
-                    // mapping do not overlap.
-                    unsafe { std::ptr::copy_nonoverlapping(from, to, piece.len as usize) };
-                }
+        let mut inner = body.lock();
+        let inner = &mut *inner;
+        inner.reading = Some(reading.clone());
+        for piece in inner.pieces.drain(..) {
+            if let Place::Heap(chunk) = piece.place {
+                inner.retired.push(chunk);
             }
+        }
+        if len > 0 {
+            inner.pieces.push(Piece { start: 0, len, place: Place::File });
         }
         counters::add(&engine.counters.g_writing, 1);
         counters::add(&engine.counters.g_bodies, 1);
         counters::add(&engine.counters.g_body_bytes, reserved);
-        Some(writing)
+        Some(Box::new(Writing {
+            draft,
+            reading,
+            reserved,
+            given_back: 0,
+            hint,
+            written: len,
+            file_size: len,
+            buffer: None,
+            ends_at: None,
+            tail: 0,
+        }))
     }
 
     /// Bytes of room in total.
@@ -121,18 +92,15 @@ impl Writing {
         self.reserved
     }
 
-    /// Body bytes that may be in the file.
-    pub(crate) fn in_file(&self) -> u64 {
+    /// The body's first bytes, which the draft accounts for.
+    pub(crate) fn accounted(&self) -> u64 {
         self.ends_at.unwrap_or(self.reserved)
-    }
-
-    pub(crate) fn gave_back(&mut self, bytes: u64) {
-        self.given_back += bytes;
     }
 
     /// The rest of the body, from `len` on, is in heap.
     pub(crate) fn end_at(&mut self, len: u64) {
         self.ends_at.get_or_insert(len);
+        self.buffer = None;
     }
 
     /// `bytes` more were accounted. `false`: objmapper can't have them. What a final iteration gave back is holes in
@@ -147,102 +115,70 @@ impl Writing {
         true
     }
 
-    /// Where the bytes from `len` on can be written, and how many.
-    pub(crate) fn room(&mut self, engine: &Engine, len: u64) -> Option<(NonNull<u8>, usize)> {
-        let mut end = self.window_end();
-        if len >= end {
-            let start = page_floor(len);
-            let expected = (self.reserved.max(self.hint) - start).min(LONGEST_HINT);
-            let size = expected.max(len.clamp(FIRST_WINDOW, LARGEST_WINDOW));
-            match self.draft.file().and_then(|file| map_window(file, start, size)) {
-                Ok(window) => self.window = Some(window),
-                Err(error) => {
-                    engine.draft_error("mapping a body", &error);
+    /// Where the bytes from `len`, the body's end, on can be written, and how many. `None`: the file can't have more;
+    /// this is counted.
+    pub(crate) fn room(&mut self, engine: &Engine, body: &Body, len: u64) -> Option<(NonNull<u8>, usize)> {
+        let full = |buffer: &Arc<WriteBuffer>| len - self.written >= buffer.size() as u64;
+        if self.buffer.as_ref().is_some_and(full) && !self.flush(engine, body, len) {
+            return None;
+        }
+        let buffer = match &self.buffer {
+            Some(buffer) => buffer,
+            None => {
+                let expected = self.hint.checked_sub(len).filter(|more| *more > 0).unwrap_or(u64::MAX);
+                let size = usize::try_from(expected).unwrap_or(usize::MAX).min(WriteBuffer::LARGEST);
+                let Some(buffer) = WriteBuffer::new(size) else {
+                    engine.draft_error("memory for a body that comes in", &std::io::ErrorKind::OutOfMemory.into());
                     return None;
-                }
+                };
+                self.buffer.insert(Arc::new(buffer))
             }
-            self.window_start = start;
-            self.piece_start = len;
-            self.populated = self.populated.max(start);
-            self.shown = false;
-            end = self.window_end();
-        }
-        let end = end.min(self.reserved);
-        if self.populated <= len {
-            self.populate(engine, len, end.min((len + 1).next_multiple_of(POPULATE_STEP)))?;
-        }
-        let room = self.populated.min(end).checked_sub(len).filter(|room| *room > 0)?;
-        Some((self.address(len)?, room as usize))
-    }
-
-    fn address(&self, offset: u64) -> Option<NonNull<u8>> {
-        let window = self.window.as_ref()?;
-        NonNull::new(window.as_mut_ptr().wrapping_add((offset - self.window_start) as usize))
-    }
-
-    fn window_end(&self) -> u64 {
-        self.window_start + self.window.as_ref().map_or(0, MmapRaw::len) as u64
-    }
-
-    /// Allocates the pages of the bytes `from..to`. A full file system is an error here, not a SIGBUS later.
-    ///
-    /// In memory by `fallocate`, which takes folios as large as the length allows; the faults that follow find them.
-    /// The file grows with it: if it had its full size at once, tmpfs would take whole huge pages (DESIGN.md, "How a
-    /// body is written", has the measurement). On disk that would only make unwritten extents, and every fault would
-    /// go to the journal: there the pages are made writable in one go.
-    fn populate(&mut self, engine: &Engine, from: u64, to: u64) -> Option<()> {
-        let start = page_floor(from);
-        let end = page_ceil(to).min(self.window_end());
-        let len = end.saturating_sub(start);
-        let allocated = self.draft.file().and_then(|file| {
-            if self.draft.is_in_memory() {
-                return uninterrupted(|| Ok(fallocate(file, FallocateFlags::empty(), start as i64, len as i64)?));
-            }
-            set_size(file, self.file_size.max(end))?;
-            let Some(window) = &self.window else { return Ok(()) };
-            let at = (start - self.window_start) as usize;
-            uninterrupted(|| window.advise_range(Advice::PopulateWrite, at, len as usize))
-        });
-        match allocated {
-            Ok(()) => {
-                self.populated = end;
-                self.file_size = self.file_size.max(end);
-                Some(())
-            }
-            Err(error) => {
-                engine.draft_error("allocating a body's pages", &error);
-                None
+        };
+        let used = (len - self.written) as usize;
+        if used == 0 {
+            let mut inner = body.lock();
+            if !matches!(inner.pieces.last(), Some(Piece { place: Place::Buffer(_), .. })) {
+                inner.pieces.push(Piece { start: len, len: 0, place: Place::Buffer(buffer.clone()) });
             }
         }
+        let room = (buffer.size() - used).min(usize::try_from(self.reserved - len).unwrap_or(usize::MAX));
+        Some((buffer.at(used)?, room))
     }
 
-    /// Puts the window into the body's pieces, in the place of what was in heap.
-    pub(crate) fn show_window(&mut self, inner: &mut Inner) {
-        if self.shown {
-            return;
+    /// Writes to the file what of the body, which ends at `len`, is not there yet. `false`: it could not be written, and
+    /// stays where it is; this is counted.
+    pub(crate) fn flush(&mut self, engine: &Engine, body: &Body, len: u64) -> bool {
+        if self.ends_at.is_some() {
+            return true;
         }
-        self.shown = true;
-        let len = self.window_end() - self.window_start;
-        let place = Place::Window { start: self.window_start, len, map: None };
-        inner.reading.get_or_insert_with(|| self.reading.clone());
-        if self.piece_start == 0 {
-            for piece in inner.pieces.drain(..) {
-                if let Place::Heap(chunk) = piece.place {
-                    inner.retired.push(chunk);
-                }
+        let Some(buffer) = self.buffer.take() else { return true };
+        // SAFETY: the fetch wrote what is body before it said so (`Body::extend`), and it is the fetch that calls.
+        let bytes = unsafe { buffer.bytes((len - self.written) as usize) };
+        // Nobody wants what was given back.
+        let skip = (self.given_back.saturating_sub(self.written) as usize).min(bytes.len());
+        if skip < bytes.len() {
+            let from = self.written + skip as u64;
+            if let Err(error) = self.draft.file().and_then(|file| file.write_all_at(&bytes[skip..], from)) {
+                engine.draft_error("writing a body", &error);
+                return false;
             }
-            inner.pieces.push(Piece { start: 0, len: inner.len, place });
-        } else {
-            inner.pieces.push(Piece { start: inner.len, len: 0, place });
+            self.file_size = len;
         }
+        self.written = len;
+        show_written(&mut body.lock());
+        // Who reads there still has the buffer, and the fetch must take another one.
+        let mut buffer = buffer;
+        self.buffer = Arc::get_mut(&mut buffer).is_some().then_some(buffer);
+        true
     }
 
-    /// Gives the surplus behind `len` back.
+    /// Gives the surplus behind `len` back. The writer has nothing to [`flush`](Writing::flush) any more.
     pub(crate) fn trim(&mut self, engine: &Engine, len: u64) {
+        self.buffer = None;
         let len = self.ends_at.unwrap_or(len);
-        // Readers are below `len`: nobody touches the pages that go.
-        match self.draft.file().and_then(|file| set_size(file, len)) {
-            Ok(()) => self.file_size = len,
+        // Readers are below: nobody looks at what goes.
+        match self.draft.file().and_then(|file| set_size(file, self.written)) {
+            Ok(()) => self.file_size = self.written,
             Err(error) => engine.file_error("trimming a body", &error),
         }
         engine.reserve_less(&mut self.draft, len.saturating_sub(self.given_back));
@@ -255,9 +191,10 @@ impl Writing {
         }
     }
 
-    /// Frees the pages of the bytes `from..to`, which nobody will read again.
-    pub(crate) fn punch(&self, engine: &Engine, from: u64, to: u64) {
-        let (from, to) = (page_floor(from), page_floor(to));
+    /// Nobody will read the bytes `from..to` again: their pages are freed, if they have any.
+    pub(crate) fn give_back(&mut self, engine: &Engine, from: u64, to: u64) {
+        self.given_back += to - from;
+        let (from, to) = (page_floor(from), page_floor(to.min(self.written)));
         if to <= from {
             return;
         }
@@ -285,6 +222,17 @@ impl Writing {
         self.file_size == len + self.tail
     }
 
+    /// Is nothing in the file that anybody may read, or was given back?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.written == 0 && self.given_back == 0
+    }
+
+    /// Another allocation takes `bytes` of what the account granted.
+    pub(crate) fn hand_over(&mut self, engine: &Engine, bytes: u64) {
+        self.reserved -= bytes;
+        counters::sub(&engine.counters.g_body_bytes, bytes);
+    }
+
     /// The draft itself, to be published.
     pub(crate) fn draft(&mut self) -> &mut Draft {
         &mut self.draft
@@ -301,15 +249,15 @@ impl Writing {
         self.file_size += bytes;
     }
 
-    /// Nothing more is written: unmaps the window and closes the writable descriptor.
+    /// Nothing more is written: closes the writable descriptor.
     pub(crate) fn close(&mut self) {
-        self.window = None;
+        self.buffer = None;
         self.draft.close();
     }
 
     /// See [`Writing::close`].
     pub(crate) fn is_closed(&self) -> bool {
-        self.window.is_none()
+        self.draft.file().is_err()
     }
 
     /// Bytes that the account counts.
@@ -325,11 +273,47 @@ impl Writing {
     /// The body is not wanted any more.
     pub(crate) fn discard(self, engine: &Engine) {
         let outstanding = self.outstanding();
-        drop(self.window);
         self.draft.abort();
         // After objmapper's, as in `trim`.
         engine.lost_draft(outstanding);
     }
+}
+
+/// Writes the body's pieces in heap to the file.
+fn move_from_heap(body: &Body, file: &File) -> std::io::Result<()> {
+    // Only the writer, which we are, changes pieces; readers may read them while we do.
+    let pieces: SmallVec<[(u64, NonNull<u8>, usize); 8]> = body
+        .lock()
+        .pieces
+        .iter()
+        .filter_map(|piece| match &piece.place {
+            Place::Heap(chunk) => Some((piece.start, chunk.ptr(), piece.len as usize)),
+            _ => None,
+        })
+        .collect();
+    for (start, ptr, len) in pieces {
+        // SAFETY: the first `len` bytes of the chunk are body, which was written before it became that and does not
+        // change any more; the chunk stays in the body's pieces while we, the writer, are here.
+        file.write_all_at(unsafe { std::slice::from_raw_parts(ptr.as_ptr(), len) }, start)?;
+    }
+    Ok(())
+}
+
+/// What was in the buffer is in the file now.
+fn show_written(inner: &mut Inner) {
+    let Some(Piece { start, len, place: Place::Buffer(_) }) = inner.pieces.last() else { return };
+    let (start, len) = (*start, *len);
+    inner.pieces.pop();
+    match inner.pieces.last_mut() {
+        Some(Piece { len: before, place: Place::File, .. }) => *before += len,
+        _ if len > 0 => inner.pieces.push(Piece { start, len, place: Place::File }),
+        _ => {}
+    }
+}
+
+fn page_floor(n: u64) -> u64 {
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |n| n as u64);
+    n / page * page
 }
 
 /// Calls again what a signal interrupted: none of these calls may wait for somebody else.
@@ -345,11 +329,6 @@ fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Re
 fn set_size(file: &File, size: u64) -> std::io::Result<()> {
     let size = i64::try_from(size).map_err(std::io::Error::other)?;
     uninterrupted(|| Ok(ftruncate(file, size)?))
-}
-
-fn map_window(file: &File, start: u64, len: u64) -> std::io::Result<MmapRaw> {
-    let len = usize::try_from(page_ceil(len)).map_err(std::io::Error::other)?;
-    MmapOptions::new().offset(start).len(len).map_raw(file)
 }
 
 /// A second, read-only descriptor of a draft's file.

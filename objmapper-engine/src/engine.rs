@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-use memmap2::MmapRaw;
 use nix::errno::Errno;
 use objmapper_client::Cache;
 
@@ -18,7 +17,7 @@ use crate::counters::{self, Counters};
 use crate::heap::HeapChunk;
 use crate::house::{House, Verdict};
 use crate::log::StateLog;
-use crate::maps::{BodyMap, map_read_only};
+use crate::maps::BodyMap;
 use crate::options::Options;
 use crate::publish::Record;
 use crate::registry::Registry;
@@ -342,16 +341,6 @@ impl Engine {
         });
         self.show_caches();
         map
-    }
-
-    /// The part of a body that comes in that its writer sees through a window, mapped for its readers. An error is
-    /// counted.
-    pub(crate) fn map_window(&self, file: &File, start: u64, len: u64) -> Result<MmapRaw, NoSpan> {
-        let map = || map_read_only(file, start, len);
-        map().or_else(|error| if self.relieve(&error) { map() } else { Err(error) }).map_err(|error| {
-            self.file_error("mapping a body that comes in", &error);
-            NoSpan::Unmapped
-        })
     }
 
     /// Reads a published body.

@@ -42,6 +42,16 @@ impl HeapChunk {
         }
     }
 
+    /// Memory for `size` bytes that the account has granted to another allocation, which gives them up to this one.
+    /// `None`: out of memory, or `size` is 0.
+    pub(crate) fn take_over(account: &Account, size: usize) -> Option<HeapChunk> {
+        let layout = Layout::from_size_align(size, ALIGN).ok().filter(|l| l.size() > 0)?;
+        // SAFETY: the layout's size is not 0.
+        let ptr = NonNull::new(unsafe { alloc(layout) })?;
+        account.divided();
+        Some(HeapChunk { ptr, size })
+    }
+
     /// Gives the memory back. Nobody may use its address any more.
     pub fn free(self, account: &Account) {
         // SAFETY: `ptr` came from `alloc` with this very layout (from_size_align accepted it there), and `self` is
@@ -50,12 +60,11 @@ impl HeapChunk {
         account.dealloc(self.size as u64);
     }
 
-    /// Fills it with the first bytes of another one, which must be initialised that far and at least as large.
-    pub(crate) fn copy_from(&self, other: &HeapChunk) {
-        let n = self.size.min(other.size);
-        // SAFETY: both are live allocations of at least `n` bytes, distinct ones because each HeapChunk owns its own;
-        // nobody else knows the address of `self` yet. The bytes of `other` were written by the fetch.
-        unsafe { std::ptr::copy_nonoverlapping(other.ptr.as_ptr(), self.ptr.as_ptr(), n) };
+    /// Fills it with `bytes`, or as many of them as it holds. Nobody else may know its address yet.
+    pub(crate) fn copy_from(&self, bytes: &[u8]) {
+        let n = self.size.min(bytes.len());
+        // SAFETY: a live allocation of at least `n` bytes, which nobody else knows: it does not overlap with a slice.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr.as_ptr(), n) };
     }
 
     /// Where it is.

@@ -1,7 +1,7 @@
 //! The object model of the objmapper storage engine, without varnishd.
 //!
-//! A body is *in heap* while it is small, *a draft* (a private file, seen through a writable window) while a large one
-//! comes in, and *stored* (a published, immutable file in objmapper, neither open nor mapped unless somebody reads it)
+//! A body is *in heap* while it is small, *a draft* (a private file, written through a buffer) while a large one comes
+//! in, and *stored* (a published, immutable file in objmapper, neither open nor mapped unless somebody reads it)
 //! afterwards. It may be published as a record that others find, and a record of others may be adopted as a body.
 //!
 //! [`engine::Engine`] is one storage with its limit, counters and bounded caches of descriptors and
@@ -22,3 +22,4 @@ pub mod options;
 pub mod publish;
 mod registry;
 mod space;
+mod write_buffer;

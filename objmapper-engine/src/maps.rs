@@ -30,20 +30,14 @@ impl BodyMap {
                 format!("the body's file has {size} bytes, not {}", stored.file_len),
             ));
         }
-        Ok(BodyMap { map: map_read_only(file, 0, stored.body_len)? })
+        let len = usize::try_from(stored.body_len).map_err(io::Error::other)?;
+        Ok(BodyMap { map: MmapOptions::new().len(len).map_raw_read_only(file)? })
     }
 
     /// The address of the byte at `offset`, which must be below the length.
     pub(crate) fn at(&self, offset: u64) -> *mut u8 {
         self.map.as_mut_ptr().wrapping_add(offset as usize)
     }
-}
-
-/// `len` bytes of a body's file from `start` (a multiple of the page size) on, read-only. They may go beyond the file's
-/// end: what is there must not be touched.
-pub(crate) fn map_read_only(file: &File, start: u64, len: u64) -> io::Result<MmapRaw> {
-    let len = usize::try_from(len).map_err(io::Error::other)?;
-    MmapOptions::new().offset(start).len(len).map_raw_read_only(file)
 }
 
 /// Addresses that stand for bytes of files and lead nowhere: who hands them on pays for no mapping, and who reads them by

@@ -2,7 +2,7 @@
 //! ([`Body::settle`]), or before that as a record that others find ([`Body::publish`]).
 //!
 //! objmapper publishes only what nobody can write to any more. Only the writer ever could: readers see a draft through
-//! mappings of their own, made from a descriptor that is read-only, and go on reading while it is published.
+//! another descriptor, which is read-only, and go on reading while it is published.
 
 use std::os::unix::fs::FileExt;
 
@@ -57,6 +57,7 @@ pub(crate) fn settle(body: &Body, engine: &Engine, keep: bool, owner: usize) -> 
 }
 
 fn settle_draft(body: &Body, engine: &Engine, owner: usize) -> bool {
+    crate::space::write_rest(body, engine);
     let Some((mut writing, len)) = take_complete(body) else { return true };
     if len == 0 {
         let mut inner = body.lock();
@@ -95,6 +96,7 @@ fn register(body: &Body, engine: &Engine, stored: &Stored, owner: usize) -> bool
 
 /// See [`Body::publish`].
 pub(crate) fn publish(body: &Body, engine: &Engine, record: &Record<'_>, nuke: &mut dyn FnMut() -> bool) -> Outcome {
+    crate::space::write_rest(body, engine);
     let Some((mut writing, len)) = take_complete(body) else { return Outcome::Elsewhere };
     let outcome = if len == 0 || writing.is_closed() {
         Err(Outcome::Elsewhere)
@@ -176,13 +178,13 @@ fn outcome(engine: &Engine, failure: &Failure) -> Outcome {
 /// readers find it, and nobody else will.
 fn take_complete(body: &Body) -> Option<(Box<Writing>, u64)> {
     let mut inner = body.lock();
-    let in_windows = inner.pieces.iter().all(|piece| matches!(piece.place, Place::Window { .. }));
-    let writing = inner.writing.take_if(|writing| in_windows && writing.is_whole())?;
+    let in_file = inner.pieces.iter().all(|piece| matches!(piece.place, Place::File));
+    let writing = inner.writing.take_if(|writing| in_file && writing.is_whole())?;
     inner.orphan = Some(writing.outstanding());
     Some((writing, inner.len))
 }
 
-/// The draft is the published body now. Who still reads through the mappings of its windows keeps them.
+/// The draft is the published body now. Who still reads from its buffer or file keeps them.
 fn published(body: &Body, engine: &Engine, writing: Writing, stored: &Stored) {
     counters::sub(&engine.counters.g_writing, 1);
     engine.remember(stored, writing.into_reading());

@@ -40,22 +40,13 @@ pub(crate) fn space(
                 return room;
             }
             Err(Refused) => {
-                let unused = {
+                let writing = {
                     let mut inner = body.lock();
                     inner.heap_only = true;
-                    let in_use = inner.pieces.iter().any(|piece| matches!(piece.place, Place::Window { .. }));
-                    match &mut inner.writing {
-                        Some(writing) if in_use => {
-                            writing.end_at(len);
-                            counters::add(&engine.counters.c_mixed, 1);
-                            None
-                        }
-                        // It failed before it held a byte of the body.
-                        _ => inner.writing.take(),
-                    }
+                    inner.writing.take()
                 };
-                if let Some(writing) = unused {
-                    writing.discard(engine);
+                if let Some(writing) = writing {
+                    continue_in_heap(body, engine, writing, len);
                 }
             }
         }
@@ -143,7 +134,7 @@ fn store_space(
                     break 'grow Ok(None);
                 };
                 let reserved = len + granted as u64;
-                let hint = if estimated { len + want as u64 } else { reserved };
+                let hint = if estimated { len + want as u64 } else { 0 };
                 match Writing::begin(engine, body, hint, reserved, len) {
                     Some(begun) => writing.insert(begun),
                     None => {
@@ -164,30 +155,91 @@ fn store_space(
                 break 'grow Err(Refused);
             }
         }
-        match writing.room(engine, len) {
+        match writing.room(engine, body, len) {
             Some(room) => Ok(Some(room)),
             None => Err(Refused),
         }
     };
-    let mut inner = body.lock();
-    if let (Ok(Some(_)), Some(writing)) = (&result, &mut writing) {
-        writing.show_window(&mut inner);
-    }
-    inner.writing = writing;
-    drop(inner);
+    body.lock().writing = writing;
     result
 }
 
 /// See [`Body::trim`].
 pub(crate) fn trim(body: &Body, engine: &Engine) {
+    trim_heap(&mut body.lock(), engine);
+    trim_draft(body, engine);
+}
+
+/// Has what is left in a draft's buffer written, if the fetch ended without a trim.
+pub(crate) fn write_rest(body: &Body, engine: &Engine) {
+    let is_buffered = {
+        let inner = body.lock();
+        let buffered = matches!(inner.pieces.last(), Some(Piece { place: Place::Buffer(_), .. }));
+        buffered && inner.writing.as_ref().is_some_and(|writing| writing.is_whole())
+    };
+    if is_buffered {
+        trim_draft(body, engine);
+    }
+}
+
+fn trim_draft(body: &Body, engine: &Engine) {
     let (writing, len) = {
         let mut inner = body.lock();
-        trim_heap(&mut inner, engine);
         (inner.writing.take(), inner.len)
     };
-    if let Some(mut writing) = writing {
-        writing.trim(engine, len);
-        body.lock().writing = Some(writing);
+    let Some(mut writing) = writing else { return };
+    if !writing.flush(engine, body, len) {
+        continue_in_heap(body, engine, writing, len);
+        writing = match body.lock().writing.take() {
+            Some(mixed) => mixed,
+            None => return,
+        };
+    }
+    writing.trim(engine, len);
+    let mut inner = body.lock();
+    drop_empty_buffer(&mut inner);
+    inner.writing = Some(writing);
+}
+
+/// objmapper can't have more of a body than the `len` bytes that came so far. If none of them are in the file, the body
+/// is in heap from now on, else it is mixed.
+fn continue_in_heap(body: &Body, engine: &Engine, mut writing: Box<Writing>, len: u64) {
+    drop_empty_buffer(&mut body.lock());
+    if writing.is_empty() && back_to_heap(body, engine, &mut writing, len) {
+        body.lock().reading = None;
+        writing.discard(engine);
+        return;
+    }
+    writing.end_at(len);
+    counters::add(&engine.counters.c_mixed, 1);
+    body.lock().writing = Some(writing);
+}
+
+/// Moves what is in a draft's buffer, which is all of the body, to heap. `false`: there is no memory.
+fn back_to_heap(body: &Body, engine: &Engine, writing: &mut Writing, len: u64) -> bool {
+    if len == 0 {
+        return true;
+    }
+    let buffer = match body.lock().pieces.last() {
+        Some(Piece { start: 0, place: Place::Buffer(buffer), .. }) => buffer.clone(),
+        _ => return false,
+    };
+    let Some(chunk) = HeapChunk::take_over(&engine.account, len as usize) else { return false };
+    // SAFETY: as in `Writing::flush`: all of the `len` bytes are body, and we are the fetch.
+    chunk.copy_from(unsafe { buffer.bytes(len as usize) });
+    counters::add(&engine.counters.g_heap_pieces, 1);
+    counters::add(&engine.counters.g_heap_bytes, len);
+    writing.hand_over(engine, len);
+    let mut inner = body.lock();
+    inner.pieces.clear();
+    inner.pieces.push(Piece { start: 0, len, place: Place::Heap(chunk) });
+    true
+}
+
+/// The room that a buffer has is not needed any more.
+fn drop_empty_buffer(inner: &mut Inner) {
+    if matches!(inner.pieces.last(), Some(Piece { len: 0, place: Place::Buffer(_), .. })) {
+        inner.pieces.pop();
     }
 }
 
@@ -206,7 +258,8 @@ fn trim_heap(inner: &mut Inner, engine: &Engine) {
     let Some(exact) = HeapChunk::alloc(&engine.account, len) else { return };
     counters::add(&engine.counters.g_heap_pieces, 1);
     counters::add(&engine.counters.g_heap_bytes, len as u64);
-    exact.copy_from(chunk);
+    // SAFETY: the chunk's first `len` bytes are body: the fetch wrote them, and they do not change any more.
+    exact.copy_from(unsafe { std::slice::from_raw_parts(chunk.ptr().as_ptr(), len) });
     if let Some(piece) = inner.pieces.last_mut()
         && let Place::Heap(surplus) = std::mem::replace(&mut piece.place, Place::Heap(exact))
     {

@@ -23,7 +23,7 @@ use crate::spans::{Handing, Handover, whole_folios};
 
 /// A final iteration gives back what was read in steps of this.
 const FINAL_STEP: usize = 1 << 20;
-/// What cannot be mapped is read in pieces of this.
+/// What has no address is read in pieces of this.
 const READ_STEP: usize = 128 << 10;
 
 /// Where the bytes go.
@@ -32,6 +32,8 @@ struct Sink {
     priv_: *mut c_void,
     finished: bool,
     handover: Handover,
+    /// Where bytes are read to that have no address; empty until they are.
+    scratch: Vec<u8>,
 }
 
 /// Bytes of a body that can be handed out.
@@ -132,7 +134,7 @@ pub(crate) unsafe extern "C" fn objiterator(
         // SAFETY: varnishd's objcore of ours, referenced by the caller.
         let (engine, object) = unsafe { object_of(oc) };
         let handover = Handover::of(engine, func, priv_);
-        let mut sink = Sink { func, priv_, finished: false, handover };
+        let mut sink = Sink { func, priv_, finished: false, handover, scratch: Vec::new() };
         let is_final = is_final != 0;
         // SAFETY: as above.
         let boc = unsafe { HSH_RefBoc(oc) };
@@ -194,7 +196,7 @@ fn end_flag(offset: u64, total: u64) -> c_uint {
     if offset == total { OBJ_ITER_END } else { 0 }
 }
 
-/// Sends bytes that cannot be mapped, before `to`, by reading them, with the flag that `end` has for the offset of their
+/// Sends bytes that have no address, before `to`, by reading them, with the flag that `end` has for the offset of their
 /// end. Returns how many, and what became of it.
 fn read(
     engine: &Engine,
@@ -204,14 +206,20 @@ fn read(
     to: u64,
     end: impl FnOnce(u64) -> c_uint,
 ) -> Option<(usize, c_int)> {
-    let mut buffer = vec![0; READ_STEP.min((to - offset) as usize)];
-    match object.body.read_at(engine, &mut buffer, offset) {
+    let mut buffer = std::mem::take(&mut sink.scratch);
+    let want = READ_STEP.min(usize::try_from(to - offset).unwrap_or(READ_STEP));
+    if buffer.len() < want {
+        buffer.resize(want, 0);
+    }
+    let sent = match object.body.read_at(engine, &mut buffer[..want], offset) {
         Ok(len) if len > 0 => {
             let flags = OBJ_ITER_FLUSH | end(offset + len as u64);
             Some((len, sink.send(flags, buffer.as_ptr().cast(), len)))
         }
         _ => None,
-    }
+    };
+    sink.scratch = buffer;
+    sent
 }
 
 /// The body still comes in.

@@ -20,10 +20,10 @@ pub(crate) unsafe extern "C" fn panic(vsb: *mut vsb, oc: *const objcore) {
                     _ if body.object.is_some() => {
                         format!("objmapper object {:016x}", body.object.unwrap_or_default())
                     }
-                    _ if body.windows > 0 && body.heap_pieces > 0 => {
-                        format!("draft ({} windows) and heap ({} pieces)", body.windows, body.heap_pieces)
+                    _ if body.in_draft && body.heap_pieces > 0 => {
+                        format!("draft and heap ({} pieces)", body.heap_pieces)
                     }
-                    _ if body.windows > 0 => format!("draft ({} windows)", body.windows),
+                    _ if body.in_draft => "draft".to_owned(),
                     _ if body.heap_pieces > 0 => format!("heap ({} pieces)", body.heap_pieces),
                     _ => "nowhere".to_owned(),
                 };

@@ -39,8 +39,7 @@ impl Embedded {
         let private = self.session.create(TierChoice::Only(self.tier_kind), length, None).map_err(failure)?;
         let (number, file) = private.into_parts().ok_or_else(|| Failure::Io("a new draft has no file".to_owned()))?;
         let handle = Handle { session: self.session.clone(), number: Some(number) };
-        let in_memory = self.tier_kind == TierKind::Memory;
-        Ok(Draft { file: Some(File::from(file)), in_memory, handle: super::Handle::Embedded(handle) })
+        Ok(Draft { file: Some(File::from(file)), handle: super::Handle::Embedded(handle) })
     }
 
     pub(super) fn publish(

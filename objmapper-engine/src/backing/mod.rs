@@ -133,7 +133,6 @@ pub struct Whereabouts {
 pub struct Draft {
     /// Until it is closed for good.
     file: Option<File>,
-    in_memory: bool,
     handle: Handle,
 }
 
@@ -151,11 +150,6 @@ impl Draft {
     /// Closes the writable descriptor, as publishing demands.
     pub(crate) fn close(&mut self) {
         self.file = None;
-    }
-
-    /// Is it in memory, and not on a disk?
-    pub(crate) fn is_in_memory(&self) -> bool {
-        self.in_memory
     }
 
     /// Gives it up.
@@ -202,7 +196,7 @@ impl Backing {
         }
     }
 
-    /// Publishes a draft that is closed; nothing of it may be mapped writable. After a failure it is still a draft,
+    /// Publishes a draft that is closed. After a failure it is still a draft,
     /// unless the store did not answer or has lost it.
     pub(crate) fn publish(
         &self,

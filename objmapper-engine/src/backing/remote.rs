@@ -99,10 +99,9 @@ impl Remote {
         // Read before: a memory tier that begins anew meanwhile makes the draft's body one of the lost ones.
         let memory_epoch = self.memory_epoch.load(Relaxed);
         let mut private = self.client.create(length, None, None).map_err(failure)?;
-        let in_memory = private.tier() == Tier::Memory;
         let fd = private.take_fd().ok_or_else(|| Failure::Protocol("a new draft has no file".to_owned()))?;
         let handle = Handle { private, reserved: length, memory_epoch };
-        Ok(Draft { file: Some(File::from(fd)), in_memory, handle: super::Handle::Remote(handle) })
+        Ok(Draft { file: Some(File::from(fd)), handle: super::Handle::Remote(handle) })
     }
 
     pub(super) fn instance(&self) -> Option<[u8; 16]> {

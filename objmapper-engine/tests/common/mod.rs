@@ -89,6 +89,11 @@ impl Fixture {
         loop {
             let span = match body.span(&self.engine, offset) {
                 Ok(span) => span,
+                Err(NoSpan::Unmapped) => {
+                    offset += self.check_part(body, offset);
+                    spans += 1;
+                    continue;
+                }
                 Err(NoSpan::End) => break,
                 Err(other) => panic!("{other:?}"),
             };
@@ -101,6 +106,33 @@ impl Fixture {
         }
         assert_eq!((offset, body.len()), (len, len));
         spans
+    }
+}
+
+impl Fixture {
+    /// Reads bytes that have no address, checks them, and returns how many.
+    pub(crate) fn check_part(&self, body: &Body, offset: u64) -> u64 {
+        let mut buffer = vec![0; 1 << 20];
+        let read = body.read_at(&self.engine, &mut buffer, offset).unwrap();
+        assert!(read > 0);
+        assert!(buffer[..read].iter().zip(offset..).all(|(byte, offset)| *byte == pattern(offset)));
+        read as u64
+    }
+
+    /// Checks the bytes from `offset` on that there are in one piece, and returns how many; 0 at the end.
+    pub(crate) fn check_next(&self, body: &Body, offset: u64) -> u64 {
+        match body.span(&self.engine, offset) {
+            // SAFETY: a span's bytes can be read while it lives.
+            Ok(span) => unsafe {
+                for i in [0, span.len - 1] {
+                    assert_eq!(span.ptr.as_ptr().add(i).read(), pattern(offset + i as u64));
+                }
+                span.len as u64
+            },
+            Err(NoSpan::Unmapped) => self.check_part(body, offset),
+            Err(NoSpan::End) => 0,
+            Err(other) => panic!("{other:?}"),
+        }
     }
 }
 
