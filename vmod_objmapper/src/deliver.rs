@@ -11,12 +11,12 @@ use std::ptr::{NonNull, null, null_mut};
 use objmapper_abi::{Copied, Delivered, Place, Span, Wish};
 use varnish_stevedore_sys::bindings::{
     HTTP_HDR_METHOD, OBJCORE_MAGIC, REQ_MAGIC, SLT_VCL_Log, VCL_EVENT_DISCARD, VCL_EVENT_LOAD, VDP_CTX_MAGIC, VDP_END,
-    VDP_ENTRY_MAGIC, VDP_FLUSH, VDP_bytes, VRT_AddFilter, VRT_RemoveFilter, VSLbt, WS_Alloc, objcore, req, txt,
-    vcl_event_e, vdp, vdp_action, vdp_ctx, vdp_entry, vrt_ctx, vsl_log,
+    VDP_ENTRY_MAGIC, VDP_FLUSH, VDP_bytes, VRT_AddFilter, VRT_RemoveFilter, VRT_l_resp_filters, VRT_r_resp_filters,
+    VSLbt, WS_Alloc, objcore, req, strands, txt, vcl_event_e, vdp, vdp_action, vdp_ctx, vdp_entry, vrt_ctx, vsl_log,
 };
 use varnish_stevedore_sys::http1::{HTTP1_transport, V1l, VDP_range, VDP_v1l};
 
-use crate::boundary::{Constant, context, fallible};
+use crate::boundary::{self, Constant, context, fallible};
 use crate::deliver_send::{self, Failed};
 use crate::engine;
 
@@ -94,6 +94,36 @@ unsafe fn body_of(req: *const req) -> Option<*const objcore> {
     unsafe {
         let there = !req.is_null() && (*req).magic == REQ_MAGIC && !(*req).objcore.is_null() && has_body(req);
         there.then(|| (*req).objcore.cast_const())
+    }
+}
+
+/// `objmapper.deliver()`: puts the filter last, unless VCL has put it somewhere. A body in heap, for which it would do
+/// nothing, is only counted, as `init` does: the list of filters and the search in it cost more than all else that is ours.
+///
+/// # Safety
+/// `ctx` must be varnishd's, in vcl_deliver.
+pub(crate) unsafe fn deliver(ctx: &vrt_ctx) {
+    const NAME: &[u8] = b"objmapper";
+    let Some(delivery) = engine::delivery() else { return };
+    // SAFETY: by contract: the request and its workspace are the calling thread's. VRT_l_resp_filters copies the parts,
+    // of which one may be null.
+    unsafe {
+        let Some(oc) = body_of(ctx.req) else { return };
+        if boundary::bytes((*ctx.req).vdp_filter_list).windows(NAME.len()).any(|part| part == NAME) {
+            return;
+        }
+        match (delivery.place)(oc.cast()) {
+            Place::Elsewhere => {}
+            Place::Heap => {
+                let delivered = Delivered { sent: 0, copied: 0, why: Copied::Small };
+                (delivery.delivered)(oc.cast(), &raw const delivered);
+            }
+            Place::Off | Place::File => {
+                let mut parts = [VRT_r_resp_filters(ctx), c" objmapper".as_ptr()];
+                let all = strands { n: parts.len() as c_int, p: parts.as_mut_ptr() };
+                VRT_l_resp_filters(ctx, null(), &raw const all);
+            }
+        }
     }
 }
 
