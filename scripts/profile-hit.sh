@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 build=${OBJM_BUILD_DIR:-$PWD/target/release}
 n=${N:-1000}
-# "ours" copies, "filter" has the delivery filter too.
+# "ours" copies, "filter" has vcl/objmapper.vcl too, and with it the delivery filter.
 cases=${CASES:-malloc-1k ours-1k filter-1k malloc-16k ours-16k filter-16k malloc-1m ours-1m filter-1m}
 
 fail() { printf 'profile: error: %s\n' "$*" >&2; exit 1; }
@@ -76,7 +76,7 @@ start() {
         printf 'vcl 4.1;\nbackend origin { .host = "127.0.0.1"; .port = "%s"; }\n' "$origin"
         printf 'sub vcl_backend_response { set beresp.ttl = 1d; }\n'
         [ "$kind" != filter ] || printf 'import objmapper from "%s";\n' "$build/libvmod_objmapper.so"
-        [ "$kind" != filter ] || printf 'sub vcl_deliver { set resp.filters = resp.filters + " objmapper"; }\n'
+        [ "$kind" != filter ] || printf 'include "%s";\n' "$PWD/vcl/objmapper.vcl"
     } >"$dir/hit.vcl"
     # Few threads, and none that comes or goes meanwhile; a connection stays with its worker.
     "$@" varnishd -F -j none -n "$dir/work" -a 127.0.0.1:0 -f "$dir/hit.vcl" -p cli_timeout=600 -p startup_timeout=600 \

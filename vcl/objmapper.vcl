@@ -51,9 +51,7 @@ sub vcl_backend_response {
 }
 
 # The end of vcl_deliver, where all is decided that makes the default filters (resp.do_esi, status, Range). A vcl_deliver that
-# returns by itself does not come here: it can set resp.filters as below.
+# returns by itself does not come here: it can do the same.
 sub vcl_builtin_deliver {
-	if (resp.filters !~ "objmapper") {
-		set resp.filters = resp.filters + " objmapper";
-	}
+	objmapper.deliver();
 }

@@ -100,8 +100,8 @@ pub struct Span {
 enum At {
     /// At an address.
     There(Span),
-    /// In a published body: up to `end`, of `total`.
-    Stored { stored: Stored, end: u64, total: u64 },
+    /// In the published body, which the caches know as `key`: up to `end`, of `total`.
+    Stored { key: u64, end: u64, total: u64 },
     /// In a draft's file, up to `end`, of `total`.
     Draft { file: Arc<File>, end: u64, total: u64 },
 }
@@ -204,8 +204,8 @@ impl Body {
     pub fn span(&self, engine: &Engine, offset: u64) -> Result<Span, NoSpan> {
         match self.find(offset)? {
             At::There(span) => Ok(span),
-            At::Stored { stored, end, total } => {
-                let map = engine.map(&stored)?;
+            At::Stored { key, end, total } => {
+                let map = engine.mapped(key).map_or_else(|| engine.map(&self.stored()?), Ok)?;
                 let ptr = NonNull::new(map.at(offset)).ok_or(NoSpan::Unmapped)?;
                 Ok(Span { ptr, len: (end - offset) as usize, total, hold: Hold::Stored(map) })
             }
@@ -217,7 +217,9 @@ impl Body {
     pub fn file_span(&self, engine: &Engine, offset: u64) -> Result<Option<FileSpan>, NoSpan> {
         let (file, end, total) = match self.find(offset)? {
             At::There(_) => return Ok(None),
-            At::Stored { stored, end, total } => (engine.open(&stored)?, end, total),
+            At::Stored { key, end, total } => {
+                (engine.opened(key).map_or_else(|| engine.open(&self.stored()?), Ok)?, end, total)
+            }
             At::Draft { file, end, total } => (file, end, total),
         };
         Ok(Some(FileSpan { file, offset, len: end - offset, total }))
@@ -229,6 +231,12 @@ impl Body {
         inner.stored.is_none() && inner.reading.is_none()
     }
 
+    /// The published body. It refers to its tier's directory, as all bodies do, so that all workers would meet in that
+    /// reference: only who finds nothing in the caches asks for it.
+    fn stored(&self) -> Result<Stored, NoSpan> {
+        self.inner.lock().stored.clone().ok_or(NoSpan::End)
+    }
+
     /// Where the bytes from `offset` on are.
     fn find(&self, offset: u64) -> Result<At, NoSpan> {
         let inner = self.inner.lock();
@@ -237,7 +245,7 @@ impl Body {
         }
         let total = inner.len;
         if let Some(stored) = inner.stored.as_ref().filter(|stored| offset < stored.body_len) {
-            return Ok(At::Stored { stored: stored.clone(), end: total.min(stored.body_len), total });
+            return Ok(At::Stored { key: stored.key, end: total.min(stored.body_len), total });
         }
         let index = inner.pieces.partition_point(|piece| piece.start <= offset).saturating_sub(1);
         let piece = inner.pieces.get(index).ok_or(NoSpan::End)?;
@@ -269,7 +277,8 @@ impl Body {
                 unsafe { std::ptr::copy_nonoverlapping(span.ptr.as_ptr(), buffer.as_mut_ptr(), n) };
                 Ok(n)
             }
-            Ok(At::Stored { stored, end, .. }) => {
+            Ok(At::Stored { end, .. }) => {
+                let Ok(stored) = self.stored() else { return Ok(0) };
                 let want = buffer.len().min((end - offset) as usize);
                 engine.read_at(&stored, &mut buffer[..want], offset)
             }

@@ -304,11 +304,18 @@ impl Engine {
         c.c_maps_dropped.store(self.maps.evictions(), Relaxed);
     }
 
+    /// A published body's file, if it is open.
+    pub(crate) fn opened(&self, key: u64) -> Option<Arc<File>> {
+        self.fds.get(&key)
+    }
+
+    /// A published body's bytes, if they are mapped.
+    pub(crate) fn mapped(&self, key: u64) -> Option<Arc<BodyMap>> {
+        self.maps.get(&key)
+    }
+
     /// A published body's file.
     pub(crate) fn open(&self, stored: &Stored) -> Result<Arc<File>, NoSpan> {
-        if let Some(file) = self.fds.get(&stored.key) {
-            return Ok(file);
-        }
         let opened = self.file(stored).map_err(|error| {
             self.file_error("opening a cached body", &error);
             if ran_out(&error) { NoSpan::NotNow(error) } else { NoSpan::Lost(error) }
@@ -327,9 +334,6 @@ impl Engine {
 
     /// A published body's bytes, mapped.
     pub(crate) fn map(&self, stored: &Stored) -> Result<Arc<BodyMap>, NoSpan> {
-        if let Some(map) = self.maps.get(&stored.key) {
-            return Ok(map);
-        }
         let map = self.maps.get_or_open(stored.key, || {
             let file = self.open(stored)?;
             let map = BodyMap::new(&file, stored).map_err(|error| {

@@ -17,6 +17,7 @@
 #include "vnum.h"
 #include "vsb.h"
 #include "vtim.h"
+#include "vrt_obj.h"
 
 /* The attribute table, so that a Varnish with other attributes is noticed when we are compiled. */
 enum objm_fixattr_size {

@@ -5,19 +5,18 @@
 //! are found there by their addresses. `vcl/objmapper.vcl` puts it there.
 
 use std::ffi::{c_int, c_void};
-use std::fmt::{Arguments, Write};
 use std::ops::Range;
 use std::ptr::{NonNull, null, null_mut};
 
 use objmapper_abi::{Copied, Delivered, Place, Span, Wish};
 use varnish_stevedore_sys::bindings::{
     HTTP_HDR_METHOD, OBJCORE_MAGIC, REQ_MAGIC, SLT_VCL_Log, VCL_EVENT_DISCARD, VCL_EVENT_LOAD, VDP_CTX_MAGIC, VDP_END,
-    VDP_ENTRY_MAGIC, VDP_FLUSH, VDP_bytes, VRT_AddFilter, VRT_RemoveFilter, VSLbt, WS_Alloc, objcore, req, txt,
-    vcl_event_e, vdp, vdp_action, vdp_ctx, vdp_entry, vrt_ctx, vsl_log,
+    VDP_ENTRY_MAGIC, VDP_FLUSH, VDP_bytes, VRT_AddFilter, VRT_RemoveFilter, VRT_l_resp_filters, VRT_r_resp_filters,
+    VSLbt, WS_Alloc, objcore, req, strands, txt, vcl_event_e, vdp, vdp_action, vdp_ctx, vdp_entry, vrt_ctx, vsl_log,
 };
 use varnish_stevedore_sys::http1::{HTTP1_transport, V1l, VDP_range, VDP_v1l};
 
-use crate::boundary::{Constant, context, fallible};
+use crate::boundary::{self, Constant, context, fallible};
 use crate::deliver_send::{self, Failed};
 use crate::engine;
 
@@ -86,6 +85,48 @@ unsafe fn has_body(req: *const req) -> bool {
     method != b"HEAD" && status >= 200 && status != 204 && status != 304
 }
 
+/// The object whose body the response has, if it has one.
+///
+/// # Safety
+/// `req` must be null or the calling thread's, about to be delivered.
+unsafe fn body_of(req: *const req) -> Option<*const objcore> {
+    // SAFETY: by contract; a request references its object.
+    unsafe {
+        let there = !req.is_null() && (*req).magic == REQ_MAGIC && !(*req).objcore.is_null() && has_body(req);
+        there.then(|| (*req).objcore.cast_const())
+    }
+}
+
+/// `objmapper.deliver()`: puts the filter last, unless VCL has put it somewhere. A body in heap, for which it would do
+/// nothing, is only counted, as `init` does: the list of filters and the search in it cost more than all else that is ours.
+///
+/// # Safety
+/// `ctx` must be varnishd's, in vcl_deliver.
+pub(crate) unsafe fn deliver(ctx: &vrt_ctx) {
+    const NAME: &[u8] = b"objmapper";
+    let Some(delivery) = engine::delivery() else { return };
+    // SAFETY: by contract: the request and its workspace are the calling thread's. VRT_l_resp_filters copies the parts,
+    // of which one may be null.
+    unsafe {
+        let Some(oc) = body_of(ctx.req) else { return };
+        if boundary::bytes((*ctx.req).vdp_filter_list).windows(NAME.len()).any(|part| part == NAME) {
+            return;
+        }
+        match (delivery.place)(oc.cast()) {
+            Place::Elsewhere => {}
+            Place::Heap => {
+                let delivered = Delivered { sent: 0, copied: 0, why: Copied::Small };
+                (delivery.delivered)(oc.cast(), &raw const delivered);
+            }
+            Place::Off | Place::File => {
+                let mut parts = [VRT_r_resp_filters(ctx), c" objmapper".as_ptr()];
+                let all = strands { n: parts.len() as c_int, p: parts.as_mut_ptr() };
+                VRT_l_resp_filters(ctx, null(), &raw const all);
+            }
+        }
+    }
+}
+
 unsafe extern "C" fn init(ctx: *const vrt_ctx, _vdc: *mut vdp_ctx, private: *mut *mut c_void) -> c_int {
     /// Not pushed: as without us.
     const NOT_HERE: c_int = 1;
@@ -94,13 +135,8 @@ unsafe extern "C" fn init(ctx: *const vrt_ctx, _vdc: *mut vdp_ctx, private: *mut
         let ctx = unsafe { context(ctx) };
         let Some(delivery) = engine::delivery() else { return NOT_HERE };
         let req = ctx.req;
-        // SAFETY: a context's request is the calling thread's, and references its object (checked).
-        let oc = unsafe {
-            if req.is_null() || (*req).magic != REQ_MAGIC || (*req).objcore.is_null() || !has_body(req) {
-                return NOT_HERE;
-            }
-            (*req).objcore.cast_const()
-        };
+        // SAFETY: a context's request is the calling thread's.
+        let Some(oc) = (unsafe { body_of(req) }) else { return NOT_HERE };
         // SAFETY: as above.
         let copied = unsafe {
             match (delivery.place)(oc.cast()) {
@@ -118,7 +154,7 @@ unsafe extern "C" fn init(ctx: *const vrt_ctx, _vdc: *mut vdp_ctx, private: *mut
             unsafe {
                 (delivery.delivered)(oc.cast(), &raw const delivered);
                 if copied != Copied::Small {
-                    log(ctx.vsl, format_args!("objmapper: delivery copied: {}", text(copied)));
+                    Line::new().text("objmapper: delivery copied: ").text(text(copied)).log(ctx.vsl);
                 }
             }
             return NOT_HERE;
@@ -150,31 +186,47 @@ fn text(why: Copied) -> &'static str {
     }
 }
 
-/// A line in a transaction's log. Formatted here: VSLb's printf costs more than all else that is ours in a delivery.
-///
-/// # Safety
-/// `vsl` must be the calling thread's transaction's.
-unsafe fn log(vsl: *mut vsl_log, line: Arguments<'_>) {
-    let mut text = Line { bytes: [0; 96], len: 0 };
-    // What does not fit is left out.
-    let _ = text.write_fmt(line);
-    let Range { start, end } = text.bytes[..text.len].as_ptr_range();
-    // SAFETY: by contract; VSLbt copies the text.
-    unsafe { VSLbt(vsl, SLT_VCL_Log, txt { b: start.cast(), e: end.cast() }) };
-}
-
+/// A line for a transaction's log. Made by hand: printf, or Rust's formatting, cost more than all else that is ours in a
+/// delivery.
 struct Line {
     bytes: [u8; 96],
     len: usize,
 }
 
-impl Write for Line {
-    fn write_str(&mut self, part: &str) -> std::fmt::Result {
+impl Line {
+    fn new() -> Line {
+        Line { bytes: [0; 96], len: 0 }
+    }
+
+    fn text(&mut self, text: &str) -> &mut Line {
+        self.add(text.as_bytes())
+    }
+
+    fn number(&mut self, number: u64) -> &mut Line {
+        let (mut digits, mut at, mut left) = ([b'0'; 20], 20, number);
+        while left > 0 || at == 20 {
+            at -= 1;
+            digits[at] += (left % 10) as u8;
+            left /= 10;
+        }
+        self.add(&digits[at..])
+    }
+
+    /// What does not fit is left out.
+    fn add(&mut self, part: &[u8]) -> &mut Line {
         let room = &mut self.bytes[self.len..];
         let len = part.len().min(room.len());
-        room[..len].copy_from_slice(&part.as_bytes()[..len]);
+        room[..len].copy_from_slice(&part[..len]);
         self.len += len;
-        Ok(())
+        self
+    }
+
+    /// # Safety
+    /// `vsl` must be the calling thread's transaction's.
+    unsafe fn log(&self, vsl: *mut vsl_log) {
+        let Range { start, end } = self.bytes[..self.len].as_ptr_range();
+        // SAFETY: by contract; VSLbt copies the text.
+        unsafe { VSLbt(vsl, SLT_VCL_Log, txt { b: start.cast(), e: end.cast() }) };
     }
 }
 
@@ -385,8 +437,12 @@ unsafe extern "C" fn fini(vdc: *mut vdp_ctx, private: *mut *mut c_void) -> c_int
                 return 0;
             }
             (delivery.delivered)(state.oc.cast(), &raw const state.delivered);
-            let (colon, reason) = if copied == 0 { ("", "") } else { (": ", text(why)) };
-            log((*vdc).vsl, format_args!("objmapper: delivery sent {sent} copied {copied}{colon}{reason}"));
+            let mut line = Line::new();
+            line.text("objmapper: delivery sent ").number(sent).text(" copied ").number(copied);
+            if copied > 0 {
+                line.text(": ").text(text(why));
+            }
+            line.log((*vdc).vsl);
         }
         0
     })

@@ -174,6 +174,18 @@ pub(crate) unsafe extern "C" fn vmod_status(ctx: *const vrt_ctx, _vcl: *mut vmod
     }
 }
 
+/// `objmapper.deliver()`
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn vmod_deliver(ctx: *const vrt_ctx) {
+    // SAFETY: varnishd's own arguments, in vcl_deliver.
+    unsafe {
+        boundary::vcl(ctx, "deliver()", (), || {
+            deliver::deliver(context(ctx));
+            Ok(())
+        });
+    }
+}
+
 /// `objmapper.purge()`
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn vmod_purge(ctx: *const vrt_ctx, vcl: *mut vmod_priv) -> VCL_BOOL {
