@@ -10,7 +10,7 @@
 //!
 //! One thread writes (the fetch), any number read. What was handed out by address stays at that address until the
 //! writer is done *and* no reader follows it any more ([`Body::settle`]), if it is in heap. All else has no address
-//! until somebody asks for a [`Span`], which holds the mapping that it points into.
+//! until somebody asks for a [`Span`], which holds the mapping or the buffer that it points into.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -75,8 +75,10 @@ pub(crate) struct Inner {
     pub(crate) heap_only: bool,
     /// Its loss is counted.
     pub(crate) loss_counted: bool,
+    /// The writer copies what is in heap to a draft's file: none of it may be freed.
+    pub(crate) moving: bool,
     /// A final iteration gave back the draft's bytes before this: nobody may read them.
-    given_back: u64,
+    pub(crate) given_back: u64,
 }
 
 /// A body.
@@ -290,10 +292,15 @@ impl Body {
         }
     }
 
-    /// A final iteration is done with the bytes before `offset`: gives them back. Nobody else may be reading.
-    pub fn give_back(&self, engine: &Engine, offset: u64) {
+    /// A final iteration is done with the bytes before `offset`: gives them back, and of a file's pages multiples of `unit`
+    /// bytes (at least a page). Nobody else may be reading.
+    pub fn give_back(&self, engine: &Engine, offset: u64, unit: u64) {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
+        // The next call begins where the last one ended.
+        if inner.moving {
+            return;
+        }
         let mut freed: SmallVec<[Place; 4]> = SmallVec::new();
         let last = inner.pieces.len().saturating_sub(1);
         let open_ended = inner.writing.is_some() || inner.stored.is_none();
@@ -318,7 +325,7 @@ impl Body {
             if to > from {
                 engine.account.shrink(to - from);
                 counters::sub(&engine.counters.g_body_bytes, to - from);
-                writing.give_back(engine, from, to);
+                writing.give_back(engine, to, unit);
                 inner.given_back = to;
             }
         }

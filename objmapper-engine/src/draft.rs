@@ -26,6 +26,8 @@ pub(crate) struct Writing {
     reserved: u64,
     /// The body's first bytes, which nobody will read again. Of those that are not in the file yet, none will be.
     given_back: u64,
+    /// Of these, the ones whose pages are freed.
+    punched: u64,
     /// The expected length; 0 if nobody knows.
     hint: u64,
     /// The body's first bytes: those that are in the file.
@@ -48,12 +50,13 @@ impl Writing {
         let open = || reopen_read_only(draft.file()?);
         let opened = open().or_else(|error| if engine.relieve(&error) { open() } else { Err(error) });
         let begun = opened.and_then(|reading| {
-            move_from_heap(body, draft.file()?)?;
+            copy_from_heap(body, draft.file()?)?;
             Ok(Arc::new(reading))
         });
         let reading = match begun {
             Ok(reading) => reading,
             Err(error) => {
+                body.lock().moving = false;
                 engine.draft_error("beginning a body", &error);
                 draft.abort();
                 return None;
@@ -61,7 +64,13 @@ impl Writing {
         };
         let mut inner = body.lock();
         let inner = &mut *inner;
+        inner.moving = false;
         inner.reading = Some(reading.clone());
+        // What a final iteration was done with before is in no piece of heap any more, and not in the file either.
+        let gone = inner.pieces.iter().filter(|piece| matches!(piece.place, Place::Gone));
+        let given_back = gone.map(|piece| piece.start + piece.len).max().unwrap_or(0);
+        engine.account.shrink(given_back);
+        inner.given_back = given_back;
         for piece in inner.pieces.drain(..) {
             if let Place::Heap(chunk) = piece.place {
                 inner.retired.push(chunk);
@@ -72,12 +81,13 @@ impl Writing {
         }
         counters::add(&engine.counters.g_writing, 1);
         counters::add(&engine.counters.g_bodies, 1);
-        counters::add(&engine.counters.g_body_bytes, reserved);
+        counters::add(&engine.counters.g_body_bytes, reserved - given_back);
         Some(Box::new(Writing {
             draft,
             reading,
             reserved,
-            given_back: 0,
+            given_back,
+            punched: 0,
             hint,
             written: len,
             file_size: len,
@@ -166,9 +176,10 @@ impl Writing {
         }
         self.written = len;
         show_written(&mut body.lock());
-        // Who reads there still has the buffer, and the fetch must take another one.
+        // Who reads there still has the buffer, and the fetch must take another one. A short one was for what was expected.
         let mut buffer = buffer;
-        self.buffer = Arc::get_mut(&mut buffer).is_some().then_some(buffer);
+        let suits = buffer.size() == WriteBuffer::LARGEST || self.hint > len;
+        self.buffer = (suits && Arc::get_mut(&mut buffer).is_some()).then_some(buffer);
         true
     }
 
@@ -191,13 +202,16 @@ impl Writing {
         }
     }
 
-    /// Nobody will read the bytes `from..to` again: their pages are freed, if they have any.
-    pub(crate) fn give_back(&mut self, engine: &Engine, from: u64, to: u64) {
-        self.given_back += to - from;
-        let (from, to) = (page_floor(from), page_floor(to.min(self.written)));
+    /// Nobody will read the bytes before `to` again: their pages are freed, as far as they have any, in multiples of
+    /// `unit`.
+    pub(crate) fn give_back(&mut self, engine: &Engine, to: u64, unit: u64) {
+        self.given_back = to;
+        let unit = unit.max(page_size());
+        let (from, to) = (self.punched, to.min(self.written) / unit * unit);
         if to <= from {
             return;
         }
+        self.punched = to;
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let punched = self
             .draft
@@ -279,21 +293,22 @@ impl Writing {
     }
 }
 
-/// Writes the body's pieces in heap to the file.
-fn move_from_heap(body: &Body, file: &File) -> std::io::Result<()> {
-    // Only the writer, which we are, changes pieces; readers may read them while we do.
-    let pieces: SmallVec<[(u64, NonNull<u8>, usize); 8]> = body
-        .lock()
-        .pieces
-        .iter()
-        .filter_map(|piece| match &piece.place {
+/// Writes the body's pieces in heap to the file. They are held back from a final iteration until the caller, who takes them
+/// out of the body, clears `Inner::moving`.
+fn copy_from_heap(body: &Body, file: &File) -> std::io::Result<()> {
+    let pieces: SmallVec<[(u64, NonNull<u8>, usize); 8]> = {
+        let mut inner = body.lock();
+        inner.moving = true;
+        let in_heap = inner.pieces.iter().filter_map(|piece| match &piece.place {
             Place::Heap(chunk) => Some((piece.start, chunk.ptr(), piece.len as usize)),
             _ => None,
-        })
-        .collect();
+        });
+        in_heap.collect()
+    };
     for (start, ptr, len) in pieces {
         // SAFETY: the first `len` bytes of the chunk are body, which was written before it became that and does not
-        // change any more; the chunk stays in the body's pieces while we, the writer, are here.
+        // change any more. The chunk is not freed meanwhile: only the writer, which we are, and a final iteration
+        // (`Body::give_back`) take pieces away, and the latter leaves them alone while `moving` is set.
         file.write_all_at(unsafe { std::slice::from_raw_parts(ptr.as_ptr(), len) }, start)?;
     }
     Ok(())
@@ -311,9 +326,8 @@ fn show_written(inner: &mut Inner) {
     }
 }
 
-fn page_floor(n: u64) -> u64 {
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |n| n as u64);
-    n / page * page
+fn page_size() -> u64 {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |n| n as u64)
 }
 
 /// Calls again what a signal interrupted: none of these calls may wait for somebody else.

@@ -210,6 +210,8 @@ fn continue_in_heap(body: &Body, engine: &Engine, mut writing: Box<Writing>, len
         writing.discard(engine);
         return;
     }
+    // Unless that is what failed: then it stays in the buffer, which is counted already.
+    writing.flush(engine, body, len);
     writing.end_at(len);
     counters::add(&engine.counters.c_mixed, 1);
     body.lock().writing = Some(writing);

@@ -8,7 +8,8 @@ use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
-/// A buffer for one body. It belongs to no limit: there is one for each fetch, and one for each reader that is slow.
+/// A buffer for one body. It belongs to no limit: there is one for each fetch, one for each reader that is slow, and
+/// one for a body whose file could not be written to its end.
 pub(crate) struct WriteBuffer(Vec<UnsafeCell<MaybeUninit<u8>>>);
 
 // SAFETY: the bytes are only reached through addresses. The fetch, which is one thread, writes where nobody reads:

@@ -188,7 +188,7 @@ fn a_final_iteration_gives_back_what_it_read() {
             }
             offset += n;
             let before = f.engine.account.used();
-            body.give_back(&f.engine, offset);
+            body.give_back(&f.engine, offset, 1);
             assert!(f.engine.account.used() < before || offset == len);
         }
         assert!(body.file_span(&f.engine, 0).is_err() || len < THRESHOLD, "what was given back is not there any more");
@@ -207,13 +207,13 @@ fn what_a_final_iteration_cannot_give_back_while_the_writer_works_it_gives_back_
     // The limit is reached: the writer looks for room, and meanwhile the reader is done with half of the body.
     let mut asked = 0;
     let room = body.space(&f.engine, CHUNK, false, LIMITS, &mut || {
-        body.give_back(&f.engine, 1 << 20);
+        body.give_back(&f.engine, 1 << 20, 1);
         asked += 1;
         false
     });
     assert!(room.is_none());
     assert_eq!((asked, f.engine.account.used()), (1, 2 << 20));
-    body.give_back(&f.engine, (1 << 20) + 1);
+    body.give_back(&f.engine, (1 << 20) + 1, 1);
     assert_eq!(f.engine.account.used(), (1 << 20) - 1);
     body.slim(&f.engine);
     assert_eq!((f.engine.account.used(), f.stored()), (0, 0));
@@ -313,7 +313,7 @@ fn a_pass_larger_than_the_storage_goes_through_it() {
         let mut offset = len;
         while offset < body.len() {
             offset += f.check_next(&body, offset);
-            body.give_back(&f.engine, offset);
+            body.give_back(&f.engine, offset, 1);
         }
         len += 1 << 20;
         assert_eq!(offset, len);
@@ -324,6 +324,34 @@ fn a_pass_larger_than_the_storage_goes_through_it() {
     assert_eq!(f.engine.account.used(), 0);
     body.slim(&f.engine);
     assert_eq!((f.engine.account.used(), f.stored(), f.counter(|c| &c.g_writing)), (0, 0, 0));
+}
+
+#[test]
+fn what_a_final_iteration_gives_back_is_never_what_the_writer_moves() {
+    let f = unlimited();
+    const LEN: u64 = 200_000;
+    for _ in 0..200 {
+        let body = Body::default();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut offset = 0;
+                while offset < LEN {
+                    let n = f.check_next(&body, offset);
+                    offset += n;
+                    body.give_back(&f.engine, offset, 1);
+                }
+            });
+            // Across the threshold in small steps, as a pass without a length comes in.
+            for end in (10_001..=LEN).step_by(10_001).chain([LEN]) {
+                assert!(f.write_more(&body, end));
+            }
+        });
+        body.trim(&f.engine);
+        assert!(body.settle(&f.engine, false, 0));
+        body.slim(&f.engine);
+        assert_eq!((f.engine.account.used(), f.stored(), f.counter(|c| &c.g_body_bytes)), (0, 0, 0));
+        assert_eq!((f.counter(|c| &c.g_heap_bytes), f.counter(|c| &c.c_err_io)), (0, 0));
+    }
 }
 
 #[test]

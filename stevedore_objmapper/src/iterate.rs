@@ -19,7 +19,7 @@ use varnish_stevedore_sys::{boc, objcore, worker};
 
 use crate::boundary::fallible;
 use crate::object::{Object, object_of};
-use crate::spans::{Handing, Handover, whole_folios};
+use crate::spans::{Handing, Handover, largest_folio};
 
 /// A final iteration gives back what was read in steps of this.
 const FINAL_STEP: usize = 1 << 20;
@@ -105,9 +105,10 @@ impl Sink {
         }
     }
 
-    /// What may be given back when `offset` bytes were handed out.
-    fn done_with(&self, offset: u64) -> u64 {
-        if self.handover.may_send_pages() { whole_folios(offset) } else { offset }
+    /// Gives back what may be when `offset` bytes were handed out.
+    fn done_with(&self, engine: &Engine, object: &Object, offset: u64) {
+        let unit = if self.handover.may_send_pages() { largest_folio() } else { 1 };
+        object.body.give_back(engine, offset / unit * unit, unit);
     }
 
     fn send(&mut self, flags: c_uint, ptr: *const c_void, len: usize) -> c_int {
@@ -184,7 +185,7 @@ fn cached(engine: &Engine, object: &Object, sink: &mut Sink, is_final: bool) -> 
         };
         offset += len as u64;
         if is_final {
-            object.body.give_back(engine, sink.done_with(if result == 0 { offset } else { total }));
+            sink.done_with(engine, object, if result == 0 { offset } else { total });
         }
         if result != 0 || offset >= total {
             return Ok(result);
@@ -268,7 +269,7 @@ unsafe fn followed(
         };
         offset += len as u64;
         if is_final {
-            object.body.give_back(engine, sink.done_with(offset));
+            sink.done_with(engine, object, offset);
         }
         if result != 0 {
             break result;

@@ -116,16 +116,16 @@ impl Drop for Handing {
     }
 }
 
-/// The end of what may be given back of the first `offset` bytes of a file whose pages may be on their way to a client.
+/// In multiples of how many bytes a file may be given back whose pages may be on their way to a client.
 ///
 /// Taking pages out of a file leaves those alone that the kernel still sends, but only whole folios: of one that it
 /// must divide it first clears the part that goes, in place (`truncate_inode_partial_folio` in Linux). A folio lies
 /// at a multiple of its size, and is at most as large as a huge page.
-pub(crate) fn whole_folios(offset: u64) -> u64 {
+pub(crate) fn largest_folio() -> u64 {
     static LARGEST: LazyLock<u64> = LazyLock::new(|| {
         let text = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size").unwrap_or_default();
         // Without huge pages folios are smaller.
         text.trim().parse::<u64>().ok().filter(|size| size.is_power_of_two()).unwrap_or(0).max(2 << 20)
     });
-    offset & !(*LARGEST - 1)
+    *LARGEST
 }
