@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use nix::sys::resource::{Resource, getrlimit};
 use objmapper_harness::process::Process;
 
 use super::Server;
@@ -28,7 +29,8 @@ impl Nginx {
     pub(crate) fn start(bed: &Bed, dir: &Path, bytes: u64) -> Result<Self> {
         // nginx cannot tell a port that it chose itself.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let conf = configuration(address, bed.origin.address(), dir, bytes, bed.servers.count())?;
+        let (_, files) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        let conf = configuration(address, bed.origin.address(), dir, bytes, bed.servers.count(), files.min(65536))?;
         std::fs::write(dir.join("nginx.conf"), conf)?;
         let cpus = bed.servers.clone();
         let mut nginx = Self { process: None, dir: dir.to_owned(), address, children: Vec::new(), cpus };
@@ -96,8 +98,18 @@ fn children(pid: u32) -> Result<Vec<u32>> {
     Ok(found)
 }
 
-fn configuration(listen: SocketAddr, origin: SocketAddr, dir: &Path, bytes: u64, workers: usize) -> Result<String> {
+/// `files`: how many a worker may have open. What its cache of open files leaves is for connections: without any, nginx
+/// would accept no more, and say nothing.
+fn configuration(
+    listen: SocketAddr,
+    origin: SocketAddr,
+    dir: &Path,
+    bytes: u64,
+    workers: usize,
+    files: u64,
+) -> Result<String> {
     let dir = dir.display();
+    let kept_open = files.saturating_sub(1024).clamp(16, 20_000);
     let mut temporary = String::new();
     for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
         writeln!(temporary, "    {kind}_temp_path {dir}/temp-{kind};")?;
@@ -105,7 +117,7 @@ fn configuration(listen: SocketAddr, origin: SocketAddr, dir: &Path, bytes: u64,
     Ok(format!(
         "daemon off;
 worker_processes {workers};
-worker_rlimit_nofile 65536;
+worker_rlimit_nofile {files};
 error_log {dir}/error.log;
 pid {dir}/nginx.pid;
 events {{ worker_connections 4096; }}
@@ -116,7 +128,7 @@ http {{
     keepalive_requests 1000000000;
     keepalive_timeout 1h;
 {temporary}    proxy_cache_path {dir}/cache levels=1:2 keys_zone=bench:256m max_size={bytes} inactive=1d use_temp_path=off;
-    open_file_cache max=20000 inactive=1d;
+    open_file_cache max={kept_open} inactive=1d;
     open_file_cache_valid 1d;
     open_file_cache_min_uses 1;
     upstream origin {{ server {origin}; keepalive 64; keepalive_requests 1000000000; }}
