@@ -218,6 +218,12 @@ impl Engine {
         counters::sub(&self.counters.g_writing, 1);
     }
 
+    /// Counts a new piece of a body in heap.
+    pub(crate) fn count_piece(&self, chunk: &HeapChunk) {
+        counters::add(&self.counters.g_heap_pieces, 1);
+        counters::add(&self.counters.g_heap_bytes, chunk.size() as u64);
+    }
+
     /// Frees a piece of a body in heap.
     pub(crate) fn free_piece(&self, chunk: HeapChunk) {
         counters::sub(&self.counters.g_heap_pieces, 1);

@@ -25,31 +25,36 @@ unsafe impl Send for HeapChunk {}
 // SAFETY: as above.
 unsafe impl Sync for HeapChunk {}
 
+/// Of `size` bytes; never of none.
+fn layout(size: usize) -> Option<Layout> {
+    Layout::from_size_align(size, ALIGN).ok().filter(|layout| layout.size() > 0)
+}
+
 impl HeapChunk {
     /// `size` bytes, which the account is asked for. `None`: over the limit, out of memory, or `size` is 0.
     pub fn alloc(account: &Account, size: usize) -> Option<HeapChunk> {
-        let layout = Layout::from_size_align(size, ALIGN).ok().filter(|l| l.size() > 0)?;
+        let layout = layout(size)?;
         if !account.alloc(size as u64) {
             return None;
         }
-        // SAFETY: the layout's size is not 0.
-        match NonNull::new(unsafe { alloc(layout) }) {
-            Some(ptr) => Some(HeapChunk { ptr, size }),
-            None => {
-                account.alloc_failed(size as u64);
-                None
-            }
+        let chunk = HeapChunk::of(layout);
+        if chunk.is_none() {
+            account.alloc_failed(size as u64);
         }
+        chunk
+    }
+
+    fn of(layout: Layout) -> Option<HeapChunk> {
+        // SAFETY: the layout's size is not 0 (`layout`).
+        NonNull::new(unsafe { alloc(layout) }).map(|ptr| HeapChunk { ptr, size: layout.size() })
     }
 
     /// Memory for `size` bytes that the account has granted to another allocation, which gives them up to this one.
     /// `None`: out of memory, or `size` is 0.
     pub(crate) fn take_over(account: &Account, size: usize) -> Option<HeapChunk> {
-        let layout = Layout::from_size_align(size, ALIGN).ok().filter(|l| l.size() > 0)?;
-        // SAFETY: the layout's size is not 0.
-        let ptr = NonNull::new(unsafe { alloc(layout) })?;
+        let chunk = HeapChunk::of(layout(size)?)?;
         account.divided();
-        Some(HeapChunk { ptr, size })
+        Some(chunk)
     }
 
     /// Gives the memory back. Nobody may use its address any more.

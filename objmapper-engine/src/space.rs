@@ -46,7 +46,8 @@ pub(crate) fn space(
                     inner.writing.take()
                 };
                 if let Some(writing) = writing {
-                    continue_in_heap(body, engine, writing, len);
+                    let mixed = continue_in_heap(body, engine, writing, len);
+                    body.lock().writing = mixed;
                 }
             }
         }
@@ -103,10 +104,7 @@ fn heap_alloc(engine: &Engine, want: usize, limits: ChunkLimits, nuke: &mut dyn 
         },
         nuke,
     )?;
-    let chunk = chunk?;
-    counters::add(&engine.counters.g_heap_pieces, 1);
-    counters::add(&engine.counters.g_heap_bytes, chunk.size() as u64);
-    Some(chunk)
+    chunk.inspect(|chunk| engine.count_piece(chunk))
 }
 
 /// objmapper can't take the body, or no more of it.
@@ -189,11 +187,10 @@ fn trim_draft(body: &Body, engine: &Engine) {
     };
     let Some(mut writing) = writing else { return };
     if !writing.flush(engine, body, len) {
-        continue_in_heap(body, engine, writing, len);
-        writing = match body.lock().writing.take() {
-            Some(mixed) => mixed,
+        match continue_in_heap(body, engine, writing, len) {
+            Some(mixed) => writing = mixed,
             None => return,
-        };
+        }
     }
     writing.trim(engine, len);
     let mut inner = body.lock();
@@ -202,19 +199,19 @@ fn trim_draft(body: &Body, engine: &Engine) {
 }
 
 /// objmapper can't have more of a body than the `len` bytes that came so far. If none of them are in the file, the body
-/// is in heap from now on, else it is mixed.
-fn continue_in_heap(body: &Body, engine: &Engine, mut writing: Box<Writing>, len: u64) {
+/// is in heap from now on, else it is mixed, and the draft stays.
+fn continue_in_heap(body: &Body, engine: &Engine, mut writing: Box<Writing>, len: u64) -> Option<Box<Writing>> {
     drop_empty_buffer(&mut body.lock());
     if writing.is_empty() && back_to_heap(body, engine, &mut writing, len) {
         body.lock().reading = None;
         writing.discard(engine);
-        return;
+        return None;
     }
     // Unless that is what failed: then it stays in the buffer, which is counted already.
     writing.flush(engine, body, len);
     writing.end_at(len);
     counters::add(&engine.counters.c_mixed, 1);
-    body.lock().writing = Some(writing);
+    Some(writing)
 }
 
 /// Moves what is in a draft's buffer, which is all of the body, to heap. `false`: there is no memory.
@@ -229,8 +226,7 @@ fn back_to_heap(body: &Body, engine: &Engine, writing: &mut Writing, len: u64) -
     let Some(chunk) = HeapChunk::take_over(&engine.account, len as usize) else { return false };
     // SAFETY: as in `Writing::flush`: all of the `len` bytes are body, and we are the fetch.
     chunk.copy_from(unsafe { buffer.bytes(len as usize) });
-    counters::add(&engine.counters.g_heap_pieces, 1);
-    counters::add(&engine.counters.g_heap_bytes, len);
+    engine.count_piece(&chunk);
     writing.hand_over(engine, len);
     let mut inner = body.lock();
     inner.pieces.clear();
@@ -258,8 +254,7 @@ fn trim_heap(inner: &mut Inner, engine: &Engine) {
         return;
     }
     let Some(exact) = HeapChunk::alloc(&engine.account, len) else { return };
-    counters::add(&engine.counters.g_heap_pieces, 1);
-    counters::add(&engine.counters.g_heap_bytes, len as u64);
+    engine.count_piece(&exact);
     // SAFETY: the chunk's first `len` bytes are body: the fetch wrote them, and they do not change any more.
     exact.copy_from(unsafe { std::slice::from_raw_parts(chunk.ptr().as_ptr(), len) });
     if let Some(piece) = inner.pieces.last_mut()

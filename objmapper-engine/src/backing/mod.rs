@@ -196,8 +196,7 @@ impl Backing {
         }
     }
 
-    /// Publishes a draft that is closed. After a failure it is still a draft,
-    /// unless the store did not answer or has lost it.
+    /// Publishes a draft that is closed. After a failure it is still a draft, unless the store did not answer or has lost it.
     pub(crate) fn publish(
         &self,
         draft: &mut Draft,
