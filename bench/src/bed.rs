@@ -51,6 +51,16 @@ pub struct Measured {
     pub origin_requests: u64,
 }
 
+impl Measured {
+    /// Adds what was measured later.
+    pub fn add(&mut self, later: Self) -> Result<()> {
+        self.outcome.add(later.outcome)?;
+        self.cpu = self.cpu.plus(&later.cpu);
+        self.origin_requests += later.origin_requests;
+        Ok(())
+    }
+}
+
 impl Bed {
     /// Prepares everything, and finds out what the VMOD can do.
     pub fn new(options: &Options, plan: Plan) -> Result<Self> {

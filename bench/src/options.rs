@@ -23,6 +23,13 @@ pub enum Part {
     Shared,
 }
 
+impl Part {
+    /// As `--only` takes it.
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
 /// Measures varnishd with malloc, file and objmapper, and nginx, side by side.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "bench")]

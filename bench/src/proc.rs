@@ -34,6 +34,11 @@ impl Cpu {
         Ok(sum)
     }
 
+    /// Both together.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self { seconds: self.seconds + other.seconds, user: self.user + other.user, system: self.system + other.system }
+    }
+
     /// What was used since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
         Self {

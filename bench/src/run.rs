@@ -1,6 +1,6 @@
 //! A run from its options to its report.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::bed::{Bed, absolute};
 use crate::figures::{Section, bytes};
@@ -17,21 +17,22 @@ use crate::{peers, proc, targets, work};
 /// Does what the options say: measures, prints, writes the report.
 pub fn run(options: &Options) -> Result<()> {
     let out = absolute(&options.out)?;
-    let report = match &options.from {
+    let (report, ended) = match &options.from {
         Some(file) => {
             let mut report = Report::read(file)?;
             report.verdicts = targets::judge(&report.sections);
-            report
+            (report, Ok(()))
         }
         None => measure(options)?,
     };
     print!("{}", terminal::text(&report));
     report.write(&out)?;
     println!("\nreport: {} and report.json", out.join("report.html").display());
-    Ok(())
+    ended
 }
 
-fn measure(options: &Options) -> Result<Report> {
+/// The report, and why it is not whole, if so: an hour's figures are not thrown away because the last part failed.
+fn measure(options: &Options) -> Result<(Report, Result<()>)> {
     interrupt::install()?;
     let load_before = quiet::load_average()?;
     let plan = Plan::new(options, proc::meminfo("MemAvailable")?);
@@ -61,27 +62,33 @@ fn measure(options: &Options) -> Result<Report> {
         reporting::fetch_back(bed.plan.touch)?;
     }
     let watch = quiet::Watch::begin()?;
-    for part in bed.plan.parts.clone() {
-        let sections = do_part(&bed, part)?;
-        bed.progress.clear();
-        report.sections.extend(sections);
+    let ended = do_parts(&bed, &mut report.sections);
+    bed.progress.clear();
+    if let Err(why) = &ended {
+        report.remarks.push(format!("the run ended early, in {why:#}"));
+        report.sections.retain(|s| !s.rows.is_empty() || !s.remarks.is_empty());
     }
     let stolen = format!("{:.1} % of the CPUs' time while measuring", watch.stolen()? * 100.0);
     report.facts.add("load before the run", load_before.to_string());
     report.facts.add("taken by the hypervisor", stolen);
     report.verdicts = targets::judge(&report.sections);
-    Ok(report)
+    Ok((report, ended))
 }
 
-fn do_part(bed: &Bed, part: Part) -> Result<Vec<Section>> {
-    Ok(match part {
-        Part::Hits => vec![work::hits::run(bed)?],
-        Part::Misses => vec![work::misses::run(bed)?],
-        Part::Mixed => vec![work::mixed::run(bed)?],
-        Part::Objects => vec![work::objects::run(bed)?],
-        Part::Client => vec![work::client::run(bed)?],
-        Part::Shared => work::shared::run(bed)?,
-    })
+/// Every part in turn. What was measured until an error is in the sections.
+fn do_parts(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
+    for &part in &bed.plan.parts {
+        let done = match part {
+            Part::Hits => work::hits::run(bed, sections),
+            Part::Misses => work::misses::run(bed, sections),
+            Part::Mixed => work::mixed::run(bed, sections),
+            Part::Objects => work::objects::run(bed, sections),
+            Part::Client => work::client::run(bed, sections),
+            Part::Shared => work::shared::run(bed, sections),
+        };
+        done.with_context(|| format!("part {}", part.name()))?;
+    }
+    Ok(())
 }
 
 fn facts(bed: &Bed, reporting: &Reporting) -> Result<Facts> {

@@ -83,6 +83,26 @@ impl Outcome {
         self.latency.value_at_quantile(quantile) as f64 / 1e3
     }
 
+    /// Adds what came of a load that began when this one had ended.
+    pub fn add(&mut self, later: Self) -> Result<()> {
+        let seconds = self.seconds + later.seconds;
+        self.merge(later)?;
+        self.seconds = seconds;
+        Ok(())
+    }
+
+    /// Adds what came of a load at the same time.
+    fn merge(&mut self, part: Self) -> Result<()> {
+        self.requests += part.requests;
+        self.bytes += part.bytes;
+        self.seconds = self.seconds.max(part.seconds);
+        self.latency.add(&part.latency)?;
+        self.first_byte.add(&part.first_byte)?;
+        self.errors += part.errors;
+        self.first_error = self.first_error.take().or(part.first_error);
+        Ok(())
+    }
+
     /// A quantile of the time to the first byte in microseconds.
     pub fn first_byte_us(&self, quantile: f64) -> f64 {
         self.first_byte.value_at_quantile(quantile) as f64 / 1e3
@@ -117,17 +137,9 @@ pub fn run(load: &Load, cpus: &Cpus) -> Result<Outcome> {
         };
         handles.into_iter().map(join).collect::<Result<Vec<Outcome>>>()
     })?;
-    parts.into_iter().map(Ok).reduce(|sum, part| merge(sum?, part?)).context("a load without threads")?
-}
-
-fn merge(mut sum: Outcome, part: Outcome) -> Result<Outcome> {
-    sum.requests += part.requests;
-    sum.bytes += part.bytes;
-    sum.seconds = sum.seconds.max(part.seconds);
-    sum.latency.add(&part.latency)?;
-    sum.first_byte.add(&part.first_byte)?;
-    sum.errors += part.errors;
-    sum.first_error = sum.first_error.or(part.first_error);
+    let mut parts = parts.into_iter();
+    let mut sum = parts.next().context("a load without threads")?;
+    parts.try_for_each(|part| sum.merge(part))?;
     Ok(sum)
 }
 
@@ -186,6 +198,24 @@ mod tests {
         wrong.header = "Range: bytes=0-0\r\n".into();
         let outcome = run(&wrong, &cpus).unwrap();
         assert!(outcome.errors > 0, "a 200 to a Range request is not what this load counts");
+    }
+
+    #[test]
+    fn loads_one_after_the_other_take_their_time_together() {
+        let outcome = |requests, seconds, errors: u64| {
+            let mut latency = histogram().unwrap();
+            latency.record(requests * 1000).unwrap();
+            let first_error = (errors > 0).then(|| format!("error of {requests}"));
+            let first_byte = latency.clone();
+            Outcome { requests, bytes: 10 * requests, seconds, latency, first_byte, errors, first_error }
+        };
+        let mut sum = outcome(1, 0.5, 0);
+        sum.add(outcome(3, 0.25, 2)).unwrap();
+        assert_eq!((sum.requests, sum.bytes, sum.seconds), (4, 40, 0.75));
+        assert_eq!((sum.latency.len(), sum.first_byte.len(), sum.latency.max() >= 3000), (2, 2, true));
+        assert_eq!((sum.errors, sum.first_error.as_deref()), (2, Some("error of 3")));
+        sum.merge(outcome(5, 0.5, 1)).unwrap();
+        assert_eq!((sum.requests, sum.seconds, sum.first_error.as_deref()), (9, 0.75, Some("error of 3")));
     }
 
     #[test]

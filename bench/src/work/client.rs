@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use objmapper_client::{Client, CommitOptions, ObjUri, Want};
 use objmapper_harness::objmapperd::Objmapperd;
 
+use super::begin;
 use crate::bed::Bed;
 use crate::figures::{Figure, Plot, Section};
 use crate::load::histogram;
@@ -31,19 +32,22 @@ pub const MANY: &str = "8 callers, 4 connections";
 pub const WITH_FDS: &str = "with descriptors";
 
 /// Measures the client crate.
-pub fn run(bed: &Bed) -> Result<Section> {
-    let mut section = Section {
-        key: "client".into(),
-        title: "Client against server".into(),
-        about: format!(
-            "objmapper-client in this process on the load's CPUs, objmapperd with its default options on the \
+pub fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
+    let section = begin(
+        sections,
+        Section {
+            key: "client".into(),
+            title: "Client against server".into(),
+            about: format!(
+                "objmapper-client in this process on the load's CPUs, objmapperd with its default options on the \
              servers'; look-ups of {OBJECTS} objects in its memory tier. One connection, but where it is said otherwise."
-        ),
-        baseline: None,
-        columns: vec![Figure::Rate, Figure::P50, Figure::P99, Figure::CpuPerRequest],
-        plots: vec![Plot { title: "Look-ups per second".into(), figure: Figure::Rate, works: String::new() }],
-        ..Section::default()
-    };
+            ),
+            baseline: None,
+            columns: vec![Figure::Rate, Figure::P50, Figure::P99, Figure::CpuPerRequest],
+            plots: vec![Plot { title: "Look-ups per second".into(), figure: Figure::Rate, works: String::new() }],
+            ..Section::default()
+        },
+    );
     let dir = bed.directory()?;
     let daemon = bed.servers.run(|| Objmapperd::start(dir.path(), "256m"))?;
     let pids = [daemon.pid().context("objmapperd has ended")?];
@@ -87,7 +91,7 @@ pub fn run(bed: &Bed) -> Result<Section> {
         Ok(())
     })?;
     bed.progress.line("client: done");
-    Ok(section)
+    Ok(())
 }
 
 fn store(client: &Client) -> Result<Vec<ObjUri<'static>>> {

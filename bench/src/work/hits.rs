@@ -1,12 +1,14 @@
 //! Hits: one object, and a working set larger than the CPU's caches.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 
-use super::{connections, record};
+use super::{begin, connections, record};
 use crate::bed::Bed;
 use crate::figures::{Figure, Plot, Section};
 use crate::load::{Drain, Stop};
-use crate::peers::{BASELINE, Fleet, Storage};
+use crate::peers::{BASELINE, Fleet, Peer, Storage};
 use crate::plan::{Hits, Spread, size_name};
 use crate::target::{Order, Target};
 
@@ -20,30 +22,33 @@ pub fn work_name(bytes: u64, spread: Spread, drain: Drain) -> String {
 }
 
 /// Measures all hits of the plan.
-pub fn run(bed: &Bed) -> Result<Section> {
+pub fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
     let plan = &bed.plan;
-    let mut section = Section {
-        key: "hits".into(),
-        title: "Hits".into(),
-        about: format!(
-            "Every response comes from the cache. \"one\": the same object again and again; \"set\": {} in turn (at most \
+    let section = begin(
+        sections,
+        Section {
+            key: "hits".into(),
+            title: "Hits".into(),
+            about: format!(
+                "Every response comes from the cache. \"one\": the same object again and again; \"set\": {} in turn (at most \
              20,000 objects). \"copy\": the client receives into a buffer; \"discard\": the kernel throws the bytes away \
              (MSG_TRUNC), so that the client is not what is measured. 16 connections below 1 MiB, 8 below 64 MiB, then 4.",
-            crate::figures::bytes(plan.working_set as f64)
-        ),
-        baseline: Some(BASELINE.into()),
-        columns: vec![
-            Figure::Rate,
-            Figure::GbPerSecond,
-            Figure::CpuPerGb,
-            Figure::CpuPerRequest,
-            Figure::SystemShare,
-            Figure::P50,
-            Figure::P99,
-        ],
-        ratios: vec![Figure::GbPerSecond, Figure::CpuPerGb],
-        ..Section::default()
-    };
+                crate::figures::bytes(plan.working_set as f64)
+            ),
+            baseline: Some(BASELINE.into()),
+            columns: vec![
+                Figure::Rate,
+                Figure::GbPerSecond,
+                Figure::CpuPerGb,
+                Figure::CpuPerRequest,
+                Figure::SystemShare,
+                Figure::P50,
+                Figure::P99,
+            ],
+            ratios: vec![Figure::GbPerSecond, Figure::CpuPerGb],
+            ..Section::default()
+        },
+    );
     for (title, figure, works) in [
         ("CPU time per GB, client discards", Figure::CpuPerGb, "m set discard"),
         ("Speed, client discards", Figure::GbPerSecond, "m set discard"),
@@ -67,11 +72,11 @@ pub fn run(bed: &Bed) -> Result<Section> {
         fill(bed, &fleet, bytes, count)?;
         fleet.verify(Target { bytes, id: count - 1 })?;
         for hits in works {
-            measure(bed, &fleet, hits, count, &mut section)?;
+            measure(bed, &fleet, hits, count, section)?;
         }
         fleet.clear()?;
     }
-    Ok(section)
+    Ok(())
 }
 
 /// Brings `count` objects into every cache.
@@ -96,16 +101,21 @@ fn measure(bed: &Bed, fleet: &Fleet, hits: &Hits, count: u64, section: &mut Sect
             Spread::One => Order::One(Target { bytes, id: 0 }),
             Spread::Set => Order::turn(bytes, 0, count),
         };
+        // Each peer has its own place in its working set, and goes on there in the next slice.
+        let orders: BTreeMap<&str, Order> = fleet.peers.iter().map(|p| (p.name.as_str(), order())).collect();
+        let load = |peer: &Peer, stop| {
+            let order = orders.get(peer.name.as_str()).cloned().unwrap_or_else(order);
+            bed.load(fleet, peer, order, connections(bytes), drain, stop)
+        };
         for peer in &fleet.peers {
-            let warm = Stop::After(bed.plan.window / 4);
-            bed.measure(fleet, peer, &bed.load(fleet, peer, order(), connections(bytes), drain, warm))?;
+            bed.measure(fleet, peer, &load(peer, Stop::After(bed.plan.window / 4)))?;
         }
         for round in 0..bed.plan.rounds {
-            for peer in fleet.in_turn(round) {
+            let sums = super::round(&fleet.peers, (round, bed.plan.window), |peer, _, stop| {
                 bed.progress.step(&format!("hits {work}: round {} of {}, {}", round + 1, bed.plan.rounds, peer.name));
-                let stop = Stop::After(bed.plan.window);
-                let measured =
-                    bed.measure(fleet, peer, &bed.load(fleet, peer, order(), connections(bytes), drain, stop))?;
+                bed.measure(fleet, peer, &load(peer, stop))
+            })?;
+            for (peer, measured) in fleet.peers.iter().zip(sums) {
                 record(section, &work, &peer.name, &measured);
                 if measured.origin_requests > 0 {
                     let text = format!("{} requests of a round were misses", measured.origin_requests);

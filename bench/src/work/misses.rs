@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::record;
+use super::{begin, record};
 use crate::bed::Bed;
 use crate::figures::{Figure, Plot, Section};
 use crate::load::{Drain, Stop};
@@ -14,21 +14,31 @@ use crate::target::Order;
 pub const SIZES: [u64; 2] = [M, 64 * M];
 
 /// Measures the misses of the plan.
-pub fn run(bed: &Bed) -> Result<Section> {
+pub fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
     let plan = &bed.plan;
-    let mut section = Section {
-        key: "misses".into(),
-        title: "Misses".into(),
-        about: format!(
-            "Every object is fetched from the origin, stored and delivered once, over 4 connections; a peer fetches {} in a \
+    let section = begin(
+        sections,
+        Section {
+            key: "misses".into(),
+            title: "Misses".into(),
+            about: format!(
+                "Every object is fetched from the origin, stored and delivered once, over 4 connections; a peer fetches {} in a \
              round and its cache is emptied after it. The client discards in the kernel; it shares its CPU with the origin.",
-            crate::figures::bytes(plan.miss_bytes as f64)
-        ),
-        baseline: Some(BASELINE.into()),
-        columns: vec![Figure::Rate, Figure::GbPerSecond, Figure::CpuPerGb, Figure::FirstByte, Figure::P50, Figure::P99],
-        ratios: vec![Figure::GbPerSecond, Figure::CpuPerGb],
-        ..Section::default()
-    };
+                crate::figures::bytes(plan.miss_bytes as f64)
+            ),
+            baseline: Some(BASELINE.into()),
+            columns: vec![
+                Figure::Rate,
+                Figure::GbPerSecond,
+                Figure::CpuPerGb,
+                Figure::FirstByte,
+                Figure::P50,
+                Figure::P99,
+            ],
+            ratios: vec![Figure::GbPerSecond, Figure::CpuPerGb],
+            ..Section::default()
+        },
+    );
     for (title, figure) in [("Speed of misses", Figure::GbPerSecond), ("CPU time per GB of misses", Figure::CpuPerGb)] {
         section.plots.push(Plot { title: title.into(), figure, works: String::new() });
     }
@@ -48,7 +58,7 @@ pub fn run(bed: &Bed) -> Result<Section> {
                 let load = bed.load(&fleet, peer, order, 4, Drain::Discard, Stop::Requests(count));
                 let measured = bed.measure(&fleet, peer, &load)?;
                 if round > 0 {
-                    record(&mut section, &work, &name, &measured);
+                    record(section, &work, &name, &measured);
                     if measured.origin_requests != count {
                         let text =
                             format!("the origin was asked {} times for {count} objects", measured.origin_requests);
@@ -60,5 +70,5 @@ pub fn run(bed: &Bed) -> Result<Section> {
         }
         bed.progress.line(&format!("{work}: done"));
     }
-    Ok(section)
+    Ok(())
 }

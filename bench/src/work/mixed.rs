@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::record;
+use super::{begin, record};
 use crate::bed::Bed;
 use crate::figures::{Figure, Plot, Section};
 use crate::load::{Drain, Stop};
@@ -18,36 +18,39 @@ const EXPONENT: f64 = 0.9;
 const OVERCOMMIT: u64 = 4;
 
 /// Measures the mix.
-pub fn run(bed: &Bed) -> Result<Section> {
+pub fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
     let plan = &bed.plan;
     let storage = plan.working_set;
     let mean = SIZES.iter().sum::<u64>() / SIZES.len() as u64;
     let count = (storage * OVERCOMMIT / mean).max(100) as usize;
     let popularity = Arc::new(Popularity::zipf(count, EXPONENT, &SIZES)?);
-    let mut section = Section {
-        key: "mixed".into(),
-        title: "Mixed traffic".into(),
-        about: format!(
-            "{count} objects of 4 KiB to 4 MiB, {} in all, over caches of {}, asked for by Zipf's law (exponent {EXPONENT}) \
+    let section = begin(
+        sections,
+        Section {
+            key: "mixed".into(),
+            title: "Mixed traffic".into(),
+            about: format!(
+                "{count} objects of 4 KiB to 4 MiB, {} in all, over caches of {}, asked for by Zipf's law (exponent {EXPONENT}) \
              over 16 connections: hits, misses and evictions as they come. The client discards in the kernel.",
-            crate::figures::bytes(popularity.total() as f64),
-            crate::figures::bytes(storage as f64)
-        ),
-        baseline: Some(BASELINE.into()),
-        columns: vec![
-            Figure::Rate,
-            Figure::GbPerSecond,
-            Figure::CpuPerGb,
-            Figure::HitRate,
-            Figure::P50,
-            Figure::P99,
-            Figure::Resident,
-            Figure::Fds,
-            Figure::Vmas,
-        ],
-        ratios: vec![Figure::GbPerSecond, Figure::CpuPerGb],
-        ..Section::default()
-    };
+                crate::figures::bytes(popularity.total() as f64),
+                crate::figures::bytes(storage as f64)
+            ),
+            baseline: Some(BASELINE.into()),
+            columns: vec![
+                Figure::Rate,
+                Figure::GbPerSecond,
+                Figure::CpuPerGb,
+                Figure::HitRate,
+                Figure::P50,
+                Figure::P99,
+                Figure::Resident,
+                Figure::Fds,
+                Figure::Vmas,
+            ],
+            ratios: vec![Figure::GbPerSecond, Figure::CpuPerGb],
+            ..Section::default()
+        },
+    );
     for (title, figure) in
         [("Speed of mixed traffic", Figure::GbPerSecond), ("Hit rate of mixed traffic", Figure::HitRate)]
     {
@@ -62,15 +65,17 @@ pub fn run(bed: &Bed) -> Result<Section> {
         bed.measure(&fleet, peer, &bed.load(&fleet, peer, order, 16, Drain::Discard, Stop::Requests(requests)))?;
     }
     for round in 0..plan.rounds {
-        for peer in fleet.in_turn(round) {
+        let sums = super::round(&fleet.peers, (round, plan.window * 2), |peer, slice, stop| {
             bed.progress.step(&format!("mixed: round {} of {}, {}", round + 1, plan.rounds, peer.name));
-            let order = Order::Popular(Arc::clone(&popularity), round as u64);
-            let load = bed.load(&fleet, peer, order, 16, Drain::Discard, Stop::After(plan.window * 2));
-            let measured = bed.measure(&fleet, peer, &load)?;
-            record(&mut section, "zipf", &peer.name, &measured);
-            super::objects::record_handles(&mut section, "zipf", &peer.name, &fleet.server(peer).pids())?;
+            // The same objects for everybody, others in each slice.
+            let order = Order::Popular(Arc::clone(&popularity), ((round as u64) << 32) + u64::from(slice));
+            bed.measure(&fleet, peer, &bed.load(&fleet, peer, order, 16, Drain::Discard, stop))
+        })?;
+        for (peer, measured) in fleet.peers.iter().zip(sums) {
+            record(section, "zipf", &peer.name, &measured);
+            super::objects::record_handles(section, "zipf", &peer.name, &fleet.server(peer).pids())?;
         }
     }
     bed.progress.line("mixed: done");
-    Ok(section)
+    Ok(())
 }

@@ -7,8 +7,52 @@ pub mod mixed;
 pub mod objects;
 pub mod shared;
 
+use std::time::Duration;
+
+use anyhow::Result;
+
 use crate::bed::Measured;
 use crate::figures::{Figure, Section};
+use crate::load::Stop;
+
+/// A new part of the report. What is measured goes into it at once, so that it is there if the run ends early.
+fn begin(sections: &mut Vec<Section>, section: Section) -> &mut Section {
+    let at = sections.len();
+    sections.push(section);
+    &mut sections[at]
+}
+
+/// Peers take turns so often that a machine which is faster for a second is so for all of them: with windows of a second the
+/// same thing differed from itself by half, with the same second in slices by a few hundredths.
+const SLICE: Duration = Duration::from_millis(125);
+
+/// So many slices has a window. A window shorter than a slice is one.
+fn slices(window: Duration) -> u32 {
+    u32::try_from(window.as_nanos() / SLICE.as_nanos()).unwrap_or(u32::MAX).max(1)
+}
+
+/// One round: each of `peers` is measured for a window, in slices, in turn; `measure` takes one, a slice's number and its end.
+/// The measurements are in the order of `peers`.
+fn round<P>(
+    peers: &[P],
+    (number, window): (usize, Duration),
+    mut measure: impl FnMut(&P, u32, Stop) -> Result<Measured>,
+) -> Result<Vec<Measured>> {
+    let mut sums: Vec<Option<Measured>> = peers.iter().map(|_| None).collect();
+    let count = slices(window);
+    for slice in 0..count {
+        for turn in 0..peers.len() {
+            // Everybody is first, and behind everybody else.
+            let index = (turn + number + slice as usize) % peers.len();
+            let measured = measure(&peers[index], slice, Stop::After(window / count))?;
+            match &mut sums[index] {
+                Some(sum) => sum.add(measured)?,
+                none => *none = Some(measured),
+            }
+        }
+    }
+    Ok(sums.into_iter().flatten().collect())
+}
 
 /// Adds a measurement to its line.
 fn record(section: &mut Section, work: &str, peer: &str, measured: &Measured) {
@@ -47,8 +91,7 @@ mod tests {
     use crate::load::{Outcome, histogram};
     use crate::proc::Cpu;
 
-    #[test]
-    fn figures_of_a_measurement() {
+    fn measured() -> Measured {
         let mut latency = histogram().unwrap();
         latency.record(2_000_000).unwrap();
         let outcome = Outcome {
@@ -61,8 +104,32 @@ mod tests {
             first_error: Some("short".into()),
         };
         let cpu = Cpu { seconds: 0.8, user: 0.2, system: 0.6 };
+        Measured { outcome, cpu, origin_requests: 250 }
+    }
+
+    #[test]
+    fn peers_take_turns_in_a_round() {
+        let mut order = String::new();
+        let window = (1, 3 * SLICE);
+        let sums = round(&["a", "b"], window, |peer, slice, stop| {
+            assert!(matches!(stop, Stop::After(time) if time == SLICE), "{stop:?}");
+            order.push_str(&format!("{peer}{slice} "));
+            let mut measured = measured();
+            measured.origin_requests = if *peer == "a" { 1 } else { 10 };
+            Ok(measured)
+        });
+        let sums = sums.unwrap();
+        assert_eq!(order, "b0 a0 a1 b1 b2 a2 ");
+        assert_eq!(sums.iter().map(|m| m.origin_requests).collect::<Vec<_>>(), [3, 30]);
+        assert_eq!((sums[0].outcome.requests, sums[0].outcome.seconds), (3000, 6.0));
+        assert!((sums[0].cpu.seconds - 2.4).abs() < 1e-9 && (sums[0].cpu.system - 1.8).abs() < 1e-9);
+        assert!(round(&["a"], window, |_, _, _| anyhow::bail!("an error")).is_err());
+    }
+
+    #[test]
+    fn figures_of_a_measurement() {
         let mut section = Section::default();
-        record(&mut section, "w", "p", &Measured { outcome, cpu, origin_requests: 250 });
+        record(&mut section, "w", "p", &measured());
         let value = |figure| section.spread("w", "p", figure).unwrap().median;
         assert_eq!(value(Figure::Rate), 500.0);
         assert_eq!(value(Figure::GbPerSecond), 2.0);
@@ -72,6 +139,12 @@ mod tests {
         assert!((value(Figure::P50) - 2000.0).abs() < 2.0);
         assert_eq!(value(Figure::HitRate), 0.75);
         assert_eq!(section.rows[0].remarks, ["2 responses were wrong, the first: short"]);
+    }
+
+    #[test]
+    fn slices_by_window() {
+        let of = |ms| slices(Duration::from_millis(ms));
+        assert_eq!([of(0), of(20), of(150), of(250), of(1000)], [1, 1, 1, 2, 8]);
     }
 
     #[test]

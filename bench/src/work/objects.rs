@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::record;
+use super::{begin, record};
 use crate::bed::Bed;
 use crate::figures::{Figure, Plot, Section};
 use crate::load::{Drain, Load, Stop};
@@ -38,34 +38,37 @@ struct Engine {
 }
 
 /// Measures many objects.
-pub fn run(bed: &Bed) -> Result<Section> {
+pub fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
     let plan = &bed.plan;
     let (few, many) = (plan.few, plan.objects);
-    let mut section = Section {
-        key: "objects".into(),
-        title: "Very many objects".into(),
-        about: format!(
-            "Bodies of 1 KiB; objmapper with threshold=0, so that each lives in the store as a large one does, with its \
+    let section = begin(
+        sections,
+        Section {
+            key: "objects".into(),
+            title: "Very many objects".into(),
+            about: format!(
+                "Bodies of 1 KiB; objmapper with threshold=0, so that each lives in the store as a large one does, with its \
              default options fds=1024 and maps=1024. Hits at random over one connection: \"{}\" is the latency among few \
              objects, \"{}\" of the same objects among many, \"{}\" of all. Heap is the growth of anonymous memory of \
              varnishd's child per object, without the body where it is in the heap.",
-            work_name(few, few),
-            work_name(many, few),
-            work_name(many, many)
-        ),
-        baseline: Some(BASELINE.into()),
-        columns: vec![
-            Figure::P50,
-            Figure::P99,
-            Figure::CpuPerRequest,
-            Figure::HeapPerObject,
-            Figure::Resident,
-            Figure::Fds,
-            Figure::Vmas,
-        ],
-        ratios: vec![Figure::P50, Figure::CpuPerRequest],
-        ..Section::default()
-    };
+                work_name(few, few),
+                work_name(many, few),
+                work_name(many, many)
+            ),
+            baseline: Some(BASELINE.into()),
+            columns: vec![
+                Figure::P50,
+                Figure::P99,
+                Figure::CpuPerRequest,
+                Figure::HeapPerObject,
+                Figure::Resident,
+                Figure::Fds,
+                Figure::Vmas,
+            ],
+            ratios: vec![Figure::P50, Figure::CpuPerRequest],
+            ..Section::default()
+        },
+    );
     for (title, figure) in
         [("Latency of a hit, one connection", Figure::P50), ("Heap per object", Figure::HeapPerObject)]
     {
@@ -88,7 +91,7 @@ pub fn run(bed: &Bed) -> Result<Section> {
         fill(bed, engine, 0, few)?;
         at_first.push(Memory::of(&engine.varnishd.pids())?.anonymous);
     }
-    latency(bed, &engines, few, few, &mut section)?;
+    latency(bed, &engines, few, few, section)?;
     let work = work_name(many, many);
     for work in [work_name(many, few), work.clone()] {
         section.rows_for(&work, engines.iter().map(|e| e.name));
@@ -103,9 +106,9 @@ pub fn run(bed: &Bed) -> Result<Section> {
             section.remark(&work, engine.name, format!("only {stored} objects are in the cache"));
         }
     }
-    latency(bed, &engines, many, few, &mut section)?;
-    latency(bed, &engines, many, many, &mut section)?;
-    Ok(section)
+    latency(bed, &engines, many, few, section)?;
+    latency(bed, &engines, many, many, section)?;
+    Ok(())
 }
 
 fn load(engine: &Engine, order: Order, connections: usize, stop: Stop) -> Load {
@@ -132,18 +135,18 @@ fn fill(bed: &Bed, engine: &Engine, first: u64, count: u64) -> Result<()> {
 fn latency(bed: &Bed, engines: &[Engine], stored: u64, asked: u64, section: &mut Section) -> Result<()> {
     let work = work_name(stored, asked);
     for round in 0..bed.plan.rounds {
-        for turn in 0..engines.len() {
-            let engine = &engines[(turn + round) % engines.len()];
+        let sums = super::round(engines, (round, bed.plan.window), |engine, slice, stop| {
             bed.progress.step(&format!("objects {work}: round {} of {}, {}", round + 1, bed.plan.rounds, engine.name));
-            let order = Order::Random { bytes: BYTES, count: asked, seed: round as u64 };
-            let load = load(engine, order, 1, Stop::After(bed.plan.window));
-            let pids = engine.varnishd.pids();
-            let measured = bed.measure_pids(&pids, &load)?;
+            let seed = ((round as u64) << 32) + u64::from(slice);
+            let order = Order::Random { bytes: BYTES, count: asked, seed };
+            bed.measure_pids(&engine.varnishd.pids(), &load(engine, order, 1, stop))
+        })?;
+        for (engine, measured) in engines.iter().zip(sums) {
             record(section, &work, engine.name, &measured);
             if measured.origin_requests > 0 {
                 section.remark(&work, engine.name, format!("{} requests were misses", measured.origin_requests));
             }
-            record_handles(section, &work, engine.name, &pids)?;
+            record_handles(section, &work, engine.name, &engine.varnishd.pids())?;
         }
     }
     bed.progress.line(&format!("objects {work}: done"));

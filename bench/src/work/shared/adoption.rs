@@ -10,6 +10,7 @@ use crate::peers::Server;
 use crate::plan::{K, M, size_name};
 use crate::proc::Cpu;
 use crate::target::Order;
+use crate::work::begin;
 
 /// The first level is our engine, with the same store.
 pub const ADOPTED: &str = "objmapper (adopts)";
@@ -25,30 +26,37 @@ const REQUESTS: u64 = 20;
 /// A copy of a large body takes so long that the idle time does not matter.
 const REQUESTS_COPIED: u64 = 2;
 
-pub(super) fn run(bed: &Bed) -> Result<Section> {
+pub(super) fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
     let largest = bed.plan.largest_record;
     let sizes: Vec<u64> = [SMALL, M, 64 * M, 256 * M, LARGE].into_iter().filter(|&b| b <= largest).collect();
-    let mut section = Section {
-        key: "adoption".into(),
-        title: "Hits in the shared second level".into(),
-        about: format!(
-            "One varnishd published the records; another one, started anew for each round, is asked for one byte of one \
+    let section = begin(
+        sections,
+        Section {
+            key: "adoption".into(),
+            title: "Hits in the shared second level".into(),
+            about: format!(
+                "One varnishd published the records; another one, started anew for each round, is asked for one byte of one \
              (Range), {REQUESTS} times, with a lifetime of 0 s in its own cache: delivery is aside, and what remains is the \
              look-up and what becomes of the body. The engine's threshold is {}, so that every body is in objmapper.",
-            crate::figures::bytes(super::THRESHOLD as f64)
-        ),
-        baseline: None,
-        columns: vec![Figure::FirstByte, Figure::CpuPerRequest, Figure::CopiedBytes],
-        plots: vec![
-            Plot {
-                title: "CPU time of a second-level hit".into(),
-                figure: Figure::CpuPerRequest,
-                works: String::new(),
-            },
-            Plot { title: "First byte of a second-level hit".into(), figure: Figure::FirstByte, works: String::new() },
-        ],
-        ..Section::default()
-    };
+                crate::figures::bytes(super::THRESHOLD as f64)
+            ),
+            baseline: None,
+            columns: vec![Figure::FirstByte, Figure::CpuPerRequest, Figure::CopiedBytes],
+            plots: vec![
+                Plot {
+                    title: "CPU time of a second-level hit".into(),
+                    figure: Figure::CpuPerRequest,
+                    works: String::new(),
+                },
+                Plot {
+                    title: "First byte of a second-level hit".into(),
+                    figure: Figure::FirstByte,
+                    works: String::new(),
+                },
+            ],
+            ..Section::default()
+        },
+    );
     let total: u64 = sizes.iter().sum();
     let store = Store::start(bed, 2 * total + 256 * M)?;
     let writer = store.varnishd(bed, Cache::Engine, 2 * total + 256 * M)?;
@@ -69,12 +77,12 @@ pub(super) fn run(bed: &Bed) -> Result<Section> {
             for &bytes in &sizes {
                 let text = format!("adoption {}: round {} of {}, {peer}", size_name(bytes), round + 1, bed.plan.rounds);
                 bed.progress.step(&text);
-                measure(bed, &reader, peer, bytes, &mut section)?;
+                measure(bed, &reader, peer, bytes, section)?;
             }
         }
     }
     bed.progress.line("adoption: done");
-    Ok(section)
+    Ok(())
 }
 
 /// One byte, and the object does not stay.

@@ -5,11 +5,10 @@ use anyhow::Result;
 use super::{Cache, Store, header};
 use crate::bed::Bed;
 use crate::figures::{Figure, Section};
-use crate::load::Stop;
 use crate::peers::Server;
 use crate::plan::K;
 use crate::target::Order;
-use crate::work::record;
+use crate::work::{begin, record, round};
 
 /// The name of the work.
 pub const WORK: &str = "1k miss";
@@ -21,8 +20,8 @@ pub const OWN_COUNTER: &str = "the director's own sum";
 const WITH: &str = "with director";
 const WITHOUT: &str = "without";
 
-pub(super) fn run(bed: &Bed) -> Result<Section> {
-    let mut section = Section {
+pub(super) fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
+    let section = begin(sections, Section {
         key: "lookup".into(),
         title: "Look-up that misses".into(),
         about: "Objects of 1 KiB that nobody has, one connection, not published: the same miss with the director and past it, \
@@ -32,40 +31,40 @@ pub(super) fn run(bed: &Bed) -> Result<Section> {
         columns: vec![Figure::Rate, Figure::FirstByte, Figure::P50, Figure::P99, Figure::CpuPerRequest, Figure::Microseconds],
         ratios: vec![Figure::P50],
         ..Section::default()
-    };
+    });
     let store = Store::start(bed, 256 << 20)?;
     let varnishd = store.varnishd(bed, Cache::Engine, 2 << 30)?;
     let mut pids = varnishd.varnishd.pids();
     pids.extend(store.daemon.pid());
     let mut asked = 0;
     section.rows_for(WORK, [WITHOUT, WITH, ADDED, OWN_COUNTER]);
-    for round in 0..=bed.plan.rounds {
-        let mut medians = [0.0; 2];
-        for turn in 0..2 {
-            let director = (turn + round) % 2 == 0;
-            let peer = if director { WITH } else { WITHOUT };
-            bed.progress.step(&format!("look-up: round {round} of {}, {peer}", bed.plan.rounds));
-            let (us, misses) = (varnishd.counter("t_find_us")?, varnishd.counter("c_misses")?);
+    // The first round is to warm up.
+    for number in 0..=bed.plan.rounds {
+        let (us, misses) = (varnishd.counter("t_find_us")?, varnishd.counter("c_misses")?);
+        let sums = round(&[WITHOUT, WITH], (number, bed.plan.window), |peer, _, stop| {
+            bed.progress.step(&format!("look-up: round {number} of {}, {peer}", bed.plan.rounds));
             // Numbers that were never used: there are more than a round can ask for.
             let order = Order::turn(K, asked, u64::from(u32::MAX));
-            let load = varnishd.load(&header(director, false), order, 1, Stop::After(bed.plan.window));
-            let measured = bed.measure_pids(&pids, &load)?;
+            let measured = bed.measure_pids(&pids, &varnishd.load(&header(*peer == WITH, false), order, 1, stop))?;
             asked += measured.outcome.requests + 1;
-            if round == 0 {
-                continue;
-            }
-            record(&mut section, WORK, peer, &measured);
-            medians[usize::from(director)] = measured.outcome.latency_us(0.5);
-            let misses = varnishd.counter("c_misses")? - misses;
-            if director && misses > 0 {
-                let own = (varnishd.counter("t_find_us")? - us) as f64 / misses as f64;
-                section.add(WORK, OWN_COUNTER, Figure::Microseconds, own);
-            }
+            Ok(measured)
+        })?;
+        if number == 0 {
+            continue;
         }
-        if round > 0 {
-            section.add(WORK, ADDED, Figure::Microseconds, medians[1] - medians[0]);
+        for (peer, measured) in [WITHOUT, WITH].into_iter().zip(&sums) {
+            record(section, WORK, peer, measured);
+        }
+        if let [without, with] = &sums[..] {
+            let added = with.outcome.latency_us(0.5) - without.outcome.latency_us(0.5);
+            section.add(WORK, ADDED, Figure::Microseconds, added);
+        }
+        let misses = varnishd.counter("c_misses")? - misses;
+        if misses > 0 {
+            let own = (varnishd.counter("t_find_us")? - us) as f64 / misses as f64;
+            section.add(WORK, OWN_COUNTER, Figure::Microseconds, own);
         }
     }
     bed.progress.line("look-up: done");
-    Ok(section)
+    Ok(())
 }

@@ -28,14 +28,13 @@ pub use records::{CLIENT, DAEMON, RESTART, work_name as records_work};
 pub use start::{FIRST_HIT, VARNISHD};
 
 /// Measures everything about the second level.
-pub fn run(bed: &Bed) -> Result<Vec<Section>> {
-    let mut sections = Vec::new();
+pub fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
     match missing(bed)? {
         None => {
-            sections.push(adoption::run(bed)?);
-            sections.push(publishing::run(bed)?);
-            sections.push(lookup::run(bed)?);
-            sections.push(start::run(bed)?);
+            adoption::run(bed, sections)?;
+            publishing::run(bed, sections)?;
+            lookup::run(bed, sections)?;
+            start::run(bed, sections)?;
         }
         Some(why) => {
             bed.progress.line(&why);
@@ -47,8 +46,7 @@ pub fn run(bed: &Bed) -> Result<Vec<Section>> {
             });
         }
     }
-    sections.push(records::run(bed)?);
-    Ok(sections)
+    records::run(bed, sections)
 }
 
 /// Why there is nothing to measure, if so: a VMOD that has no director.

@@ -10,7 +10,7 @@ use crate::peers::Server;
 use crate::plan::{M, size_name};
 use crate::target::Order;
 use crate::work::misses::SIZES;
-use crate::work::record;
+use crate::work::{begin, record};
 
 /// The origin is the backend.
 pub const NO_DIRECTOR: &str = "no director";
@@ -19,26 +19,29 @@ pub const OFF: &str = "publishing off";
 /// Looked up and published.
 pub const ON: &str = "publishing on";
 
-pub(super) fn run(bed: &Bed) -> Result<Section> {
+pub(super) fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
     let bytes_each = bed.plan.miss_bytes;
-    let mut section = Section {
-        key: "publishing".into(),
-        title: "Misses through the director".into(),
-        about: format!(
-            "One varnishd with our engine and an objmapperd; objects that nobody has, over 4 connections; {} in each \
+    let section = begin(
+        sections,
+        Section {
+            key: "publishing".into(),
+            title: "Misses through the director".into(),
+            about: format!(
+                "One varnishd with our engine and an objmapperd; objects that nobody has, over 4 connections; {} in each \
              measurement. A new varnishd and a new objmapperd for each round.",
-            crate::figures::bytes(bytes_each as f64)
-        ),
-        baseline: Some(OFF.into()),
-        columns: vec![Figure::Rate, Figure::GbPerSecond, Figure::CpuPerGb, Figure::FirstByte, Figure::P50],
-        ratios: vec![Figure::GbPerSecond, Figure::CpuPerGb],
-        plots: vec![Plot {
-            title: "Speed of misses, publishing".into(),
-            figure: Figure::GbPerSecond,
-            works: String::new(),
-        }],
-        ..Section::default()
-    };
+                crate::figures::bytes(bytes_each as f64)
+            ),
+            baseline: Some(OFF.into()),
+            columns: vec![Figure::Rate, Figure::GbPerSecond, Figure::CpuPerGb, Figure::FirstByte, Figure::P50],
+            ratios: vec![Figure::GbPerSecond, Figure::CpuPerGb],
+            plots: vec![Plot {
+                title: "Speed of misses, publishing".into(),
+                figure: Figure::GbPerSecond,
+                works: String::new(),
+            }],
+            ..Section::default()
+        },
+    );
     let variants = [(NO_DIRECTOR, header(false, false)), (OFF, header(true, false)), (ON, header(true, true))];
     let room = bytes_each * (variants.len() * SIZES.len() + 1) as u64 / 8 * 9 + 256 * M;
     // The first round is for memory that was never touched.
@@ -69,7 +72,7 @@ pub(super) fn run(bed: &Bed) -> Result<Section> {
                     varnishd.wait_counter("c_published", published + expected)?;
                 }
                 if round > 0 {
-                    record(&mut section, &work, peer, &measured);
+                    record(section, &work, peer, &measured);
                     let published = varnishd.counter("c_published")? - published;
                     if published != expected {
                         section.remark(&work, peer, format!("{published} objects were published, expected {expected}"));
@@ -79,5 +82,5 @@ pub(super) fn run(bed: &Bed) -> Result<Section> {
         }
     }
     bed.progress.line("publishing: done");
-    Ok(section)
+    Ok(())
 }

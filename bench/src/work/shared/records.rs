@@ -12,6 +12,7 @@ use crate::bed::Bed;
 use crate::figures::{Figure, Section};
 use crate::load::histogram;
 use crate::machine::interrupt;
+use crate::work::begin;
 
 /// The work of the restart.
 pub const RESTART: &str = "restart to first answer";
@@ -28,18 +29,21 @@ pub fn work_name(stored: u64, asked: u64) -> String {
 /// Threads that make records: the store's latency to disk is not what is measured.
 const MAKERS: u64 = 4;
 
-pub(super) fn run(bed: &Bed) -> Result<Section> {
+pub(super) fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
     let (few, many) = (bed.plan.few, bed.plan.objects);
-    let mut section = Section {
-        key: "records".into(),
-        title: "Very many records".into(),
-        about: format!(
-            "An objmapperd with a disk tier. Look-ups with a descriptor at random among so many, one at a time; then SIGKILL, \
+    let section = begin(
+        sections,
+        Section {
+            key: "records".into(),
+            title: "Very many records".into(),
+            about: format!(
+                "An objmapperd with a disk tier. Look-ups with a descriptor at random among so many, one at a time; then SIGKILL, \
              and the time from the new process to its first answer about one of {many}."
-        ),
-        columns: vec![Figure::P50, Figure::P99, Figure::Milliseconds],
-        ..Section::default()
-    };
+            ),
+            columns: vec![Figure::P50, Figure::P99, Figure::Milliseconds],
+            ..Section::default()
+        },
+    );
     let dir = bed.directory()?;
     // Every record, empty as it is, weighs a page.
     let size = format!("{}m", ((many * 4096 * 2) >> 20) + 64);
@@ -47,10 +51,10 @@ pub(super) fn run(bed: &Bed) -> Result<Section> {
     bed.load.run(|| {
         let client = connect(&daemon)?;
         make(bed, &client, 0, few)?;
-        lookups(bed, &client, few, few, &mut section)?;
+        lookups(bed, &client, few, few, section)?;
         make(bed, &client, few, many)?;
-        lookups(bed, &client, many, few, &mut section)?;
-        lookups(bed, &client, many, many, &mut section)?;
+        lookups(bed, &client, many, few, section)?;
+        lookups(bed, &client, many, many, section)?;
         Ok(())
     })?;
     for round in 0..bed.plan.rounds.min(3) {
@@ -64,7 +68,7 @@ pub(super) fn run(bed: &Bed) -> Result<Section> {
         section.add(RESTART, DAEMON, Figure::Milliseconds, begun.elapsed().as_secs_f64() * 1e3);
     }
     bed.progress.line("records: done");
-    Ok(section)
+    Ok(())
 }
 
 fn connect(daemon: &Objmapperd) -> Result<Client> {

@@ -13,6 +13,7 @@ use crate::machine::interrupt;
 use crate::peers::varnishd::Varnishd;
 use crate::plan::{K, M};
 use crate::target::Target;
+use crate::work::begin;
 
 /// The work: from the moment when varnishd's socket takes a connection.
 pub const FIRST_HIT: &str = "socket up to first hit";
@@ -24,8 +25,8 @@ const BYTES: u64 = 64 * K;
 /// Should the first request miss, the next one asks for another record.
 const RECORDS: u64 = 200;
 
-pub(super) fn run(bed: &Bed) -> Result<Section> {
-    let mut section = Section {
+pub(super) fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
+    let section = begin(sections, Section {
         key: "start".into(),
         title: "Start of varnishd".into(),
         about: "A store with records is there; varnishd starts with an empty cache and is asked as soon as its socket takes a \
@@ -33,7 +34,7 @@ pub(super) fn run(bed: &Bed) -> Result<Section> {
             .into(),
         columns: vec![Figure::Milliseconds],
         ..Section::default()
-    };
+    });
     let store = Store::start(bed, 256 * M)?;
     let writer = store.varnishd(bed, Cache::Engine, 256 * M)?;
     writer.publish(bed, BYTES, 0, RECORDS)?;
@@ -72,7 +73,7 @@ pub(super) fn run(bed: &Bed) -> Result<Section> {
         process.stop().context("varnishd")?;
     }
     bed.progress.line("start: done");
-    Ok(section)
+    Ok(())
 }
 
 /// How many requests it took besides the one that hit.
