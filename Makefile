@@ -23,7 +23,7 @@ vmoddir     ?= $(call varnish_var,vmoddir)
 vcldir      ?= $(call varnish_var,vcldir)
 sbindir     ?= $(call varnish_var,sbindir)
 
-.PHONY: help setup setup-bench build test in-flight demo install uninstall lint conformance bench bench-foundation profile clean
+.PHONY: help setup setup-bench build test in-flight demo install uninstall lint conformance bench profile clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -61,10 +61,6 @@ bench: setup-bench build ## against malloc, file, nginx: QUICK=1 takes 5 minutes
 
 setup-bench:
 	@scripts/setup.sh nginx
-
-bench-foundation: build ## speed and memory of hits, misses and many objects, as ratios to malloc
-	@scripts/setup.sh wrk
-	@OBJM_BUILD_DIR=$(abspath $(RELEASE)) scripts/bench-foundation.sh
 
 profile: build ## instructions, system calls, locks and allocations per hit, beside malloc's
 	@scripts/setup.sh valgrind strace binutils

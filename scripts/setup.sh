@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the build, the tests and the demo need on Debian 12 or 13: a stock Varnish >= 7.7 with
-# its headers, H2O, libclang for bindgen, pkg-config; and the packages that are given as arguments (nginx, wrk: for the
+# its headers, H2O, libclang for bindgen, pkg-config; and the packages that are given as arguments (nginx: for the
 # benchmarks). Idempotent: what is there is left alone.
 #
 # Debian 12's own Varnish (7.1) cannot load a storage engine, so there Varnish comes from Debian 13's

@@ -73,7 +73,7 @@ impl Plan {
                 working_set: 512 * M,
                 hits: vec![
                     hits(K, Spread::One, vec![Drain::Copy]),
-                    hits(16 * K, Spread::One, vec![Drain::Copy]),
+                    hits(32 * K, Spread::One, vec![Drain::Copy]),
                     hits(64 * K, Spread::Set, vec![Drain::Copy]),
                     hits(M, Spread::Set, both()),
                     hits(16 * M, Spread::Set, both()),
@@ -87,7 +87,7 @@ impl Plan {
                 largest_record: 256 * M,
             }
         } else {
-            let sizes = [K, 16 * K, 64 * K, M, 16 * M, 64 * M, 256 * M];
+            let sizes = [K, 16 * K, 32 * K, 64 * K, M, 16 * M, 64 * M, 256 * M];
             let spreads = [Spread::One, Spread::Set];
             Self {
                 quick: false,

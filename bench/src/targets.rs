@@ -52,7 +52,7 @@ impl<'a> Judge<'a> {
             self.ratio("hits", speed, &discard, to_malloc, Figure::GbPerSecond, (Bound::AtLeast, 1.3));
             self.ratio("hits", cpu, &copy, to_malloc, Figure::CpuPerGb, (Bound::AtMost, 0.7));
         }
-        for bytes in [K, 16 * K] {
+        for bytes in [K, 16 * K, 32 * K] {
             let work = hits::work_name(bytes, Over::One, Drain::Copy);
             // "As fast as malloc" is what malloc is to itself in this run.
             let noise = |section: &Section, figure| section.ratio(&work, crate::peers::NOISE, BASELINE, figure);
