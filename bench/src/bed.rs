@@ -6,16 +6,14 @@ use anyhow::{Context, Result, bail};
 use objmapper_harness::artefacts;
 use tempfile::TempDir;
 
-use crate::load::{self, Drain, Load, Outcome, Stop};
+use crate::load::{self, Load, Outcome};
 use crate::machine::cpus::Cpus;
 use crate::machine::interrupt;
 use crate::options::Options;
 use crate::origin::Origin;
-use crate::peers::{BASELINE, Fleet, NOISE, Peer, zero_copy};
 use crate::plan::Plan;
 use crate::proc::Cpu;
 use crate::progress::Progress;
-use crate::target::Order;
 
 /// Everything that the parts of a run have in common.
 #[derive(Debug)]
@@ -26,8 +24,6 @@ pub struct Bed {
     pub servers: Cpus,
     /// CPUs of the load and of the origin.
     pub load: Cpus,
-    /// Whether the VMOD delivers without a copy.
-    pub zero_copy: bool,
     /// How much is measured.
     pub plan: Plan,
     /// The terminal.
@@ -36,7 +32,8 @@ pub struct Bed {
     pub engine: PathBuf,
     /// Our VMOD, likewise.
     pub vmod: PathBuf,
-    peers: Vec<String>,
+    /// The peers that are asked for, by parts of their names; all, if there are none.
+    pub peers: Vec<String>,
     directory: TempDir,
 }
 
@@ -62,7 +59,7 @@ impl Measured {
 }
 
 impl Bed {
-    /// Prepares everything, and finds out what the VMOD can do.
+    /// Prepares everything.
     pub fn new(options: &Options, plan: Plan) -> Result<Self> {
         let (first, second) = Cpus::allowed()?.halves();
         let servers = options.server_cpus.clone().unwrap_or(first);
@@ -75,10 +72,7 @@ impl Bed {
         // What is built below a home directory can be read by its owner only.
         let engine = copied(&artefacts::engine()?, directory.path())?;
         let vmod = copied(&artefacts::vmod()?, directory.path())?;
-        let mut bed = Self { origin, servers, load, zero_copy: false, plan, progress, engine, vmod, peers, directory };
-        let probe = bed.directory()?;
-        bed.zero_copy = zero_copy::is_there(&bed, probe.path())?;
-        Ok(bed)
+        Ok(Self { origin, servers, load, plan, progress, engine, vmod, peers, directory })
     }
 
     /// A new directory that every user may read, as varnishd's child runs as another user than its manager. Removed when
@@ -87,25 +81,8 @@ impl Bed {
         open_directory(self.directory.path())
     }
 
-    /// Whether this peer is asked for.
-    pub fn wants(&self, name: &str) -> bool {
-        let asked = |wanted: &String| name.contains(wanted.as_str());
-        self.peers.is_empty() || [BASELINE, NOISE].contains(&name) || self.peers.iter().any(asked)
-    }
-
-    /// A load on a peer.
-    pub fn load(&self, fleet: &Fleet, peer: &Peer, order: Order, connections: usize, drain: Drain, stop: Stop) -> Load {
-        let address = fleet.server(peer).address();
-        Load { address, header: peer.header.clone(), order, connections, drain, stop }
-    }
-
-    /// Puts a load on a peer and takes the server's CPU time.
-    pub fn measure(&self, fleet: &Fleet, peer: &Peer, load: &Load) -> Result<Measured> {
-        self.measure_pids(&fleet.server(peer).pids(), load).with_context(|| peer.name.clone())
-    }
-
-    /// The same for any processes.
-    pub fn measure_pids(&self, pids: &[u32], load: &Load) -> Result<Measured> {
+    /// Puts a load on a server and takes the CPU time of its processes.
+    pub fn measure(&self, pids: &[u32], load: &Load) -> Result<Measured> {
         interrupt::check()?;
         let origin_before = self.origin.requests();
         let before = Cpu::of(pids)?;

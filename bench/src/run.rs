@@ -42,11 +42,6 @@ fn measure(options: &Options) -> Result<(Report, Result<()>)> {
     for (name, text) in &report.facts.lines {
         bed.progress.line(&format!("{name}: {text}"));
     }
-    if !bed.zero_copy {
-        let text = "the VMOD has no delivery filter 'objmapper': zero copy is not measured";
-        bed.progress.line(text);
-        report.remarks.push(text.to_owned());
-    }
     if !bed.servers.is_apart_from(&bed.load) {
         report
             .remarks

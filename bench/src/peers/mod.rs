@@ -3,7 +3,6 @@
 mod nginx;
 pub mod varnishd;
 pub mod vcl;
-pub mod zero_copy;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,10 +10,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use crate::bed::Bed;
-use crate::load::fetch;
+use crate::bed::{Bed, Measured};
+use crate::load::{Drain, Load, Stop, fetch};
 use crate::machine::interrupt;
-use crate::target::Target;
+use crate::target::{Order, Target};
 
 /// A running cache.
 pub trait Server: std::fmt::Debug {
@@ -97,7 +96,7 @@ impl Fleet {
         let dir = bed.directory()?;
         let mut fleet = Self { peers: Vec::new(), servers: Vec::new(), _dir: dir };
         for (name, kind) in ALL {
-            if !bed.wants(name) {
+            if !wants(bed, name) {
                 continue;
             }
             interrupt::check()?;
@@ -106,16 +105,27 @@ impl Fleet {
             let server = start(bed, kind, &own, storage.bytes).with_context(|| format!("cannot start {name}"))?;
             fleet.servers.push(server);
             let server = fleet.servers.len() - 1;
-            fleet.peers.push(Peer { name: name.to_owned(), header: zero_copy::header(false), server });
+            fleet.peers.push(Peer { name: name.to_owned(), header: vcl::zero_copy(false), server });
             let ours = matches!(kind, Kind::Memory | Kind::Disk | Kind::Socket);
-            if ours && bed.zero_copy && storage.deliveries {
-                fleet.peers.push(Peer { name: format!("{name} zc"), header: zero_copy::header(true), server });
+            if ours && storage.deliveries {
+                fleet.peers.push(Peer { name: format!("{name} zc"), header: vcl::zero_copy(true), server });
             }
         }
         if fleet.peers.is_empty() {
             bail!("no peer is left to measure");
         }
         Ok(fleet)
+    }
+
+    /// A load on a peer.
+    pub fn load(&self, peer: &Peer, order: Order, connections: usize, drain: Drain, stop: Stop) -> Load {
+        let address = self.server(peer).address();
+        Load { address, header: peer.header.clone(), order, connections, drain, stop }
+    }
+
+    /// Puts a load on a peer and takes the server's CPU time.
+    pub fn measure(&self, bed: &Bed, peer: &Peer, load: &Load) -> Result<Measured> {
+        bed.measure(&self.server(peer).pids(), load).with_context(|| peer.name.clone())
     }
 
     /// The server behind a peer.
@@ -157,9 +167,15 @@ impl Fleet {
     }
 }
 
+/// Whether this peer is asked for.
+pub fn wants(bed: &Bed, name: &str) -> bool {
+    let asked = |wanted: &String| name.contains(wanted.as_str());
+    bed.peers.is_empty() || [BASELINE, NOISE].contains(&name) || bed.peers.iter().any(asked)
+}
+
 fn start(bed: &Bed, kind: Kind, dir: &Path, bytes: u64) -> Result<Box<dyn Server>> {
     Ok(match kind {
         Kind::Nginx => Box::new(nginx::Nginx::start(bed, dir, bytes)?),
-        _ => Box::new(varnishd::Varnishd::for_hits(bed, kind, bed.zero_copy, dir, bytes)?),
+        _ => Box::new(varnishd::Varnishd::for_hits(bed, kind, dir, bytes)?),
     })
 }

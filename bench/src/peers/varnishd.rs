@@ -87,8 +87,8 @@ impl Varnishd {
         Ok(Self { process, workdir, address, child, objmapperd: None })
     }
 
-    /// The peer of this kind, with a storage of `bytes`; with `zero_copy`, requests may ask for the delivery filter.
-    pub(crate) fn for_hits(bed: &Bed, kind: Kind, zero_copy: bool, dir: &Path, bytes: u64) -> Result<Self> {
+    /// The peer of this kind, with a storage of `bytes`; requests may ask our engine's for the delivery filter.
+    pub(crate) fn for_hits(bed: &Bed, kind: Kind, dir: &Path, bytes: u64) -> Result<Self> {
         let mut objmapperd = None;
         let storage = match kind {
             Kind::Malloc => format!("s0=malloc,{bytes}b"),
@@ -106,7 +106,7 @@ impl Varnishd {
             Kind::Nginx => bail!("nginx is no varnishd"),
         };
         let ours = matches!(kind, Kind::Memory | Kind::Disk | Kind::Socket);
-        let vcl = match ours && zero_copy {
+        let vcl = match ours {
             true => vcl::with_zero_copy(bed.origin.address(), &bed.vmod),
             false => vcl::plain(bed.origin.address()),
         };

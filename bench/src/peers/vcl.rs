@@ -8,12 +8,17 @@ pub fn plain(origin: SocketAddr) -> String {
     format!("vcl 4.1;\nbackend origin {{ .host = \"{}\"; .port = \"{}\"; }}\n", origin.ip(), origin.port())
 }
 
-/// With our delivery filter for those requests that ask for it.
+/// The header line of every request for hits and misses, so that all are of one length: whether it is delivered without a copy.
+pub fn zero_copy(on: bool) -> String {
+    format!("X-Bench-Zero-Copy: {}\r\n", u8::from(on))
+}
+
+/// With our delivery filter for those requests that ask for it: see [`zero_copy`].
 pub fn with_zero_copy(origin: SocketAddr, vmod: &Path) -> String {
     format!(
         "{}import objmapper from \"{}\";\n\
          sub vcl_deliver {{\n\
-         \tif (req.http.X-Bench-Zero-Copy == \"1\") {{ set resp.filters = resp.filters + \" objmapper\"; }}\n\
+         \tif (req.http.X-Bench-Zero-Copy == \"1\") {{ objmapper.deliver(); }}\n\
          }}\n",
         plain(origin),
         vmod.display()

@@ -84,8 +84,8 @@ fn fill(bed: &Bed, fleet: &Fleet, bytes: u64, count: u64) -> Result<()> {
     for peer in fleet.distinct() {
         bed.progress.step(&format!("hits {}: filling {}", size_name(bytes), peer.name));
         let order = Order::turn(bytes, 0, count);
-        let load = bed.load(fleet, peer, order, 4, Drain::Discard, Stop::Requests(count));
-        let measured = bed.measure(fleet, peer, &load)?;
+        let load = fleet.load(peer, order, 4, Drain::Discard, Stop::Requests(count));
+        let measured = fleet.measure(bed, peer, &load)?;
         if let Some(why) = measured.outcome.first_error {
             anyhow::bail!("{}: filling the cache: {why}", peer.name);
         }
@@ -105,15 +105,15 @@ fn measure(bed: &Bed, fleet: &Fleet, hits: &Hits, count: u64, section: &mut Sect
         let orders: BTreeMap<&str, Order> = fleet.peers.iter().map(|p| (p.name.as_str(), order())).collect();
         let load = |peer: &Peer, stop| {
             let order = orders.get(peer.name.as_str()).cloned().unwrap_or_else(order);
-            bed.load(fleet, peer, order, connections(bytes), drain, stop)
+            fleet.load(peer, order, connections(bytes), drain, stop)
         };
         for peer in &fleet.peers {
-            bed.measure(fleet, peer, &load(peer, Stop::After(bed.plan.window / 4)))?;
+            fleet.measure(bed, peer, &load(peer, Stop::After(bed.plan.window / 4)))?;
         }
         for round in 0..bed.plan.rounds {
             let sums = super::round(&fleet.peers, (round, bed.plan.window), |peer, _, stop| {
                 bed.progress.step(&format!("hits {work}: round {} of {}, {}", round + 1, bed.plan.rounds, peer.name));
-                bed.measure(fleet, peer, &load(peer, stop))
+                fleet.measure(bed, peer, &load(peer, stop))
             })?;
             for (peer, measured) in fleet.peers.iter().zip(sums) {
                 record(section, &work, &peer.name, &measured);

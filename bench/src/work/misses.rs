@@ -55,8 +55,8 @@ pub fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
                 bed.progress.step(&format!("{work}: round {round} of {}, {name}", plan.rounds));
                 let Some(peer) = fleet.peers.iter().find(|p| p.name == name) else { continue };
                 let order = Order::turn(bytes, round as u64 * 1_000_000, count);
-                let load = bed.load(&fleet, peer, order, 4, Drain::Discard, Stop::Requests(count));
-                let measured = bed.measure(&fleet, peer, &load)?;
+                let load = fleet.load(peer, order, 4, Drain::Discard, Stop::Requests(count));
+                let measured = fleet.measure(bed, peer, &load)?;
                 if round > 0 {
                     record(section, &work, &name, &measured);
                     if measured.origin_requests != count {

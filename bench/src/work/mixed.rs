@@ -62,14 +62,14 @@ pub fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
         // Enough to fill the cache twice, so that evictions have begun.
         let order = Order::Popular(Arc::clone(&popularity), u64::MAX);
         let requests = 2 * storage / mean;
-        bed.measure(&fleet, peer, &bed.load(&fleet, peer, order, 16, Drain::Discard, Stop::Requests(requests)))?;
+        fleet.measure(bed, peer, &fleet.load(peer, order, 16, Drain::Discard, Stop::Requests(requests)))?;
     }
     for round in 0..plan.rounds {
         let sums = super::round(&fleet.peers, (round, plan.window * 2), |peer, slice, stop| {
             bed.progress.step(&format!("mixed: round {} of {}, {}", round + 1, plan.rounds, peer.name));
             // The same objects for everybody, others in each slice.
             let order = Order::Popular(Arc::clone(&popularity), ((round as u64) << 32) + u64::from(slice));
-            bed.measure(&fleet, peer, &bed.load(&fleet, peer, order, 16, Drain::Discard, stop))
+            fleet.measure(bed, peer, &fleet.load(peer, order, 16, Drain::Discard, stop))
         })?;
         for (peer, measured) in fleet.peers.iter().zip(sums) {
             record(section, "zipf", &peer.name, &measured);

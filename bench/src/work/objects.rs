@@ -7,7 +7,7 @@ use crate::bed::Bed;
 use crate::figures::{Figure, Plot, Section};
 use crate::load::{Drain, Load, Stop};
 use crate::peers::varnishd::{Options, Varnishd};
-use crate::peers::{BASELINE, MEMORY, Server, vcl, zero_copy};
+use crate::peers::{BASELINE, MEMORY, Server, vcl, wants};
 use crate::plan::K;
 use crate::proc::{Handles, Memory};
 use crate::target::Order;
@@ -77,7 +77,7 @@ pub fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
     let mut engines = Vec::new();
     for (name, storage, engine) in [(BASELINE, "malloc,", false), (MEMORY, "objmapper,threshold=0,size=", true)]
         .into_iter()
-        .filter(|e| bed.wants(e.0))
+        .filter(|e| wants(bed, e.0))
     {
         // Varnish counts the body and what an object needs beside it.
         let storage = vec![format!("s0={storage}{}b", many * (BYTES + 4 * K) + (64 << 20))];
@@ -112,7 +112,7 @@ pub fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
 }
 
 fn load(engine: &Engine, order: Order, connections: usize, stop: Stop) -> Load {
-    let header = zero_copy::header(false);
+    let header = vcl::zero_copy(false);
     Load { address: engine.varnishd.address(), header, order, connections, drain: Drain::Copy, stop }
 }
 
@@ -123,7 +123,7 @@ fn fill(bed: &Bed, engine: &Engine, first: u64, count: u64) -> Result<()> {
         bed.progress.step(&format!("objects: {} of {count} into {}", begin, engine.name));
         let piece = PIECE.min(count - begin);
         let order = Order::turn(BYTES, first + begin, piece);
-        let measured = bed.measure_pids(&engine.varnishd.pids(), &load(engine, order, 16, Stop::Requests(piece)))?;
+        let measured = bed.measure(&engine.varnishd.pids(), &load(engine, order, 16, Stop::Requests(piece)))?;
         if let Some(why) = measured.outcome.first_error {
             anyhow::bail!("{}: filling the cache: {why}", engine.name);
         }
@@ -139,7 +139,7 @@ fn latency(bed: &Bed, engines: &[Engine], stored: u64, asked: u64, section: &mut
             bed.progress.step(&format!("objects {work}: round {} of {}, {}", round + 1, bed.plan.rounds, engine.name));
             let seed = ((round as u64) << 32) + u64::from(slice);
             let order = Order::Random { bytes: BYTES, count: asked, seed };
-            bed.measure_pids(&engine.varnishd.pids(), &load(engine, order, 1, stop))
+            bed.measure(&engine.varnishd.pids(), &load(engine, order, 1, stop))
         })?;
         for (engine, measured) in engines.iter().zip(sums) {
             record(section, &work, engine.name, &measured);

@@ -45,7 +45,7 @@ pub(super) fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
             bed.progress.step(&format!("look-up: round {number} of {}, {peer}", bed.plan.rounds));
             // Numbers that were never used: there are more than a round can ask for.
             let order = Order::turn(K, asked, u64::from(u32::MAX));
-            let measured = bed.measure_pids(&pids, &varnishd.load(&header(*peer == WITH, false), order, 1, stop))?;
+            let measured = bed.measure(&pids, &varnishd.load(&header(*peer == WITH, false), order, 1, stop))?;
             asked += measured.outcome.requests + 1;
             Ok(measured)
         })?;

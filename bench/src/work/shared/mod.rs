@@ -29,36 +29,11 @@ pub use start::{FIRST_HIT, VARNISHD};
 
 /// Measures everything about the second level.
 pub fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
-    match missing(bed)? {
-        None => {
-            adoption::run(bed, sections)?;
-            publishing::run(bed, sections)?;
-            lookup::run(bed, sections)?;
-            start::run(bed, sections)?;
-        }
-        Some(why) => {
-            bed.progress.line(&why);
-            sections.push(Section {
-                key: "adoption".into(),
-                title: "Shared second level".into(),
-                remarks: vec![why],
-                ..Section::default()
-            });
-        }
-    }
+    adoption::run(bed, sections)?;
+    publishing::run(bed, sections)?;
+    lookup::run(bed, sections)?;
+    start::run(bed, sections)?;
     records::run(bed, sections)
-}
-
-/// Why there is nothing to measure, if so: a VMOD that has no director.
-fn missing(bed: &Bed) -> Result<Option<String>> {
-    let store = Store::start(bed, 64 << 20)?;
-    match store.varnishd(bed, Cache::Engine, 64 << 20) {
-        Ok(_) => Ok(None),
-        Err(why) if format!("{why:#}").contains("Symbol not found: 'objmapper.director'") => {
-            Ok(Some("the VMOD has no director: the shared second level is not measured".into()))
-        }
-        Err(why) => Err(why),
-    }
 }
 
 /// From here on a body lives in objmapper: less than the smallest body that is adopted here.

@@ -53,7 +53,7 @@ pub(super) fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
         for (number, (_, header)) in variants.iter().enumerate() {
             // A process that has just begun is slower.
             let order = Order::turn(M, number as u64 * 1_000_000 + 900_000, 8);
-            bed.measure_pids(&pids, &varnishd.load(header, order, 4, Stop::Requests(8)))?;
+            bed.measure(&pids, &varnishd.load(header, order, 4, Stop::Requests(8)))?;
         }
         varnishd.wait_counter("c_published", 8)?;
         for bytes in SIZES {
@@ -66,7 +66,7 @@ pub(super) fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
                 bed.progress.step(&format!("{work}: round {round} of {}, {peer}", bed.plan.rounds));
                 let published = varnishd.counter("c_published")?;
                 let order = Order::turn(bytes, number as u64 * 1_000_000, count);
-                let measured = bed.measure_pids(&pids, &varnishd.load(header, order, 4, Stop::Requests(count)))?;
+                let measured = bed.measure(&pids, &varnishd.load(header, order, 4, Stop::Requests(count)))?;
                 let expected = if *peer == ON { count } else { 0 };
                 if expected > 0 {
                     varnishd.wait_counter("c_published", published + expected)?;
