@@ -6,13 +6,13 @@ use objmapper_proto::ext::{BatchReply, Commit, IfVersion, Op, Reply, Request, Wa
 use objmapper_proto::limits::{MAX_BATCH, MAX_FDS, MAX_PAYLOAD, MAX_RELEASE};
 use objmapper_proto::{ObjUri, Status};
 
-use crate::client::{Client, reply};
+use crate::answer::{Answer, Expect};
+use crate::client::Client;
 use crate::connection::{Connection, Ticket};
 use crate::counters::Counters;
 use crate::error::{Error, OpName, ProtocolError, Result};
-use crate::objects::{Found, session_of};
+use crate::objects::Found;
 use crate::private::{CommitOptions, PrivateObject};
-use crate::slot::{Answer, Expect};
 
 /// The most that an operation's head adds to its payload, and more than any fixed part of one.
 const OP_OVERHEAD: usize = 64;
@@ -137,7 +137,7 @@ impl<'a> Batch<'a> {
         let deadline = self.client.deadline();
         let connection = self.client.inner.pool.pick_extended(OpName::Ext(Op::Batch))?;
         for (place, subject) in &mut self.objects {
-            subject.object().check(self.requests[*place].op(), session_of(&connection))?;
+            subject.object().check(self.requests[*place].op(), connection.session_id())?;
         }
         let mut tickets: Vec<(Ticket, Vec<Want>)> = Vec::new();
         for frame in frames(std::mem::take(&mut self.requests)) {
@@ -150,7 +150,7 @@ impl<'a> Batch<'a> {
         let mut outcomes = Vec::new();
         for (ticket, wants) in tickets {
             let answer = connection.wait(&ticket, deadline)?;
-            let answer = crate::client::checked(OpName::Ext(Op::Batch), answer, counters)?;
+            let answer = answer.checked(OpName::Ext(Op::Batch), counters)?;
             unpack(answer, &wants, &connection, counters, &mut outcomes)?;
         }
         for (place, subject) in &mut self.objects {
@@ -208,7 +208,7 @@ fn unpack(
     outcomes: &mut Vec<Result<BatchOutcome>>,
 ) -> Result<()> {
     let mut fds = std::mem::take(&mut answer.fds).into_iter();
-    let Reply::Batch(replies) = reply(Op::Batch, &answer)? else {
+    let Reply::Batch(replies) = answer.reply(Op::Batch)? else {
         return Err(ProtocolError::WrongKind.into());
     };
     if replies.len() != wants.len() {
@@ -218,7 +218,7 @@ fn unpack(
         outcomes.push(match reply {
             BatchReply::Done { nfds, reply: Reply::Entry(entry), .. } => {
                 let mine = fds.by_ref().take(nfds.into()).collect();
-                Found::new(entry, mine, *want, session_of(connection)).map(BatchOutcome::Found)
+                Found::new(entry, mine, *want, connection.session_id()).map(BatchOutcome::Found)
             }
             BatchReply::Done { .. } => Ok(BatchOutcome::Done),
             BatchReply::Failed { status: Status::NotFound, .. } => Ok(BatchOutcome::NotFound),

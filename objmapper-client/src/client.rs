@@ -6,17 +6,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use objmapper_proto::Status;
-use objmapper_proto::ext::{Op, Reply, Request};
+use objmapper_proto::ext::Request;
 use parking_lot::Mutex;
 
+use crate::answer::{Answer, Expect};
 use crate::config::{Config, Connector};
 use crate::connection::Connection;
-use crate::counters::{Counters, Snapshot};
-use crate::deferred::Deferred;
-use crate::error::{Error, OpName, ProtocolError, Result};
+use crate::counters::Snapshot;
+use crate::deferred::{Deferred, Item};
+use crate::error::{Error, OpName, Result};
+use crate::give_up;
 use crate::pool::Pool;
 use crate::session::Session;
-use crate::slot::{Answer, Body, Expect};
 use crate::state::ConnectionState;
 
 /// A client of one store. Cheap to clone; every method may be called from many threads at once.
@@ -79,7 +80,7 @@ impl Client {
         inner.threads.lock().push(spawn("objm-keeper", move || pool.keep())?);
         let (pool, deferred) = (Arc::clone(&inner.pool), Arc::clone(&inner.deferred));
         // Should it fail, dropping `inner` ends the first one.
-        inner.threads.lock().push(spawn("objm-deferred", move || deferred.work(&pool))?);
+        inner.threads.lock().push(spawn("objm-deferred", move || give_up::work(&deferred, &pool))?);
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -139,6 +140,27 @@ impl Client {
         outcome
     }
 
+    pub(crate) fn defer(&self, session: u64, item: Item) {
+        self.inner.deferred.push(session, std::iter::once(item), &self.inner.pool.counters);
+    }
+
+    /// Drops pins of a session, in the background: never blocks, however the store is. Does nothing for a
+    /// session that is gone, whose pins went with it.
+    ///
+    /// Pins do not nest, so an object that was released must not be pinned again until
+    /// [`Client::flush_deferred`] says that the release is through.
+    pub fn release(&self, session: u64, objects: &[u64]) {
+        let items = objects.iter().map(|&object| Item::Release(object));
+        self.inner.deferred.push(session, items, &self.inner.pool.counters);
+    }
+
+    /// Waits until what was given up in the background (pins by [`Client::release`]; dropped
+    /// [`PrivateObject`](crate::PrivateObject)s and [`Lease`](crate::Lease)s) has reached the store; whether
+    /// it has within `timeout`.
+    pub fn flush_deferred(&self, timeout: Duration) -> bool {
+        self.inner.deferred.wait_empty(Instant::now() + timeout)
+    }
+
     /// The counters.
     #[must_use]
     pub fn counters(&self) -> Snapshot {
@@ -162,7 +184,7 @@ impl Client {
         let op = request.op();
         let ticket = connection.submit(Expect::Ext(op), deadline, |id, out| request.encode(id, out))?;
         let answer = connection.wait(&ticket, deadline)?;
-        checked(OpName::Ext(op), answer, &self.inner.pool.counters)
+        answer.checked(OpName::Ext(op), &self.inner.pool.counters)
     }
 
     /// [`Self::call`] for a request that may be carried out twice: made once more on another connection if the first
@@ -175,27 +197,24 @@ impl Client {
     }
 }
 
-/// The answer, if its status is OK.
-pub(crate) fn checked(op: OpName, answer: Answer, counters: &Counters) -> Result<Answer> {
-    if answer.status == Status::Ok {
-        return Ok(answer);
+impl Config {
+    /// A client that connects in the background; see [`Client::state`].
+    ///
+    /// # Errors
+    /// Only if its threads cannot be started.
+    pub fn build(self) -> Result<Client> {
+        Client::start(self)
     }
-    if answer.status != Status::NotFound {
-        Counters::add(&counters.refusals, 1);
-    }
-    let message = match answer.body {
-        Body::Failure(message) => message,
-        _ => Box::default(),
-    };
-    Err(Error::Status { op, status: answer.status, message })
-}
 
-/// Understands the payload of an OK answer.
-pub(crate) fn reply(op: Op, answer: &Answer) -> Result<Reply<'_>> {
-    match &answer.body {
-        Body::Payload(payload) => Ok(Reply::parse(op, payload)?),
-        Body::Entry(entry) => Ok(Reply::Entry(*entry)),
-        _ => Err(ProtocolError::WrongKind.into()),
+    /// A client that has connected.
+    ///
+    /// # Errors
+    /// If it could not within the connect timeout, or its threads cannot be started.
+    pub fn connect(self) -> Result<Client> {
+        let timeout = self.connect_timeout;
+        let client = self.build()?;
+        client.wait_connected(timeout)?;
+        Ok(client)
     }
 }
 

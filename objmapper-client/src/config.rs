@@ -7,8 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::client::Client;
-use crate::error::Result;
 use crate::state::Event;
 
 /// Which protocol to try.
@@ -45,7 +43,7 @@ impl fmt::Display for Target {
 
 type Listener = Arc<dyn Fn(&Event) + Send + Sync>;
 
-/// Options of a [`Client`]; see [`Client::builder`].
+/// Options of a [`Client`](crate::Client); see [`Client::builder`](crate::Client::builder).
 #[derive(Clone)]
 pub struct Config {
     pub(crate) target: Target,
@@ -141,30 +139,12 @@ impl Config {
         self
     }
 
-    /// Told of every [`Event`], in order, at once, on the thread that notices it. It must be quick, and of
-    /// the client it may only ask [`Client::state`], [`Client::session`] and [`Client::generation`].
+    /// Told of every [`Event`], in order, at once, on the thread that notices it. It must be quick, and of the client it may
+    /// only ask [`state`](crate::Client::state), [`session`](crate::Client::session) and
+    /// [`generation`](crate::Client::generation).
     #[must_use]
     pub fn on_event(mut self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.listener = Some(Arc::new(listener));
         self
-    }
-
-    /// A client that connects in the background; see [`Client::state`].
-    ///
-    /// # Errors
-    /// Only if its threads cannot be started.
-    pub fn build(self) -> Result<Client> {
-        Client::start(self)
-    }
-
-    /// A client that has connected.
-    ///
-    /// # Errors
-    /// If it could not within the connect timeout, or its threads cannot be started.
-    pub fn connect(self) -> Result<Client> {
-        let timeout = self.connect_timeout;
-        let client = self.build()?;
-        client.wait_connected(timeout)?;
-        Ok(client)
     }
 }

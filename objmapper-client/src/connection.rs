@@ -19,11 +19,12 @@ use std::time::Instant;
 use objmapper_proto::EncodeError;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::answer::{Answer, Expect};
 use crate::counters::Counters;
 use crate::deferred::Item;
 use crate::error::{Error, Result};
 use crate::session::Session;
-use crate::slot::{Answer, Expect, Slot, Woken};
+use crate::slot::{Slot, Woken};
 use crate::socket::{Fds, Inbox, Ready, Socket};
 use crate::state::Version;
 
@@ -94,6 +95,11 @@ pub(crate) struct Ticket {
 }
 
 impl Connection {
+    /// The session's number; 0 with a peer that has none.
+    pub(crate) fn session_id(&self) -> u64 {
+        self.session.as_ref().map_or(0, |s| s.id)
+    }
+
     pub(crate) fn new(
         socket: Socket,
         inbox: Inbox,

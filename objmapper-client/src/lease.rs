@@ -5,10 +5,10 @@ use std::time::Duration;
 use objmapper_proto::ext::{LeaseOutcome, Op, Reply, Request, Want};
 use objmapper_proto::{ObjUri, Status};
 
-use crate::client::{Client, reply};
+use crate::client::Client;
 use crate::deferred::Item;
 use crate::error::{Error, OpName, ProtocolError, Result};
-use crate::objects::{Found, session_of};
+use crate::objects::Found;
 
 /// What became of [`Client::lease`].
 #[derive(Debug)]
@@ -51,8 +51,8 @@ impl Client {
             Err(Error::Status { status: Status::Timeout, .. }) => return Ok(Leased::TimedOut),
             result => result?,
         };
-        let session = session_of(&connection);
-        let Reply::Lease(outcome) = reply(Op::Lease, &answer)? else {
+        let session = connection.session_id();
+        let Reply::Lease(outcome) = answer.reply(Op::Lease)? else {
             return Err(ProtocolError::WrongKind.into());
         };
         Ok(match outcome {
@@ -84,7 +84,7 @@ impl Lease {
     /// See [`Error`].
     pub fn refuse(mut self, retry: Duration) -> Result<()> {
         let connection = self.client.inner.pool.pick_extended(OpName::Ext(Op::Unlease))?;
-        if session_of(&connection) != self.session {
+        if connection.session_id() != self.session {
             self.open = false;
             return Err(Error::SessionLost);
         }

@@ -23,6 +23,7 @@
 #[cfg(doctest)]
 struct Readme;
 
+mod answer;
 mod batch;
 mod board;
 mod cache;
@@ -32,6 +33,7 @@ mod connection;
 mod counters;
 mod deferred;
 mod error;
+mod give_up;
 mod handshake;
 mod lease;
 mod mapping;

@@ -5,10 +5,9 @@ use std::os::fd::OwnedFd;
 use objmapper_proto::ext::{Entry, EntryFlags, IfVersion, Op, Reply, Request, Stat, Want};
 use objmapper_proto::{ObjUri, Status};
 
-use crate::client::{Client, reply};
-use crate::connection::Connection;
+use crate::answer::{Answer, Body};
+use crate::client::Client;
 use crate::error::{Error, ProtocolError, Result};
-use crate::slot::{Answer, Body};
 use crate::state::Version;
 
 /// A published object.
@@ -55,10 +54,6 @@ pub(crate) fn found_or_not<T>(result: Result<T>) -> Result<Option<T>> {
     }
 }
 
-pub(crate) fn session_of(connection: &Connection) -> u64 {
-    connection.session.as_ref().map_or(0, |s| s.id)
-}
-
 impl Client {
     /// Looks up without creating; `None` if there is no such object.
     ///
@@ -71,7 +66,7 @@ impl Client {
         let Some((answer, connection)) = found_or_not(self.ask(&request, self.deadline()))? else {
             return Ok(None);
         };
-        Found::from_answer(answer, want, session_of(&connection)).map(Some)
+        Found::from_answer(answer, want, connection.session_id()).map(Some)
     }
 
     /// Deletes; whether there was such an object. Private objects created for the URI before it can no
@@ -107,7 +102,7 @@ impl Client {
     /// See [`Error`].
     pub fn stat(&self) -> Result<Stat> {
         let (answer, _) = self.ask(&Request::Stat, self.deadline())?;
-        match reply(Op::Stat, &answer)? {
+        match answer.reply(Op::Stat)? {
             Reply::Stat(stat) => Ok(stat),
             _ => Err(ProtocolError::WrongKind.into()),
         }
@@ -120,7 +115,7 @@ impl Client {
     /// See [`Error`].
     pub fn list_page(&self, prefix: &[u8], cursor: &[u8], max: u16) -> Result<Page> {
         let (answer, _) = self.ask(&Request::List { prefix, cursor, max }, self.deadline())?;
-        match reply(Op::List, &answer)? {
+        match answer.reply(Op::List)? {
             Reply::List(page) => {
                 let items = page.items.into_iter().map(|(uri, entry)| (uri.into_owned(), entry)).collect();
                 Ok(Page { items, cursor: page.cursor.to_vec() })

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use objmapper_proto::ObjUri;
 use objmapper_proto::ext::{IfVersion, Op, Request, Want};
 
-use crate::client::{Client, checked};
+use crate::answer::Expect;
+use crate::client::Client;
 use crate::connection::{Connection, Ticket};
 use crate::error::{OpName, Result};
-use crate::objects::{Found, found_or_not, session_of};
-use crate::slot::Expect;
+use crate::objects::{Found, found_or_not};
 
 /// Requests on one connection, sent together; made by [`Client::pipeline`].
 ///
@@ -88,10 +88,10 @@ impl Pipeline {
 }
 
 impl<T> Pending<T> {
-    fn answer(&self) -> Result<crate::slot::Answer> {
+    fn answer(&self) -> Result<crate::answer::Answer> {
         // Counted from here: a caller that was busy elsewhere has not been kept waiting.
         let answer = self.connection.wait(&self.ticket, self.client.deadline())?;
-        checked(OpName::Ext(self.op), answer, &self.client.inner.pool.counters)
+        answer.checked(OpName::Ext(self.op), &self.client.inner.pool.counters)
     }
 }
 
@@ -103,7 +103,7 @@ impl Pending<Option<Found>> {
     pub fn wait(self) -> Result<Option<Found>> {
         match found_or_not(self.answer())? {
             None => Ok(None),
-            Some(answer) => Found::from_answer(answer, self.want, session_of(&self.connection)).map(Some),
+            Some(answer) => Found::from_answer(answer, self.want, self.connection.session_id()).map(Some),
         }
     }
 }

@@ -15,7 +15,6 @@ use crate::counters::Counters;
 use crate::deferred::{Deferred, Item};
 use crate::error::{Error, OpName, Result};
 use crate::handshake::{Attachment, Least, establish};
-use crate::objects::session_of;
 use crate::session::Session;
 use crate::socket::wait_closed;
 use crate::state::{ConnectionState, Event, Version};
@@ -332,7 +331,7 @@ impl Owner for Pool {
     }
 
     fn unclaimed(&self, connection: &Connection, item: Item) {
-        self.deferred.push(session_of(connection), std::iter::once(item), &self.counters);
+        self.deferred.push(connection.session_id(), std::iter::once(item), &self.counters);
     }
 
     fn is_ending(&self) -> bool {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use objmapper_proto::ext::{Commit, Fence, IfVersion, Op, Reply, Request, Tier, Want};
 use objmapper_proto::{ObjUri, Status};
 
-use crate::client::{Client, reply};
+use crate::client::Client;
 use crate::deferred::Item;
 use crate::error::{Error, OpName, ProtocolError, Result};
-use crate::objects::{Found, session_of};
+use crate::objects::Found;
 use crate::session::Session;
 
 /// How to publish a private object.
@@ -60,7 +60,7 @@ impl Client {
         let request = Request::Create { tier, length, uri: uri.map(ObjUri::borrowed) };
         let (mut answer, connection) = self.call(&request, self.deadline())?;
         let session = connection.session.clone().ok_or(Error::SessionLost)?;
-        let Reply::Created { handle, tier } = reply(Op::Create, &answer)? else {
+        let Reply::Created { handle, tier } = answer.reply(Op::Create)? else {
             return Err(ProtocolError::WrongKind.into());
         };
         let mut object =
@@ -141,9 +141,9 @@ impl PrivateObject {
         if session == self.session.id { Ok(()) } else { Err(Error::SessionLost) }
     }
 
-    fn call(&self, request: &Request<'_>) -> Result<crate::slot::Answer> {
+    fn call(&self, request: &Request<'_>) -> Result<crate::answer::Answer> {
         let connection = self.client.inner.pool.pick_extended(OpName::Ext(request.op()))?;
-        self.check(request.op(), session_of(&connection))?;
+        self.check(request.op(), connection.session_id())?;
         self.client.call_on(&connection, request, self.client.deadline())
     }
 

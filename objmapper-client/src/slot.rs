@@ -4,48 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use objmapper_proto::ext::{Entry, Op};
-use objmapper_proto::{Segment, Status};
 use parking_lot::{Condvar, Mutex};
 
+use crate::answer::{Answer, Expect};
 use crate::error::Result;
-use crate::socket::Fds;
-
-/// What kind of answer a request has coming.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Expect {
-    /// An extension reply to this operation.
-    Ext(Op),
-    /// A V1 or V2 response, with a descriptor if it is OK.
-    Fd,
-    /// A V1 or V2 response without one.
-    NoFd,
-    /// A V2 segmented response.
-    Segmented,
-}
-
-/// An answer, free of the buffer that it came in.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: Status,
-    pub(crate) body: Body,
-    pub(crate) fds: Fds,
-}
-
-/// What an answer says. The frequent ones are understood where they arrive and need no allocation.
-#[derive(Debug)]
-pub(crate) enum Body {
-    /// To LOOKUP and COMMIT.
-    Entry(Entry),
-    /// Any other extension payload, understood by the caller.
-    Payload(Box<[u8]>),
-    /// The message of a status other than OK.
-    Failure(Box<str>),
-    /// A V1 or V2 response.
-    V01,
-    /// A segmented response.
-    Segmented { segments: Vec<Segment>, inline: Box<[u8]> },
-}
 
 #[derive(Debug, Default)]
 struct State {

@@ -14,11 +14,11 @@ use objmapper_proto::v2::ClientFrame;
 use objmapper_proto::{EncodeError, Mode, ObjUri, Segment, v1, v2};
 use rustix::fs::fstat;
 
-use crate::client::{Client, checked};
+use crate::answer::{Answer, Body, Expect};
+use crate::client::Client;
 use crate::connection::Connection;
 use crate::error::{Error, OpName, ProtocolError, Result};
 use crate::objects::found_or_not;
-use crate::slot::{Answer, Body, Expect};
 use crate::state::Version;
 
 /// A file that a V1 or V2 request brought.
@@ -121,7 +121,7 @@ impl Client {
         };
         let deadline = self.deadline();
         let answer = send(&connection, Expect::Fd, Mode::Fd, flags, uri.as_bytes(), deadline)?;
-        let mut answer = checked(OpName::GetOrCreate, answer, &self.inner.pool.counters)?;
+        let mut answer = answer.checked(OpName::GetOrCreate, &self.inner.pool.counters)?;
         let fd = answer.fds.pop().ok_or(ProtocolError::FdCount { expected: 1, got: 0 })?;
         V01Object::new(fd)
     }
@@ -137,7 +137,7 @@ impl Client {
             return Err(Error::Unsupported(OpName::GetOrCreate));
         }
         let answer = send(&connection, Expect::Segmented, Mode::Segmented, 0, uri.as_bytes(), self.deadline())?;
-        let answer = checked(OpName::GetOrCreate, answer, &self.inner.pool.counters)?;
+        let answer = answer.checked(OpName::GetOrCreate, &self.inner.pool.counters)?;
         match answer.body {
             Body::Segmented { segments, inline } => {
                 Ok(SegmentedObject { segments, inline, fds: answer.fds.into_iter().collect() })
@@ -155,7 +155,7 @@ impl Client {
         path.extend_from_slice(b"/delete");
         path.extend_from_slice(uri.as_bytes());
         let answer = send(connection, Expect::NoFd, Mode::Fd, 0, &path, self.deadline())?;
-        Ok(found_or_not(checked(OpName::Delete, answer, &self.inner.pool.counters))?.is_some())
+        Ok(found_or_not(answer.checked(OpName::Delete, &self.inner.pool.counters))?.is_some())
     }
 }
 

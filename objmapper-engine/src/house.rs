@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::account::{Account, UNLIMITED};
-use crate::backing::Whereabouts;
 
 /// The share of the limit that is kept free ahead of need.
 const KEPT_FREE: u64 = 32;
@@ -16,6 +15,15 @@ const KEPT_FREE: u64 = 32;
 const MOST_KEPT_FREE: u64 = 256 << 20;
 /// A storage in which that would be less than this evicts only when somebody needs room, as Varnish's own do.
 const LEAST_KEPT_FREE: u64 = 1 << 20;
+
+/// Where a body of an objmapperd is, as far as its loss is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// The session that pins it.
+    pub session: u64,
+    /// In memory: how often that memory had begun anew.
+    pub memory_epoch: Option<u64>,
+}
 
 /// Which bodies are lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

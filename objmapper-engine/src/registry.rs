@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
-use crate::backing::Whereabouts;
 use crate::house::Verdict;
+use crate::house::Whereabouts;
 
 /// Fetches that end at once seldom meet in one of these.
 const SHARDS: usize = 16;

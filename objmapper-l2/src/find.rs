@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 use objmapper_client::{ConnectionState, Entry, Fence, Lease, Leased, ObjUri, Session, Want};
 
 use crate::bans::keeper::{Copy, Unknown};
+use crate::core::Core;
 use crate::counters::Counters;
-use crate::finding::{Finding, Grounds, Hit, Miss, MissReason, RecordFile, Stale};
+use crate::finding::{Finding, Miss, MissReason, Stale};
 use crate::head::Head;
+use crate::hit::{Grounds, Hit, RecordFile};
 use crate::outage::Outage;
 use crate::reading::{Opened, Unreadable};
 use crate::record::Kind;
 use crate::request::Lookup;
-use crate::space::Core;
 use crate::stored::{Mark, Stored, Target};
 use crate::ticket::{Renews, Ticket};
 use crate::vary::{Index, VaryKey};

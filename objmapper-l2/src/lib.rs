@@ -18,11 +18,13 @@
 mod bans;
 mod bytes;
 mod config;
+mod core;
 mod counters;
 mod find;
 mod finding;
 mod freshness;
 mod head;
+mod hit;
 mod key;
 mod outage;
 mod publish;
@@ -41,8 +43,9 @@ mod vary;
 
 pub use config::{Config, Connect, Log, Notice};
 pub use counters::Counters;
-pub use finding::{Finding, Hit, Miss, MissReason, RecordFile, Stale};
+pub use finding::{Finding, Miss, MissReason, Stale};
 pub use head::{BodySum, Head, Headers, Summer};
+pub use hit::{Hit, RecordFile};
 pub use key::Key;
 pub use outage::Outage;
 pub use regex::{Regex, Regexes};

@@ -5,13 +5,13 @@ use std::os::fd::OwnedFd;
 use objmapper_client::{CommitOptions, Fence, Found, IfVersion, ObjUri, PrivateObject, Session, Status, Want};
 use rustix::io::Errno;
 
-use crate::finding::Grounds;
+use crate::core::Core;
 use crate::head::{BodySum, Summer};
+use crate::hit::Grounds;
 use crate::key::Key;
 use crate::outage::Outage;
 use crate::reading::{Opened, Unreadable};
 use crate::record::{Kind, tail};
-use crate::space::Core;
 use crate::stored::{Mark, Stored};
 use crate::ticket::{Outcome, Ticket};
 use crate::vary::{Index, VaryKey};

@@ -2,9 +2,9 @@
 
 use objmapper_client::{ConnectionState, Error, IfVersion};
 
+use crate::core::Core;
 use crate::key::Key;
 use crate::outage::Outage;
-use crate::space::Core;
 
 impl Core {
     pub(crate) fn purge(&self, key: &Key) -> Result<bool, Outage> {

@@ -6,19 +6,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use objmapper_client::{Client, ConnectionState, Error, Event, IfVersion, ObjUri, Session, UriError, UriSpace};
+use objmapper_client::{Client, ConnectionState, Error, Event, UriError, UriSpace};
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 
 use crate::bans::keeper::Keeper;
 use crate::config::{Config, Connect, Log, Notice};
+use crate::core::Core;
 use crate::counters::Counters;
 use crate::finding::Finding;
 use crate::key::{Key, without_scheme};
 use crate::outage::Outage;
-use crate::regex::Regexes;
 use crate::request::Lookup;
-use crate::vary::hex;
 
 /// Why a second level cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -54,68 +52,6 @@ impl fmt::Display for State {
             Self::UpV01 => f.write_str("up (v0.1)"),
             Self::NoBoard => f.write_str("not usable (no board)"),
             Self::Down(since) => write!(f, "down for {}s", since.as_secs()),
-        }
-    }
-}
-
-/// What all parts of a second level have in common.
-pub(crate) struct Core {
-    pub(crate) client: Client,
-    pub(crate) space: UriSpace,
-    /// Without a slash at its end.
-    pub(crate) prefix: Vec<u8>,
-    pub(crate) call_timeout: Duration,
-    pub(crate) regexes: Arc<dyn Regexes>,
-    pub(crate) log: Log,
-    pub(crate) bans: Arc<Keeper>,
-}
-
-impl fmt::Debug for Core {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Core").field("client", &self.client).field("space", &self.space).finish_non_exhaustive()
-    }
-}
-
-impl Core {
-    /// The session, if the store is up and has extensions and a board.
-    pub(crate) fn session(&self) -> Result<Arc<Session>, Outage> {
-        if !self.client.is_up() {
-            return Err(Outage::Down);
-        }
-        match self.client.session() {
-            Some(session) if session.board().is_some() => Ok(session),
-            _ => Err(Outage::Protocol),
-        }
-    }
-
-    /// The URI that stands for something derived from `parts`.
-    pub(crate) fn derived(&self, kind: &[u8], parts: &[&[u8]]) -> ObjUri<'static> {
-        let mut hash = Sha256::new();
-        for part in parts {
-            // Lengths make it unambiguous.
-            hash.update((part.len() as u64).to_be_bytes());
-            hash.update(part);
-        }
-        self.space.uri(&[kind, &hex(&hash.finalize().into())])
-    }
-
-    /// Removes what a reader found to be of no use, unless it was replaced meanwhile. Does not matter if it fails: the
-    /// next reader finds it again.
-    pub(crate) fn evict(&self, uri: &ObjUri<'_>, version: u64) -> Result<(), Outage> {
-        match self.client.evict(uri, IfVersion::from_raw(version)) {
-            Ok(_) => Ok(()),
-            Err(why) if why.status() == Some(objmapper_client::Status::Conflict) => Ok(()),
-            Err(why) => Err(Outage::from(&why)),
-        }
-    }
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        // Leases that were given up a moment ago must not keep others waiting until the store's grace time is over.
-        if self.client.is_up() && self.client.session().is_some() {
-            // Should it fail, the store does the same a little later.
-            let _ = self.client.detach();
         }
     }
 }

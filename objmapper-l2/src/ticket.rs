@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use objmapper_client::{Lease, Leased, ObjUri, Want};
 
+use crate::core::Core;
 use crate::counters::Counters;
-use crate::finding::{Grounds, Hit};
 use crate::head::{BodySum, Head};
+use crate::hit::{Grounds, Hit};
 use crate::key::Key;
 use crate::outage::Outage;
 use crate::publish::{Draft, Place};
 use crate::request::RequestView;
-use crate::space::Core;
 use crate::stored::{Stored, Target};
 use crate::v01::MAX_BODY;
 use crate::vary::{Spec, VaryKey};

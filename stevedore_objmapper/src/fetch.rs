@@ -4,13 +4,14 @@ use std::ffi::c_int;
 
 use objmapper_engine::body::ChunkLimits;
 use varnish_stevedore_sys::OC_F_TRANSIENT;
-use varnish_stevedore_sys::bindings::{BOS_FINISHED, OC_F_FAILED, VTIM_real, cache_param};
+use varnish_stevedore_sys::bindings::{
+    BOS_FINISHED, BUSYOBJ_MAGIC, OC_F_FAILED, THR_GetBusyobj, VFP_esi, VFP_testgunzip, VTIM_real, cache_param,
+};
 use varnish_stevedore_sys::functions::{HSH_Kill, LRU_Add, LRU_NukeOne};
 use varnish_stevedore_sys::{boc, objcore, worker};
 
 use crate::boundary::{checked_objcore, fallible, infallible, stevedore_ref, worker_ref};
 use crate::object::object_of;
-use crate::table;
 
 /// A fetch waits so many times for room that others take before it gives up.
 const MOST_WAITS: u32 = 16;
@@ -26,6 +27,29 @@ fn chunk_limits() -> ChunkLimits {
             max: read(&raw const (*params).fetch_maxchunksize),
         }
     }
+}
+
+/// Do all filters of the fetch of `oc` but the one at the bottom only look at what they are given? The room of an adopted body cannot
+/// be written to.
+fn only_reads(oc: *const objcore) -> bool {
+    // SAFETY: the busyobj of this thread's fetch, or null (cache_main.c); its filters are this thread's.
+    unsafe {
+        let Some(bo) = THR_GetBusyobj().as_ref() else { return false };
+        if bo.magic != BUSYOBJ_MAGIC || !std::ptr::eq(bo.fetch_objcore, oc) || bo.vfc.is_null() {
+            return false;
+        }
+        // cache_gzip.c, cache_esi_fetch.c: both have the filter below fill the room, and read there.
+        let readers = [&raw const VFP_testgunzip, &raw const VFP_esi];
+        let mut entry = (*bo.vfc).vfp.vtqh_first;
+        while let Some(filter) = entry.as_ref() {
+            let next = filter.list.vtqe_next;
+            if !next.is_null() && !readers.contains(&filter.vfp) {
+                return false;
+            }
+            entry = next;
+        }
+    }
+    true
 }
 
 pub(crate) unsafe extern "C" fn objgetspace(
@@ -44,7 +68,7 @@ pub(crate) unsafe extern "C" fn objgetspace(
             let stobj = &(*checked).stobj[0];
             (stevedore_ref(stobj.stevedore.cast()), stobj.priv2 != 0, (*(*checked).boc).transit_buffer)
         };
-        if adopts && !table::only_reads(oc) {
+        if adopts && !only_reads(oc) {
             object.body.give_up_adoption(engine);
         }
         // SAFETY: `sz` and `ptr` are the caller's own variables (ObjGetSpace asserts that they are not null).

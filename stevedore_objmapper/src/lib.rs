@@ -4,6 +4,8 @@
 //! keeps panics on this side, and each other module makes a few of the tables' functions from
 //! `objmapper-engine`, which knows nothing of varnishd.
 
+mod announcement;
+mod bans;
 mod boundary;
 mod buffer;
 mod fetch;

@@ -15,9 +15,9 @@ use varnish_stevedore_sys::functions::{LRU_NukeOne, LRU_Remove};
 use varnish_stevedore_sys::stevedore::Stevedore;
 use varnish_stevedore_sys::{objcore, vsc, worker};
 
+use crate::announcement;
 use crate::boundary::{checked_objcore, fallible, infallible, stevedore_ref};
 use crate::storage::engine_of;
-use crate::table;
 
 const OBJECT_MAGIC: u32 = 0x6f62_6d70;
 
@@ -265,7 +265,7 @@ pub(crate) unsafe extern "C" fn allocobj(
         // SAFETY: `wrk` is varnishd's.
         let Some(head) = (unsafe { alloc_exactly(wrk, checked, engine, size) }) else { return 0 };
         let object = Object::new(head);
-        let adopts = table::take_announced(oc, engine).map(|announced| object.body.adopt(announced)).is_some();
+        let adopts = announcement::take(oc, engine).map(|announced| object.body.adopt(announced)).is_some();
         let object = Box::into_raw(Box::new(object));
         // SAFETY: STV_NewObject's caller owns the objcore, which has no stevedore yet: nobody else looks at `stobj`.
         let stobj = unsafe {

@@ -12,7 +12,7 @@ use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore, TailqEntry};
 use varnish_stevedore_sys::version;
 
 use crate::boundary::infallible;
-use crate::{buffer, fetch, iterate, logger, object, panic, storage, table};
+use crate::{bans, buffer, fetch, iterate, logger, object, panic, storage};
 
 /// For tests: registers the engine a second time under this name (`default` makes it the storage of whoever names none).
 const REGISTER_AS: &str = "OBJMAPPER_REGISTER_AS";
@@ -40,7 +40,7 @@ static STEVEDORE: Stevedore = Stevedore {
     open: Some(storage::open),
     close: Some(storage::close),
     allocobj: Some(object::allocobj),
-    baninfo: Some(table::baninfo),
+    baninfo: Some(bans::baninfo),
     banexport: None,
     panic: Some(panic::panic),
     allocbuf: Some(buffer::allocbuf),

@@ -5,6 +5,8 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::ptr::null_mut;
+use std::sync::atomic::AtomicPtr;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -26,7 +28,7 @@ use varnish_stevedore_sys::stevedore::Stevedore;
 use varnish_stevedore_sys::vsc::{VSC_sma_New, VscSma};
 
 use crate::boundary::{fallible, infallible, stevedore_ref};
-use crate::{house, table};
+use crate::house;
 
 /// For tests: options that every storage gets which does not set them itself.
 const OPTIONS: &str = "OBJMAPPER_OPTIONS";
@@ -35,6 +37,14 @@ const OPTIONS: &str = "OBJMAPPER_OPTIONS";
 const MOST_DRAFTS: usize = 1 << 20;
 
 const STORAGE_MAGIC: u32 = 0x6f62_7374;
+
+/// The first storage that was opened.
+static FIRST: AtomicPtr<Stevedore> = AtomicPtr::new(std::ptr::null_mut());
+
+/// That storage, or null.
+pub(crate) fn first() -> *const Stevedore {
+    FIRST.load(Acquire)
+}
 
 /// `stevedore->priv`: leaked, as varnishd keeps its storages until the child ends.
 struct Storage {
@@ -198,7 +208,7 @@ pub(crate) unsafe extern "C" fn open(stv: *mut Stevedore) {
         // SAFETY: as above.
         unsafe { (*stv).lru = lru };
         *storage.house.lock() = Some(house::start(engine, lru));
-        table::opened(stv);
+        let _ = FIRST.compare_exchange(std::ptr::null_mut(), stv, Release, Acquire);
     });
 }
 

@@ -1,25 +1,18 @@
 //! The table of C functions through which the VMOD reaches its storage's store (`objmapper-abi`).
 
-use std::cell::RefCell;
-use std::ffi::{c_int, c_uint, c_void};
+use std::ffi::{c_int, c_void};
 use std::os::fd::IntoRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::ptr::null;
-use std::sync::atomic::AtomicPtr;
-use std::sync::atomic::Ordering::{Acquire, Release};
 
 use objmapper_abi::{
     Adoption, Bytes, Copied, Delivered, Delivery, Engine as Table, Extended, MAGIC, OnBan, OnIterate, Place,
     Publication, Published, Record, Span, Store, VERSION,
 };
-use objmapper_engine::adopt::{Announced, NotAdopted, Wanted};
+use objmapper_engine::adopt::{NotAdopted, Wanted};
 use objmapper_engine::counters;
-use objmapper_engine::engine::Engine;
 use objmapper_engine::options::ZeroCopy;
 use objmapper_engine::publish::{self, Fence, Outcome};
-use varnish_stevedore_sys::bindings::{
-    BUSYOBJ_MAGIC, THR_GetBusyobj, THR_GetWorker, VFP_esi, VFP_testgunzip, WORKER_MAGIC,
-};
+use varnish_stevedore_sys::bindings::{THR_GetWorker, WORKER_MAGIC};
 use varnish_stevedore_sys::functions::LRU_NukeOne;
 use varnish_stevedore_sys::objcore;
 use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore};
@@ -27,8 +20,8 @@ use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore};
 use crate::boundary::{checked_objcore, fallible, stevedore_ref};
 use crate::object::object_of;
 use crate::register::METHODS;
-use crate::spans;
-use crate::storage::{connect_in_process, engine_of};
+use crate::storage::{self, connect_in_process, engine_of};
+use crate::{announcement, bans, spans};
 
 /// What the VMOD finds.
 #[unsafe(no_mangle)]
@@ -50,67 +43,6 @@ pub(crate) static objmapper_engine: Extended = Extended {
     },
     delivery: Delivery { place, on_iterate, span, delivered, unpaced },
 };
-
-/// The first storage that was opened.
-static FIRST: AtomicPtr<Stevedore> = AtomicPtr::new(std::ptr::null_mut());
-
-/// Who is told of new bans: an [`OnBan`], or null.
-static BAN_LISTENER: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
-
-/// A record that is pinned for the next object of an objcore. Dropped, the pin is given up.
-struct Announcement {
-    oc: *const objcore,
-    engine: &'static Engine,
-    announced: Option<Announced>,
-}
-
-impl Drop for Announcement {
-    fn drop(&mut self) {
-        if let Some(announced) = self.announced.take() {
-            self.engine.forgo(announced);
-        }
-    }
-}
-
-thread_local! {
-    static ANNOUNCEMENT: RefCell<Option<Announcement>> = const { RefCell::new(None) };
-}
-
-/// A storage was opened.
-pub(crate) fn opened(stv: *mut Stevedore) {
-    let _ = FIRST.compare_exchange(std::ptr::null_mut(), stv, Release, Acquire);
-}
-
-/// What was announced in this thread for the object that is being made for `oc`.
-pub(crate) fn take_announced(oc: *const objcore, engine: &'static Engine) -> Option<Announced> {
-    ANNOUNCEMENT.with_borrow_mut(|announcement| {
-        let matches = |its: &mut Announcement| std::ptr::eq(its.oc, oc) && std::ptr::eq(its.engine, engine);
-        announcement.take_if(matches)?.announced.take()
-    })
-}
-
-/// Do all filters of the fetch of `oc` but the one at the bottom only look at what they are given? The room of an adopted body cannot
-/// be written to.
-pub(crate) fn only_reads(oc: *const objcore) -> bool {
-    // SAFETY: the busyobj of this thread's fetch, or null (cache_main.c); its filters are this thread's.
-    unsafe {
-        let Some(bo) = THR_GetBusyobj().as_ref() else { return false };
-        if bo.magic != BUSYOBJ_MAGIC || !std::ptr::eq(bo.fetch_objcore, oc) || bo.vfc.is_null() {
-            return false;
-        }
-        // cache_gzip.c, cache_esi_fetch.c: both have the filter below fill the room, and read there.
-        let readers = [&raw const VFP_testgunzip, &raw const VFP_esi];
-        let mut entry = (*bo.vfc).vfp.vtqh_first;
-        while let Some(filter) = entry.as_ref() {
-            let next = filter.list.vtqe_next;
-            if !next.is_null() && !readers.contains(&filter.vfp) {
-                return false;
-            }
-            entry = next;
-        }
-    }
-    true
-}
 
 /// The stevedore, if it is an open one of ours.
 ///
@@ -155,7 +87,7 @@ unsafe extern "C" fn is_ours(stv: *const c_void) -> bool {
 }
 
 unsafe extern "C" fn default_storage() -> *const c_void {
-    FIRST.load(Acquire).cast_const().cast()
+    storage::first().cast()
 }
 
 unsafe extern "C" fn store(stv: *const c_void, store: *mut Store) -> bool {
@@ -192,7 +124,7 @@ unsafe extern "C" fn connect(stv: *const c_void) -> c_int {
 
 unsafe extern "C" fn adopt(stv: *const c_void, oc: *const c_void, record: *const Record) -> Adoption {
     fallible("adopt", Adoption::Failed, || {
-        ANNOUNCEMENT.take();
+        announcement::forgo();
         // SAFETY: the table's contract: a stevedore or null, and a record whose URI lives during the call.
         let (stv, record) = unsafe { (ours(stv), &*record) };
         let Some(stv) = stv else { return Adoption::Elsewhere };
@@ -201,8 +133,7 @@ unsafe extern "C" fn adopt(stv: *const c_void, oc: *const c_void, record: *const
         let Record { instance, object, body_len, file_len, .. } = *record;
         match engine.adopt(&Wanted { instance, uri, object, body_len, file_len }) {
             Ok(announced) => {
-                let announcement = Announcement { oc: oc.cast(), engine, announced: Some(announced) };
-                ANNOUNCEMENT.set(Some(announcement));
+                announcement::announce(oc.cast(), engine, announced);
                 Adoption::Adopted
             }
             Err(NotAdopted::Elsewhere) => Adoption::Elsewhere,
@@ -215,7 +146,7 @@ unsafe extern "C" fn adopt(stv: *const c_void, oc: *const c_void, record: *const
 }
 
 unsafe extern "C" fn forgo() {
-    fallible("forgo", (), || drop(ANNOUNCEMENT.take()));
+    fallible("forgo", (), announcement::forgo);
 }
 
 unsafe extern "C" fn adopted(oc: *const c_void, ptr: *const u8, len: usize) -> usize {
@@ -259,7 +190,7 @@ unsafe extern "C" fn publish(oc: *const c_void, publication: *const Publication)
 }
 
 unsafe extern "C" fn on_ban(listener: Option<OnBan>) {
-    BAN_LISTENER.store(listener.map_or(std::ptr::null_mut(), |listener| listener as *mut c_void), Release);
+    bans::set_listener(listener);
 }
 
 unsafe extern "C" fn place(oc: *const c_void) -> Place {
@@ -327,24 +258,4 @@ unsafe extern "C" fn unpaced(oc: *const c_void) {
         // SAFETY: as above, and its object is ours.
         counters::add(&unsafe { object_of(oc) }.0.counters.c_unpaced, 1);
     });
-}
-
-/// `baninfo` of a stevedore: called for each storage, under varnishd's ban mutex. 0: varnishd need not export its list.
-pub(crate) unsafe extern "C" fn baninfo(stv: *const Stevedore, event: c_uint, ban: *const u8, len: c_uint) -> c_int {
-    use varnish_stevedore_sys::stevedore::BI_NEW;
-    fallible("baninfo", (), || {
-        // Once per ban, however many storages there are.
-        if event != BI_NEW || !std::ptr::eq(stv, FIRST.load(Acquire)) {
-            return;
-        }
-        let listener = BAN_LISTENER.load(Acquire);
-        if !listener.is_null() {
-            // SAFETY: what `on_ban` put there, which is a function that stays loaded.
-            let listener = unsafe { std::mem::transmute::<*mut c_void, OnBan>(listener) };
-            let ptr = if len == 0 { null() } else { ban };
-            // SAFETY: varnishd's bytes, valid during the call; called as the table promises.
-            unsafe { listener(Bytes { ptr, len: len as usize }) };
-        }
-    });
-    0
 }

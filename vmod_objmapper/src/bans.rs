@@ -19,7 +19,6 @@ use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore, StorageBanInf
 
 use crate::boundary::fallible;
 use crate::engine::{self, Storage};
-use crate::store;
 
 /// `BI_NEW` (Varnish: `storage/storage.h`): a ban has come.
 const NEW: c_uint = 0;
@@ -27,13 +26,17 @@ const NEW: c_uint = 0;
 /// What was the `baninfo` of the storage that has ours now.
 static FORMER: OnceLock<Option<StorageBanInfo>> = OnceLock::new();
 
-/// Sees to it that new bans are announced to all that are in the store's list. Called in varnishd's CLI thread, as VCL is
-/// loaded.
-pub(crate) fn listen() -> Result<(), String> {
+/// Who is told of a ban's spec.
+static LISTENER: OnceLock<fn(&[u8])> = OnceLock::new();
+
+/// Sees to it that `listener` is told of every new ban, with varnishd's ban mutex held. The first one stays. Called in
+/// varnishd's CLI thread, as VCL is loaded.
+pub(crate) fn listen(listener: fn(&[u8])) -> Result<(), String> {
     static LISTENING: OnceLock<()> = OnceLock::new();
     if LISTENING.get().is_some() {
         return Ok(());
     }
+    let _ = LISTENER.set(listener);
     match (engine::table(), Storage::default_one()) {
         // SAFETY: `on_ban` stays loaded (the library is linked with -z nodelete), and neither blocks nor calls varnishd.
         (Some(table), Some(_)) => unsafe { (table.on_ban)(Some(on_ban)) },
@@ -83,7 +86,9 @@ unsafe extern "C" fn on_ban(spec: Bytes) {
         }
         // SAFETY: a ban's spec is lent for the call.
         let spec = unsafe { std::slice::from_raw_parts(spec.ptr, spec.len) };
-        store::each(|l2| l2.announce_ban(spec));
+        if let Some(listener) = LISTENER.get() {
+            listener(spec);
+        }
     });
 }
 

@@ -1,7 +1,7 @@
 //! Where C calls Rust: no panic crosses, and no pointer is trusted before its magic number is checked.
 
 use std::any::Any;
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use varnish_stevedore_sys::bindings::{BUSYOBJ_MAGIC, VAS_Fail, VAS_WRONG, VRT_CTX_MAGIC, VRT_fail, busyobj, vrt_ctx};
@@ -24,7 +24,7 @@ pub(crate) unsafe fn vcl<T>(
         Err(payload) => format!("objmapper.{name}: internal error, please report it: {}", text(&*payload)),
     };
     // SAFETY: by contract; VRT_fail (cache/cache_vrt.c) takes any context, and copies the text.
-    unsafe { VRT_fail(ctx, c"%s".as_ptr(), c_text(&message).as_ptr()) };
+    unsafe { VRT_fail(ctx, c"%s".as_ptr(), vsl::c_text(&message).as_ptr()) };
     failure
 }
 
@@ -67,15 +67,12 @@ fn text(payload: &(dyn Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
-/// A text for C: it ends at its first NUL byte.
-pub(crate) fn c_text(text: &str) -> CString {
-    CString::new(text.split('\0').next().unwrap_or_default()).unwrap_or_default()
-}
-
 /// Ends the child with varnishd's own panic.
 pub(crate) fn wrong(slot: &'static str, message: &str) -> ! {
     // SAFETY: VAS_Fail (lib/libvarnish/vas.c) takes NUL-terminated strings, which live until it ends the process.
-    unsafe { VAS_Fail(c_text(slot).as_ptr(), c"vmod_objmapper".as_ptr(), 0, c_text(message).as_ptr(), VAS_WRONG) }
+    unsafe {
+        VAS_Fail(vsl::c_text(slot).as_ptr(), c"vmod_objmapper".as_ptr(), 0, vsl::c_text(message).as_ptr(), VAS_WRONG)
+    }
 }
 
 /// varnishd's context, checked.

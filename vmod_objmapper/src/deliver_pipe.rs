@@ -5,13 +5,13 @@
 //! (`pipe-user-pages-soft` in pipe(7)), and shared: who finds none that is free uses sendfile.
 
 use std::ffi::c_int;
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::null_mut;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
 use parking_lot::{Mutex, MutexGuard};
-
-use crate::deliver_send::splice;
 
 /// Bodies that are shorter than this are sent by sendfile(2).
 pub(crate) const WORTHWHILE: usize = 512 << 10;
@@ -122,4 +122,19 @@ impl Pipe {
         let capacity = usize::try_from(capacity).ok().filter(|capacity| *capacity >= LEAST)?;
         Some(Pipe { read, write, capacity, filled: 0 })
     }
+}
+
+/// What the last call of this thread failed with.
+pub(crate) fn errno() -> c_int {
+    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+}
+
+/// splice(2), without an offset of the pipe's or socket's.
+fn splice(from: c_int, offset: Option<u64>, to: c_int, len: usize, more: bool) -> Result<usize, c_int> {
+    let mut offset = offset.map(|offset| offset as libc::off_t);
+    let flags = libc::SPLICE_F_MOVE | if more { libc::SPLICE_F_MORE } else { 0 };
+    let at = offset.as_mut().map_or(null_mut(), |offset| &raw mut *offset);
+    // SAFETY: splice(2) reads no memory of ours but the offset.
+    let moved = unsafe { libc::splice(from, at, to, null_mut(), len, flags) };
+    usize::try_from(moved).map_err(|_| errno())
 }

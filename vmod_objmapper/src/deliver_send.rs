@@ -2,14 +2,13 @@
 //! cache_http1_line.c), with the same time limits, the same lines in the log and the same outcome.
 
 use std::ffi::c_int;
-use std::io;
-use std::ptr::{NonNull, null_mut};
+use std::ptr::NonNull;
 
 use objmapper_abi::{How, Span};
 use varnish_stevedore_sys::bindings::{SC_NULL, SC_REM_CLOSE, SC_TX_ERROR, SLT_Debug, VAS_errtxt, VSLb, VTIM_real};
 use varnish_stevedore_sys::http1::{V1L_Flush, V1l};
 
-use crate::deliver_pipe::{self, Taken};
+use crate::deliver_pipe::{self, Taken, errno};
 
 /// At most so much per call, so that `send_timeout` is looked at in between.
 const STEP: usize = 1 << 20;
@@ -224,19 +223,4 @@ pub(crate) fn read(span: &Span, at: usize, buffer: &mut [u8]) -> Option<usize> {
             Err(_) => return None,
         }
     }
-}
-
-/// What the last call of this thread failed with.
-pub(crate) fn errno() -> c_int {
-    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
-}
-
-/// splice(2), without an offset of the pipe's or socket's.
-pub(crate) fn splice(from: c_int, offset: Option<u64>, to: c_int, len: usize, more: bool) -> Result<usize, c_int> {
-    let mut offset = offset.map(|offset| offset as libc::off_t);
-    let flags = libc::SPLICE_F_MOVE | if more { libc::SPLICE_F_MORE } else { 0 };
-    let at = offset.as_mut().map_or(null_mut(), |offset| &raw mut *offset);
-    // SAFETY: splice(2) reads no memory of ours but the offset.
-    let moved = unsafe { libc::splice(from, at, to, null_mut(), len, flags) };
-    usize::try_from(moved).map_err(|_| errno())
 }

@@ -10,11 +10,12 @@ use varnish_stevedore_sys::bindings::{
 
 use crate::arguments::{self, Arguments, DEFAULT_PREFIX, Raw};
 use crate::boundary::{self, Constant, bytes, context, fallible};
-use crate::director::Om;
 use crate::ffi::{VCL_MET_HASH, VCL_MET_RECV, vmod_objmapper_director};
 use crate::http::{self, View};
-use crate::transaction::{self, Status, Work};
-use crate::{deliver, fetch, vsl};
+use crate::om::Om;
+use crate::publish::Work;
+use crate::transaction::{self, Status};
+use crate::{deliver, director, fetch, vsl};
 
 /// What a VCL has beyond its directors: the private of PRIV_VCL.
 #[derive(Default)]
@@ -228,7 +229,7 @@ pub(crate) unsafe extern "C" fn vmod_director__init(
             let name = CStr::from_ptr(name);
             let named = |error| format!("{}: {error}", name.to_string_lossy());
             let arguments = Arguments::parse(&raw, prefix_of_vcl).map_err(named)?;
-            let om = Om::create(ctx, name, arguments).map_err(named)?;
+            let om = director::create(ctx, name, arguments).map_err(named)?;
             vcl.directors.push(om);
             *object = om.cast();
             Ok(())

@@ -12,11 +12,12 @@ use varnish_stevedore_sys::bindings::{
     http_Unset, vrt_ctx, vsl_log,
 };
 
-use crate::director::Om;
 use crate::engine::Storage;
 use crate::filter::{self, Miss, SOURCE, Serving, WITNESS};
 use crate::http::{self, View};
-use crate::transaction::{self, Status, Turn, Work};
+use crate::om::Om;
+use crate::publish::Work;
+use crate::transaction::{self, Status, Turn};
 use crate::{boundary, object, vsl};
 
 /// Smaller bodies are read and verified before they are used, also where they could be adopted.

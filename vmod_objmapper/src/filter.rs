@@ -13,9 +13,9 @@ use varnish_stevedore_sys::bindings::{
 };
 
 use crate::boundary::{Constant, busyobj_of, context, fallible};
-use crate::director::Om;
 use crate::engine::{self, Storage};
 use crate::http::View;
+use crate::om::Om;
 use crate::{object, vsl};
 
 /// A record that is being served.
@@ -261,7 +261,7 @@ unsafe extern "C" fn source_pull(
                 // SAFETY: as above; a format that takes one string.
                 unsafe {
                     *len = 0;
-                    VFP_Error(vc, c"objmapper: %s".as_ptr(), crate::boundary::c_text(&why).as_ptr())
+                    VFP_Error(vc, c"objmapper: %s".as_ptr(), vsl::c_text(&why).as_ptr())
                 }
             }
         }

@@ -26,6 +26,8 @@ mod ffi;
 mod filter;
 mod http;
 mod object;
+mod om;
+mod place;
 mod publish;
 mod regex;
 mod store;

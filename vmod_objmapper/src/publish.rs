@@ -2,6 +2,7 @@
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::NonNull;
+use std::rc::Rc;
 
 use objmapper_abi::{Bytes, Publication, Published};
 use objmapper_l2::{Head, Outage, Outcome, SealedOutcome, Ticket, Writer};
@@ -11,12 +12,23 @@ use varnish_stevedore_sys::bindings::{
 use varnish_stevedore_sys::functions::HSH_Kill;
 
 use crate::boundary::{busyobj_of, fallible};
-use crate::director::Om;
 use crate::engine::{self, Storage};
+use crate::filter::{Miss, Serving};
 use crate::http::View;
 use crate::object;
-use crate::transaction::Work;
+use crate::om::Om;
 use crate::vsl;
+
+/// What is to be done when the fetch is over.
+#[derive(Default)]
+pub(crate) enum Work {
+    #[default]
+    Nothing,
+    /// The origin was asked.
+    Miss { ticket: Option<Ticket>, seen: Rc<Miss> },
+    /// A record was served; with a ticket: as the origin confirmed it (304).
+    Serving { ticket: Option<Ticket>, serving: Rc<Serving> },
+}
 
 /// Settles what the directors of a task have begun.
 ///
@@ -146,7 +158,7 @@ impl End<'_> {
         }
     }
 
-    fn renewed(&self, ticket: Ticket, serving: &crate::filter::Serving) {
+    fn renewed(&self, ticket: Ticket, serving: &Serving) {
         match self.verdict(serving.accepted.get()) {
             Verdict::Failed => ticket.give_up(),
             Verdict::Refuse(why) => self.refuse(ticket, why),

@@ -4,41 +4,18 @@
 //! missed between the discard of one VCL and the load of the next.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use objmapper_l2::{Config, Connect, L2, Notice};
 use parking_lot::{Mutex, RwLock};
 
 use crate::arguments::Arguments;
-use crate::engine::Storage;
+use crate::place::{Name, Place};
 use crate::regex::Vre;
-use crate::{bans, director, vsl};
+use crate::{bans, om, vsl};
 
 /// Connections of each: as many calls of an objmapperd can be on their way at once, without waiting for one another.
 const CONNECTIONS: usize = 4;
-
-/// Which store.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Place {
-    /// An objmapperd.
-    Socket(PathBuf),
-    /// The store inside this process, of a storage.
-    Embedded(Storage),
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Place::Socket(path) => write!(f, "{}", path.display()),
-            Place::Embedded(_) => f.write_str("embedded"),
-        }
-    }
-}
-
-/// What tells one second level from another: store, prefix, deadline.
-pub(crate) type Name = (Place, Vec<u8>, Duration);
 
 type Stores = HashMap<Name, Arc<L2>>;
 
@@ -49,10 +26,10 @@ static OPEN: RwLock<Option<Stores>> = RwLock::new(None);
 
 /// The second level for a director's arguments, and its name.
 pub(crate) fn open(arguments: &Arguments) -> Result<(Arc<L2>, Name), String> {
-    let place = place(arguments)?;
+    let place = Place::of(arguments)?;
     let key = (place.clone(), arguments.prefix.clone(), arguments.deadline);
     let _making = MAKING.lock();
-    bans::listen()?;
+    bans::listen(|spec| each(|l2| l2.announce_ban(spec)))?;
     if let Some(l2) = OPEN.read().as_ref().and_then(|stores| stores.get(&key)) {
         return Ok((l2.clone(), key));
     }
@@ -74,8 +51,8 @@ pub(crate) fn open(arguments: &Arguments) -> Result<(Arc<L2>, Name), String> {
         log: Arc::new(move |notice: &Notice| {
             vsl::operator(&who, &notice.to_string());
             match notice {
-                Notice::Up(_) => director::show_state(&told, true),
-                Notice::Down(_) => director::show_state(&told, false),
+                Notice::Up(_) => om::show_state(&told, true),
+                Notice::Down(_) => om::show_state(&told, false),
                 _ => {}
             }
         }),
@@ -86,22 +63,8 @@ pub(crate) fn open(arguments: &Arguments) -> Result<(Arc<L2>, Name), String> {
     Ok((l2, key))
 }
 
-fn place(arguments: &Arguments) -> Result<Place, String> {
-    if let Some(path) = &arguments.socket {
-        return Ok(Place::Socket(path.clone()));
-    }
-    let storage = Storage::default_one().ok_or(
-        "socket = \"\": there is no storage engine of objmapper's whose store could be used; give socket the path of an \
-         objmapperd, or start varnishd with -E /…/libstevedore_objmapper.so -s objmapper,…",
-    )?;
-    Ok(match storage.socket() {
-        Some(path) => Place::Socket(path),
-        None => Place::Embedded(storage),
-    })
-}
-
 /// Calls `tell` for each. Never waits but for another's insertion into the map.
-pub(crate) fn each(mut tell: impl FnMut(&Arc<L2>)) {
+fn each(mut tell: impl FnMut(&Arc<L2>)) {
     if let Some(stores) = OPEN.read().as_ref() {
         stores.values().for_each(&mut tell);
     }

@@ -3,17 +3,14 @@
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
-use std::rc::Rc;
 
-use objmapper_l2::Ticket;
 use varnish_stevedore_sys::bindings::{
     VMOD_PRIV_METHODS_MAGIC, VRT_priv_task, VRT_priv_task_get, vmod_priv, vmod_priv_methods, vrt_ctx,
 };
 
 use crate::boundary::{Constant, context, fallible};
-use crate::director::Om;
-use crate::filter::{Miss, Serving};
-use crate::publish;
+use crate::om::Om;
+use crate::publish::{self, Work};
 
 /// What a director did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,17 +35,6 @@ impl Status {
             Status::Error => c"error",
         }
     }
-}
-
-/// What is to be done when the fetch is over.
-#[derive(Default)]
-pub(crate) enum Work {
-    #[default]
-    Nothing,
-    /// The origin was asked.
-    Miss { ticket: Option<Ticket>, seen: Rc<Miss> },
-    /// A record was served; with a ticket: as the origin confirmed it (304).
-    Serving { ticket: Option<Ticket>, serving: Rc<Serving> },
 }
 
 /// One director's part in a task.

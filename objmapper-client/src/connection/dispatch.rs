@@ -7,10 +7,10 @@ use objmapper_proto::v2::{Dialect, ServerFrame};
 use objmapper_proto::{DecodeError, Status, ext, v1};
 
 use super::Connection;
+use crate::answer::{Answer, Body, Expect};
 use crate::counters::Counters;
 use crate::deferred::Item;
 use crate::error::{Error, ProtocolError, Result};
-use crate::slot::{Answer, Body, Expect};
 use crate::socket::Inbox;
 use crate::state::Version;
 

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use objmapper_client::Session;
 use objmapper_proto::ext::{Fence, Tier};
 
+use crate::house::Whereabouts;
+
 pub use embedded::Embedded;
 pub use remote::Remote;
 
@@ -118,15 +120,6 @@ impl Stored {
             }
         }
     }
-}
-
-/// Where a body of an objmapperd is, as far as its loss is concerned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Whereabouts {
-    /// The session that pins it.
-    pub session: u64,
-    /// In memory: how often that memory had begun anew.
-    pub memory_epoch: Option<u64>,
 }
 
 /// A body's file while it is private and writable.

@@ -8,10 +8,10 @@ use objmapper_client::{Error, ObjUri, V01Object, V01Tier};
 use rustix::io::Errno;
 
 use super::MAX_BODY;
+use crate::core::Core;
 use crate::outage::Outage;
 use crate::publish::write_all_at;
 use crate::record::MAX_TAIL;
-use crate::space::Core;
 
 /// How often a file that is deleted already is asked for again.
 const ROUNDS: usize = 4;

@@ -7,9 +7,9 @@ use crate::bans::keeper::{Unknown, random};
 use crate::bans::log::Log;
 use crate::bans::spec::Ban;
 use crate::config::Notice;
+use crate::core::Core;
 use crate::outage::Outage;
 use crate::record::{Kind, parse_whole, tail};
-use crate::space::Core;
 
 /// How often it is tried again after the file under our hands was lost.
 const ROUNDS: usize = 8;

@@ -1,7 +1,7 @@
 //! The two frames, delimited but not yet understood.
 
 use crate::error::{DecodeError, EncodeError};
-use crate::limits::{MAX_FDS, MAX_PAYLOAD};
+use crate::limits::{MAX_FDS, MAX_MESSAGE, MAX_PAYLOAD};
 use crate::status::Status;
 use crate::v2::FrameType;
 use crate::wire::{Put, Reader, limited};
@@ -98,7 +98,7 @@ impl<'a> ReplyFrame<'a> {
     /// Appends a reply that says why there is none: `status` and a message, cut to its limit.
     pub fn encode_failure(id: u32, op: u8, status: Status, message: &str, out: &mut Vec<u8>) {
         Self::head(id, op, status, 0, out);
-        let message = super::reply::cut_message(message);
+        let message = cut_message(message);
         out.put_u32(message.len() as u32); // at most MAX_MESSAGE
         out.put(message.as_bytes());
     }
@@ -106,6 +106,21 @@ impl<'a> ReplyFrame<'a> {
     /// The message of a reply that is not OK. Bytes that are not UTF-8 are replaced: it is for a log.
     #[must_use]
     pub fn message(&self) -> String {
-        super::reply::message(self.payload)
+        message(self.payload)
     }
+}
+
+/// A message that was received, for a log.
+pub(super) fn message(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_MESSAGE)]);
+    cut_message(&text).to_owned()
+}
+
+/// `text`, cut at a character boundary so that it is at most `MAX_MESSAGE` bytes.
+pub(super) fn cut_message(text: &str) -> &str {
+    let mut end = text.len().min(MAX_MESSAGE);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }

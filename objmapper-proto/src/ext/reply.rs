@@ -1,11 +1,11 @@
 //! Replies: what a payload answers.
 
-use super::frame::ReplyFrame;
+use super::frame::{ReplyFrame, cut_message, message};
 use super::op::Op;
 use super::request::put_uri;
 use super::types::{Entry, Tier, TierLimits, TierStat, Token};
 use crate::error::{DecodeError, EncodeError, Malformed};
-use crate::limits::{MAX_BATCH, MAX_CURSOR, MAX_FDS, MAX_MESSAGE, MAX_PAYLOAD, MAX_TIERS, MAX_URI};
+use crate::limits::{MAX_BATCH, MAX_CURSOR, MAX_FDS, MAX_PAYLOAD, MAX_TIERS, MAX_URI};
 use crate::status::Status;
 use crate::uri::ObjUri;
 use crate::wire::{Put, Reader, framed, limited, payload};
@@ -80,7 +80,7 @@ pub enum BatchReply<'a> {
         op: Op,
         /// Why.
         status: Status,
-        /// In words; at most [`MAX_MESSAGE`] bytes.
+        /// In words; at most [`MAX_MESSAGE`](crate::limits::MAX_MESSAGE) bytes.
         message: String,
     },
 }
@@ -109,21 +109,6 @@ pub enum Reply<'a> {
     Lease(LeaseOutcome),
     /// To BATCH: one for each operation, in order.
     Batch(Vec<BatchReply<'a>>),
-}
-
-/// `text`, cut at a character boundary so that it is at most `MAX_MESSAGE` bytes.
-pub(super) fn cut_message(text: &str) -> &str {
-    let mut end = text.len().min(MAX_MESSAGE);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
-}
-
-/// A message that was received, for a log.
-pub(super) fn message(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_MESSAGE)]);
-    cut_message(&text).to_owned()
 }
 
 fn read_tiers<T>(

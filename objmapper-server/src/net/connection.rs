@@ -11,7 +11,7 @@ use objmapper_proto::limits::MAX_PIPELINE;
 use objmapper_proto::v2::{self, ClientFrame, Dialect, Hello, HelloAck, ServerFrame};
 use objmapper_proto::{Caps, DecodeError, Status, v1 as wire_v1};
 
-use super::event_loop::Inbox;
+use super::inbox::Inbox;
 use super::output::Output;
 use super::{Shared, ext, v1};
 use crate::store::{LeaseOutcome, Session, StoreError};

@@ -9,53 +9,13 @@ use std::time::{Duration, Instant};
 
 use mio::net::UnixStream;
 use mio::{Events, Interest, Poll, Token, Waker};
-use parking_lot::Mutex;
 
 use super::Shared;
 use super::connection::{Connection, Next};
-use crate::store::{LeaseOutcome, Session, StoreError};
+use super::inbox::{Inbox, Message};
+use crate::store::LeaseOutcome;
 
 const WAKE: Token = Token(usize::MAX);
-
-/// What other threads have for a loop.
-enum Message {
-    Connection(StdStream),
-    Lease {
-        number: usize,
-        id: u32,
-        outcome: Result<LeaseOutcome, StoreError>,
-        asker: Session,
-    },
-    /// Serve until the instant at the latest, then end.
-    Drain(Instant),
-}
-
-/// The way into a loop.
-pub(super) struct Inbox {
-    messages: Mutex<VecDeque<Message>>,
-    waker: Waker,
-}
-
-impl Inbox {
-    fn send(&self, message: Message) {
-        self.messages.lock().push_back(message);
-        if let Err(e) = self.waker.wake() {
-            log::error!("waking an event loop: {e}");
-        }
-    }
-
-    pub(super) fn connection(&self, stream: StdStream) {
-        self.send(Message::Connection(stream));
-    }
-
-    pub(super) fn lease(&self, number: usize, id: u32, outcome: Result<LeaseOutcome, StoreError>, asker: Session) {
-        self.send(Message::Lease { number, id, outcome, asker });
-    }
-
-    pub(super) fn drain(&self, deadline: Instant) {
-        self.send(Message::Drain(deadline));
-    }
-}
 
 pub(super) struct EventLoop {
     poll: Poll,
@@ -72,7 +32,7 @@ impl EventLoop {
     pub(super) fn new(shared: Arc<Shared>) -> io::Result<(Self, Arc<Inbox>)> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKE)?;
-        let inbox = Arc::new(Inbox { messages: Mutex::default(), waker });
+        let inbox = Arc::new(Inbox::new(waker));
         let event_loop = EventLoop {
             poll,
             inbox: inbox.clone(),
@@ -145,7 +105,7 @@ impl EventLoop {
 
     fn read_inbox(&mut self) {
         loop {
-            let Some(message) = self.inbox.messages.lock().pop_front() else { return };
+            let Some(message) = self.inbox.take() else { return };
             match message {
                 Message::Connection(stream) => self.add(stream),
                 Message::Lease { number, id, outcome, asker } => {

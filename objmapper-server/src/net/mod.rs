@@ -6,6 +6,7 @@
 //! | `in_process` | a server for clients in the same process |
 //! | `listener` | the socket, who may connect, how many; the accepting thread |
 //! | `event_loop` | a thread that serves its share of the connections |
+//! | `inbox` | what other threads have for such a loop |
 //! | `connection` | one peer: its bytes in, its protocol, its replies out |
 //! | `output` | replies that wait to be sent, and the only `sendmsg` |
 //! | `v1` | what a v0.1 request means (V1, and V2's request frame) |
@@ -15,6 +16,7 @@ mod connection;
 mod event_loop;
 mod ext;
 mod in_process;
+mod inbox;
 mod listener;
 mod output;
 mod v1;

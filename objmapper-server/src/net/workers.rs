@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::Shared;
-use super::event_loop::{EventLoop, Inbox};
+use super::event_loop::EventLoop;
+use super::inbox::Inbox;
 use crate::store::Store;
 
 /// The event loops of a server. Dropped, they end and their connections with them.
@@ -27,12 +28,6 @@ pub(super) struct Workers {
 struct Worker {
     inbox: Arc<Inbox>,
     thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl std::fmt::Debug for Inbox {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Inbox")
-    }
 }
 
 /// Why a connection is not served.

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `object` | one object, its [`Entry`], canonical URIs |
 //! | `index` | which URI names which object |
-//! | `tier`, `mount`, `userns` | a directory of body files; the tmpfs under the memory tier |
+//! | `tier` | a directory of body files |
+//! | `mount`, `tmpfs`, `userns` | the memory tier's file system; how it is made, and by whom |
 //! | `account`, `evict` | a tier's bytes; what goes when room is needed |
 //! | `board` | counters shared with clients; the fences that order commits with deletes |
 //! | `private`, `publish` | create, reserve, abort; commit, delete, evict |
@@ -54,6 +55,7 @@ mod private;
 mod publish;
 mod session;
 mod tier;
+mod tmpfs;
 mod userns;
 
 use std::collections::{BTreeMap, HashMap};
@@ -68,12 +70,13 @@ use parking_lot::Mutex;
 
 pub use error::StoreError;
 pub use lease::{LeaseCallback, LeaseOutcome};
-pub use mount::{MemoryMount, MountAccess, MountKind};
+pub use mount::{MemoryMount, MountKind};
 pub use object::{ANY_VERSION, Entry, MAX_URI, ObjectId, TierChoice, TierKind, Token, check_uri};
 pub use objmapper_proto::ext::Fence;
 pub use private::{Commit, PrivateObject};
 pub use session::Session;
 pub use tier::body_path;
+pub use tmpfs::MountAccess;
 
 use board::Board;
 use disk_index::DiskIndex;

@@ -16,11 +16,12 @@ use super::disk_index::{DiskIndex, Loaded, Row};
 use super::house::Wake;
 use super::index::Index;
 use super::lease::Leases;
-use super::mount::{MemoryMount, MountAccess};
+use super::mount::MemoryMount;
 use super::object::{Object, ObjectState, now_ms};
 use super::publish::Ids;
 use super::session::random_token;
 use super::tier::Tier;
+use super::tmpfs::MountAccess;
 use super::{Inner, MIN_LIMIT, StoreConfig, StoreError, TierKind};
 
 const STORE_DIR: &str = "objmapper-store";

@@ -12,7 +12,7 @@ use rustix::net::{
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use super::mount::{Options, detached_tmpfs};
+use super::tmpfs::{Options, detached_tmpfs};
 
 /// Forks the helper, waits for it, and returns the mount it made.
 pub(super) fn tmpfs_from_helper(options: &Options) -> io::Result<OwnedFd> {
@@ -116,7 +116,7 @@ mod tests {
     use std::os::unix::process::CommandExt;
     use std::process::Command;
 
-    use super::super::mount::MountAccess;
+    use super::super::tmpfs::MountAccess;
     use super::*;
 
     const AS_CHILD: &str = "OBJMAPPER_TEST_ORDINARY_USER";

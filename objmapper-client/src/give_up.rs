@@ -1,0 +1,94 @@
+//! The thread that gives up without anybody waiting: pins, leases, private objects.
+
+use std::time::{Duration, Instant};
+
+use objmapper_proto::ext::{Op, Request};
+
+use crate::answer::Expect;
+use crate::connection::{Connection, Ticket};
+use crate::counters::Counters;
+use crate::deferred::{Deferred, Item};
+use crate::error::{Error, OpName, Result};
+use crate::pool::Pool;
+
+/// Objects of one RELEASE.
+const RELEASES: usize = 4096;
+
+/// Items taken from the queue at once.
+const ROUND: usize = 16 * RELEASES;
+
+/// How long to wait for the store to come back before looking whether the client is to end.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The thread's life. When the client ends, one last round is tried.
+pub(crate) fn work(deferred: &Deferred, pool: &Pool) {
+    while let Some((round, last)) = deferred.take(ROUND) {
+        let again = give_up(pool, round);
+        let wait = !again.is_empty();
+        deferred.put_back(again);
+        if last {
+            deferred.drop_rest(&pool.counters);
+            return;
+        }
+        if wait {
+            // An error here is the reason to wait on.
+            let _ = pool.wait_up(Instant::now() + PATIENCE);
+        }
+    }
+}
+
+/// Sends a round; answers what has to be tried again.
+fn give_up(pool: &Pool, round: Vec<(u64, Item)>) -> Vec<(u64, Item)> {
+    let connection = match pool.pick_extended(OpName::Ext(Op::Release)) {
+        Ok(connection) => connection,
+        Err(Error::Unsupported(_)) => {
+            // Another kind of peer has taken the store's place: the session is gone.
+            Counters::add(&pool.counters.deferred_dropped, round.len() as u64);
+            return Vec::new();
+        }
+        Err(_) => return round,
+    };
+    let session = connection.session_id();
+    let (mine, gone): (Vec<_>, Vec<_>) = round.into_iter().partition(|(s, _)| *s == session);
+    Counters::add(&pool.counters.deferred_dropped, gone.len() as u64);
+    let deadline = Instant::now() + pool.config.call_timeout;
+
+    let objects: Vec<u64> =
+        mine.iter().filter_map(|(_, i)| if let Item::Release(object) = i { Some(*object) } else { None }).collect();
+    let mut requests: Vec<(Request<'_>, Vec<Item>)> = objects
+        .chunks(RELEASES)
+        .map(|c| (Request::Release { objects: c.to_vec() }, c.iter().map(|&o| Item::Release(o)).collect()))
+        .collect();
+    for (_, item) in &mine {
+        match *item {
+            Item::Release(_) => {}
+            Item::Abort(handle) => requests.push((Request::Abort { handle }, vec![*item])),
+            Item::Unlease { lease, refuse } => requests.push((Request::Unlease { lease, refuse }, vec![*item])),
+        }
+    }
+    let sent: Vec<_> = requests
+        .into_iter()
+        .map(|(request, items)| {
+            let ticket = connection.submit(Expect::Ext(request.op()), deadline, |id, out| request.encode(id, out));
+            (request.op(), ticket, items)
+        })
+        .collect();
+    let mut again = Vec::new();
+    for (op, ticket, items) in sent {
+        match finish(pool, &connection, op, ticket, deadline) {
+            Ok(()) => Counters::add(&pool.counters.deferred, items.len() as u64),
+            Err(why) if why.is_retryable() => again.extend(items.into_iter().map(|i| (session, i))),
+            Err(why) => {
+                // The store does not know the handle or lease: it has given it up by itself.
+                log::debug!("giving up in the background: {why}");
+                Counters::add(&pool.counters.deferred_dropped, items.len() as u64);
+            }
+        }
+    }
+    again
+}
+
+fn finish(pool: &Pool, connection: &Connection, op: Op, ticket: Result<Ticket>, deadline: Instant) -> Result<()> {
+    let answer = connection.wait(&ticket?, deadline)?;
+    answer.checked(OpName::Ext(op), &pool.counters).map(|_| ())
+}

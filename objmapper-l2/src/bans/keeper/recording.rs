@@ -1,0 +1,308 @@
+//! Announces this process's bans and records them, and reads what others recorded.
+//!
+//! The order on the board (`EXTENSIONS.md` of objmapper-proto) makes it safe: a ban is announced before it is
+//! acknowledged, and recorded after it is in the log. Who finds the two counters equal, and read the log no earlier than
+//! the number of recorded bans was what it is now, knows every ban that was acknowledged.
+//!
+//! A process that dies between announcing and recording leaves the counters apart for ever. Who sees them apart and
+//! unmoved for [`HEAL_AFTER`] *heals*: writes a log with a new nonce (which outlaws everything older, the lost ban's
+//! victims too) that says up to which announcement it does so, then sets `recorded` to that. A recorder that was merely
+//! slow must not count such a ban once more, or a later one would seem to be recorded before it is: see
+//! [`Core::count_recorded`].
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use objmapper_client::{Board, CommitOptions, ConnectionState, Entry, Found, IfVersion, Session, Want};
+
+use super::{Announced, Copy, HEAL_AFTER, MAX_WAIT, Queued, Unknown, random};
+use crate::bans::evaluate::Patterns;
+use crate::bans::log::{Healed, Log};
+use crate::bans::spec::Ban;
+use crate::config::Notice;
+use crate::core::Core;
+use crate::outage::Outage;
+use crate::reading::{Opened, Unreadable};
+use crate::record::{Kind, tail};
+
+/// A recorder that needs longer than this looks whether somebody has healed over its ban. Less than [`HEAL_AFTER`].
+const LATE: Duration = Duration::from_secs(1);
+/// The longest pause between attempts to record.
+const MAX_BACKOFF: Duration = Duration::from_millis(200);
+/// How often a log that others change at the same time is tried to be changed in a row.
+const MAX_CONFLICTS: usize = 64;
+
+/// The log as it is in the store.
+struct InStore {
+    log: Log,
+    /// `None`: it is not there.
+    entry: Option<Entry>,
+}
+
+impl Core {
+    /// See [`L2::announce_ban`](crate::L2::announce_ban).
+    pub(crate) fn announce_ban(&self, spec: &[u8]) {
+        let ban = match Ban::from_varnishd(spec) {
+            Ok(Some(ban)) => ban,
+            Ok(None) => return,
+            Err(_) => Ban::of_everything(0.0),
+        };
+        let session = self.client.session();
+        self.bans.push(ban, || Some(self.announce(session.as_ref()?.board()?)));
+    }
+
+    fn announce(&self, board: &Board) -> Announced {
+        // In this order: it must not seem younger than it is.
+        let at = Instant::now();
+        Announced { board: board.id(), number: board.announce(self.bans.slot), at }
+    }
+
+    /// All bans that were acknowledged before the call.
+    pub(crate) fn current_bans(&self, session: &Session) -> Result<Arc<Copy>, Unknown> {
+        let board = session.board().ok_or(Outage::Protocol)?;
+        let deadline = Instant::now() + self.call_timeout.min(MAX_WAIT);
+        self.bans.wait_own(deadline)?;
+        for _ in 0..MAX_CONFLICTS {
+            let recorded = self.bans.wait_others(board, deadline)?;
+            if let Some(copy) = self.bans.copy_of(board.id(), recorded) {
+                return Ok(copy);
+            }
+            let _alone = self.bans.refresh.lock();
+            if self.bans.copy_of(board.id(), recorded).is_none() {
+                self.refresh(board, recorded)?;
+            }
+        }
+        Err(Unknown::Pending)
+    }
+
+    /// Whether nothing has been recorded or announced since this copy was read: atomic loads.
+    pub(crate) fn is_newest(&self, session: &Session, copy: &Copy) -> bool {
+        session.board().is_some_and(|board| {
+            board.id() == copy.board
+                && board.recorded(self.bans.slot) == copy.recorded
+                && board.announced(self.bans.slot) == copy.recorded
+        }) && self.bans.pending() == 0
+    }
+
+    /// Reads the log, or begins one.
+    fn refresh(&self, board: &Board, recorded: u64) -> Result<(), Unknown> {
+        let mut found = self.read_log(Want::PIN)?;
+        if found.entry.is_none() {
+            // Everybody shall read it, also those with a copy of the one that was lost.
+            let announced = self.announce(board);
+            let written = self.write_log(&mut found);
+            self.count_recorded(board, &[announced], None)?;
+            if written? {
+                (self.log)(&Notice::BansReset("there was no ban log".into()));
+            }
+            // What is in the store now is read in the next round.
+            return Ok(());
+        }
+        let former = self.bans.copy.read().clone();
+        let none = Patterns::default();
+        let patterns = former.as_ref().map_or(&none, |copy| &copy.patterns);
+        let patterns = Patterns::of(found.log.bans(), patterns, &*self.regexes);
+        let copy = Copy { board: board.id(), recorded, log: found.log, patterns };
+        *self.bans.copy.write() = Some(Arc::new(copy));
+        Ok(())
+    }
+
+    /// Reads the log. One that does not validate is removed.
+    fn read_log(&self, want: Want) -> Result<InStore, Outage> {
+        for _ in 0..MAX_CONFLICTS {
+            let session = self.session()?;
+            let found = self.client.lookup(&self.bans.uri, want).map_err(|why| Outage::from(&why))?;
+            let Some(found) = found else {
+                let log = Log::new(&self.space.prefix(), random()?);
+                return Ok(InStore { log, entry: None });
+            };
+            let opened = Opened::new(&session, &found.entry).and_then(|opened| {
+                let log = match opened.kind() {
+                    Kind::Bans => Log::decode(opened.head(), &self.space.prefix()).ok(),
+                    _ => None,
+                };
+                log.ok_or(Unreadable::Damaged)
+            });
+            if opened.is_err() && want.pin {
+                self.client.release(found.session, &[found.entry.object]);
+            }
+            match opened {
+                Ok(log) => {
+                    if want.pin {
+                        self.has_pinned(&found);
+                    }
+                    return Ok(InStore { log, entry: Some(found.entry) });
+                }
+                Err(Unreadable::Gone) => {}
+                Err(Unreadable::Outage(outage)) => return Err(outage),
+                Err(Unreadable::Damaged) => {
+                    (self.log)(&Notice::Damaged("the ban log".into()));
+                    self.evict(&self.bans.uri, found.entry.version)?;
+                }
+            }
+        }
+        Err(Outage::Io)
+    }
+
+    /// Publishes the log over the one that was read; `false`: somebody else was quicker.
+    fn write_log(&self, log: &mut InStore) -> Result<bool, Outage> {
+        let bytes = tail(Kind::Bans, log.log.encode(), 0, None).ok_or(Outage::Io)?;
+        let if_version = IfVersion::from_raw(log.entry.map_or(0, |entry| entry.version));
+        let options = CommitOptions { if_version, want: Want::PIN, ..CommitOptions::default() };
+        let written = self.put(&self.bans.uri, &bytes, options)?;
+        if let Some(written) = &written {
+            self.has_pinned(written);
+        }
+        Ok(written.is_some())
+    }
+
+    /// This is the log now: the former one may go.
+    fn has_pinned(&self, found: &Found) {
+        let pinned = (found.session, found.entry.object);
+        let former = self.bans.pinned.lock().replace(pinned);
+        if let Some((session, object)) = former.filter(|former| *former != pinned) {
+            self.client.release(session, &[object]);
+        }
+    }
+
+    /// Counts announced bans as recorded. `healed` is what the log said about healing when they were written into it.
+    ///
+    /// A healer first says in the log up to which announcement it heals, none of them younger than [`HEAL_AFTER`], then
+    /// changes `recorded`. If it did so before `recorded` is read here, then what is covered is late by now and found in
+    /// the log; if it does so after, the exchange fails and all is looked at once more. So nothing is counted twice.
+    fn count_recorded(&self, board: &Board, announced: &[Announced], mut healed: Option<Healed>) -> Result<(), Outage> {
+        loop {
+            let seen = board.recorded(self.bans.slot);
+            if announced.iter().any(|announced| announced.at.elapsed() > LATE) {
+                healed = self.read_log(Want::ENTRY)?.log.healed();
+            }
+            let covers = |a: &&Announced| healed.is_some_and(|healed| healed.covers(board.id().0, a.number));
+            let n = (announced.len() - announced.iter().filter(covers).count()) as u64;
+            if n == 0 || board.heal(self.bans.slot, seen, seen.wrapping_add(n)) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The thread that records.
+    pub(crate) fn keep_bans(&self) {
+        let mut backoff = Duration::from_millis(1);
+        let mut told = false;
+        loop {
+            let (work, heal, stop) = {
+                let mut queue = self.bans.queue.lock();
+                while queue.bans.is_empty() && !queue.heal && !queue.stop {
+                    self.bans.wake.wait(&mut queue);
+                }
+                (queue.bans.iter().cloned().collect::<Vec<_>>(), std::mem::take(&mut queue.heal), queue.stop)
+            };
+            let outcome = if work.is_empty() { Ok(()) } else { self.record_bans(work) };
+            if stop {
+                // One last attempt was made; what could not be recorded is healed over by others.
+                return;
+            }
+            let outcome = if heal { outcome.and_then(|()| self.heal_bans()) } else { outcome };
+            match outcome {
+                Ok(()) => {
+                    backoff = Duration::from_millis(1);
+                    told = false;
+                }
+                Err(outage) => {
+                    if !std::mem::replace(&mut told, true) {
+                        (self.log)(&Notice::BanDelayed(outage.to_string()));
+                    }
+                    let mut queue = self.bans.queue.lock();
+                    if !queue.stop {
+                        self.bans.wake.wait_for(&mut queue, backoff);
+                    }
+                    backoff = (backoff * 2).min(MAX_BACKOFF);
+                }
+            }
+        }
+    }
+
+    /// Writes bans into the log and counts them on the board.
+    fn record_bans(&self, work: Vec<Queued>) -> Result<(), Outage> {
+        let done = work.len();
+        if let ConnectionState::V01 { .. } = self.client.state() {
+            let bans: Vec<_> = work.into_iter().filter_map(|queued| queued.ban).collect();
+            self.append_v01(&bans)?;
+        } else {
+            self.record_on_board(work)?;
+        }
+        let mut queue = self.bans.queue.lock();
+        queue.bans.drain(..done);
+        self.bans.pending.fetch_sub(done, Ordering::SeqCst);
+        if queue.bans.is_empty() {
+            self.bans.empty.notify_all();
+        }
+        Ok(())
+    }
+
+    fn record_on_board(&self, mut work: Vec<Queued>) -> Result<(), Outage> {
+        let session = self.session()?;
+        let board = session.board().ok_or(Outage::Protocol)?;
+        let mut announced = Vec::with_capacity(work.len());
+        for queued in &mut work {
+            // If it was made while the store was down, or another one, then those who know this board must read it.
+            let current = queued.announced.filter(|announced| announced.board == board.id());
+            let current = current.unwrap_or_else(|| self.announce(board));
+            queued.announced = Some(current);
+            announced.push(current);
+        }
+        {
+            // Should this attempt fail, the next one need not announce again.
+            let mut queue = self.bans.queue.lock();
+            for (queued, done) in queue.bans.iter_mut().zip(&work) {
+                queued.announced = done.announced;
+            }
+        }
+        let mut conflicts = 0;
+        let healed = loop {
+            let mut found = self.read_log(Want::ENTRY)?;
+            for ban in work.iter().filter_map(|queued| queued.ban.as_ref()) {
+                found.log.append(ban.clone());
+            }
+            if self.write_log(&mut found)? {
+                break found.log.healed();
+            }
+            conflicts += 1;
+            if conflicts == MAX_CONFLICTS {
+                return Err(Outage::Timeout);
+            }
+        };
+        self.count_recorded(board, &announced, healed)
+    }
+
+    /// The counters of the board are apart because somebody died: see the module.
+    fn heal_bans(&self) -> Result<(), Outage> {
+        let session = self.session()?;
+        let board = session.board().ok_or(Outage::Protocol)?;
+        let recorded = board.recorded(self.bans.slot);
+        let announced = board.announced(self.bans.slot);
+        if recorded == announced {
+            return Ok(());
+        }
+        let apart = self.bans.apart(board.id(), recorded, announced);
+        if apart.since.elapsed() < HEAL_AFTER {
+            return Ok(());
+        }
+        let mut found = self.read_log(Want::ENTRY)?;
+        // The store answers. If it did not for a while, a recorder that waited for it gets its chance.
+        let chance = Instant::now() + 2 * MAX_BACKOFF;
+        while Instant::now() < chance {
+            if board.recorded(self.bans.slot) != recorded {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // Not what was announced since: its recorders are alive as far as anybody knows.
+        let healed = Healed { board: board.id().0, through: apart.announced };
+        found.log = Log::new(&self.space.prefix(), random()?).healing(healed);
+        if self.write_log(&mut found)? && board.heal(self.bans.slot, recorded, apart.announced) {
+            (self.log)(&Notice::BansReset("a cache that announced a ban died before it was recorded".into()));
+        }
+        Ok(())
+    }
+}
