@@ -26,7 +26,7 @@ use crate::counters;
 use crate::draft::Writing;
 use crate::engine::Engine;
 use crate::heap::HeapChunk;
-use crate::publish::{Outcome, Record};
+use crate::span::{FileSpan, Hold, NoSpan, Span};
 use crate::write_buffer::WriteBuffer;
 
 /// Where consecutive bytes of a body are.
@@ -87,17 +87,6 @@ pub struct Body {
     inner: Mutex<Inner>,
 }
 
-/// Bytes of a body that can be read for as long as this lives (and, for bytes in heap, the object).
-pub struct Span {
-    /// The first one.
-    pub ptr: NonNull<u8>,
-    /// How many there are; not 0.
-    pub len: usize,
-    /// The body's length now.
-    pub total: u64,
-    hold: Hold,
-}
-
 /// Where bytes of a body are.
 enum At {
     /// At an address.
@@ -106,56 +95,6 @@ enum At {
     Stored { key: u64, end: u64, total: u64 },
     /// In a draft's file, up to `end`, of `total`.
     Draft { file: Arc<File>, end: u64, total: u64 },
-}
-
-/// What keeps a span readable.
-enum Hold {
-    /// varnishd's reference to the object.
-    Object,
-    /// The buffer of a draft.
-    Buffer(#[expect(dead_code, reason = "held for its Drop")] Arc<WriteBuffer>),
-    /// The mapping of a published body.
-    Stored(#[expect(dead_code, reason = "held for its Drop")] Arc<crate::maps::BodyMap>),
-}
-
-impl Span {
-    /// Do the bytes stay where they are until the object is dereferenced? Only those of a settled body in heap do.
-    pub fn is_stable(&self) -> bool {
-        matches!(self.hold, Hold::Object)
-    }
-}
-
-/// Bytes of a body, as part of a file.
-pub struct FileSpan {
-    /// The file, which stays as it is, and readable.
-    pub file: Arc<File>,
-    /// Where in it the first byte is.
-    pub offset: u64,
-    /// How many there are; not 0.
-    pub len: u64,
-    /// The body's length now.
-    pub total: u64,
-}
-
-impl FileSpan {
-    /// Is the file shorter than it must be? Only a lost body's is.
-    pub fn is_lost(&self) -> bool {
-        self.file.metadata().is_ok_and(|metadata| metadata.len() < self.offset + self.len)
-    }
-}
-
-/// Why there is no span.
-#[derive(Debug)]
-pub enum NoSpan {
-    /// The offset is at or behind the end of what is there now.
-    End,
-    /// The body cannot be had any more.
-    Lost(std::io::Error),
-    /// The process has no descriptors or memory left; the body itself is well.
-    NotNow(std::io::Error),
-    /// The bytes are there, but have no address (they are in a draft, or cannot be mapped): read them with
-    /// [`Body::read_at`].
-    Unmapped,
 }
 
 impl Body {
@@ -171,22 +110,6 @@ impl Body {
     /// Are there none?
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// Room for the next bytes: an address and how many may be written there before [`Body::extend`].
-    ///
-    /// `want` is how many are expected (never 0); `estimated` says that this is the origin's Content-Length and not a
-    /// default. `nuke` evicts something and says whether it could. Only the writer calls this. `None`: there is no
-    /// room, and nothing more to evict.
-    pub fn space(
-        &self,
-        engine: &Engine,
-        want: usize,
-        estimated: bool,
-        limits: ChunkLimits,
-        nuke: &mut dyn FnMut() -> bool,
-    ) -> Option<(NonNull<u8>, usize)> {
-        crate::space::space(self, engine, want, estimated, limits, nuke)
     }
 
     /// `n` bytes of the room that [`Body::space`] returned last are body now.
@@ -343,35 +266,6 @@ impl Body {
         engine.count_loss(stored.as_ref());
     }
 
-    /// Nothing more will be written: gives back the surplus. Only the writer calls this, once.
-    pub fn trim(&self, engine: &Engine) {
-        crate::space::trim(self, engine);
-    }
-
-    /// Publishes the complete body as a record that others find. The fetch has ended well, [`Body::trim`] was called,
-    /// and [`Body::settle`] was not yet. `nuke` is as in [`Body::space`]. It may wait for the store, within a deadline.
-    pub fn publish(&self, engine: &Engine, record: &Record<'_>, nuke: &mut dyn FnMut() -> bool) -> Outcome {
-        crate::publish::publish(self, engine, record, nuke)
-    }
-
-    /// The fetch is over: frees what was replaced, and publishes a draft if `keep`, others will look the object up. Of
-    /// those who followed the fetch, nobody reads in heap any more. `false`: it could not be published or is lost, the
-    /// object must leave the cache. `owner` names the object to [`Engine::sweep`], should objmapper lose the body.
-    #[must_use]
-    pub fn settle(&self, engine: &Engine, keep: bool, owner: usize) -> bool {
-        let (retired, adoption) = {
-            let mut inner = self.inner.lock();
-            (std::mem::take(&mut inner.retired), inner.adoption.take())
-        };
-        for chunk in retired {
-            engine.free_piece(chunk);
-        }
-        if let Some(Adoption::Announced(announced)) = adoption {
-            engine.forgo(announced);
-        }
-        crate::publish::settle(self, engine, keep, owner)
-    }
-
     /// Gives everything back. Nobody may be reading.
     pub fn slim(&self, engine: &Engine) {
         let taken = std::mem::take(&mut *self.inner.lock());
@@ -425,13 +319,4 @@ pub struct Description {
     pub in_draft: bool,
     /// The published body's number in objmapper.
     pub object: Option<u64>,
-}
-
-/// varnishd's parameters for storage: `fetch_chunksize` and `fetch_maxchunksize`, in bytes.
-#[derive(Debug, Clone, Copy)]
-pub struct ChunkLimits {
-    /// The default and the smallest unit.
-    pub chunk: usize,
-    /// The largest piece.
-    pub max: usize,
 }

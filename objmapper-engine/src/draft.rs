@@ -3,16 +3,13 @@
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::sys::stat::Mode;
 use nix::unistd::ftruncate;
-use smallvec::SmallVec;
 
 use crate::backing::{Draft, Room};
-use crate::body::{Body, Inner, Piece, Place};
 use crate::counters;
 use crate::engine::Engine;
 use crate::write_buffer::WriteBuffer;
@@ -42,59 +39,60 @@ pub(crate) struct Writing {
     tail: u64,
 }
 
+/// What was in the buffer is still there only.
+pub(crate) struct Unwritten;
+
 impl Writing {
-    /// Begins a draft of `reserved` bytes (of `hint` in the end; 0 is unknown), and moves the `len` bytes in heap there.
-    /// `None`: objmapper can't; this is counted.
-    pub(crate) fn begin(engine: &Engine, body: &Body, hint: u64, reserved: u64, len: u64) -> Option<Box<Writing>> {
+    /// Begins a draft of `reserved` bytes (of `hint` in the end; 0 is unknown). `fill` writes to its file what there is of the
+    /// body already. `None`: objmapper can't; this is counted.
+    pub(crate) fn begin(
+        engine: &Engine,
+        hint: u64,
+        reserved: u64,
+        fill: impl FnOnce(&File) -> std::io::Result<()>,
+    ) -> Option<Box<Writing>> {
         let draft = engine.create_draft(Room { granted: reserved, expected: hint })?;
         let open = || reopen_read_only(draft.file()?);
         let opened = open().or_else(|error| if engine.relieve(&error) { open() } else { Err(error) });
         let begun = opened.and_then(|reading| {
-            copy_from_heap(body, draft.file()?)?;
+            fill(draft.file()?)?;
             Ok(Arc::new(reading))
         });
         let reading = match begun {
             Ok(reading) => reading,
             Err(error) => {
-                body.lock().moving = false;
                 engine.draft_error("beginning a body", &error);
                 draft.abort();
                 return None;
             }
         };
-        let mut inner = body.lock();
-        let inner = &mut *inner;
-        inner.moving = false;
-        inner.reading = Some(reading.clone());
-        // What a final iteration was done with before is in no piece of heap any more, and not in the file either.
-        let gone = inner.pieces.iter().filter(|piece| matches!(piece.place, Place::Gone));
-        let given_back = gone.map(|piece| piece.start + piece.len).max().unwrap_or(0);
-        engine.account.shrink(given_back);
-        inner.given_back = given_back;
-        for piece in inner.pieces.drain(..) {
-            if let Place::Heap(chunk) = piece.place {
-                inner.retired.push(chunk);
-            }
-        }
-        if len > 0 {
-            inner.pieces.push(Piece { start: 0, len, place: Place::File });
-        }
-        counters::add(&engine.counters.g_writing, 1);
-        counters::add(&engine.counters.g_bodies, 1);
-        counters::add(&engine.counters.g_body_bytes, reserved - given_back);
         Some(Box::new(Writing {
             draft,
             reading,
             reserved,
-            given_back,
+            given_back: 0,
             punched: 0,
             hint,
-            written: len,
-            file_size: len,
+            written: 0,
+            file_size: 0,
             buffer: None,
             ends_at: None,
             tail: 0,
         }))
+    }
+
+    /// The first `len` bytes of the body were written as it began; of these the first `given_back` will not be read.
+    pub(crate) fn begun(&mut self, engine: &Engine, len: u64, given_back: u64) {
+        engine.account.shrink(given_back);
+        (self.written, self.file_size, self.given_back) = (len, len, given_back);
+        counters::add(&engine.counters.g_writing, 1);
+        counters::add(&engine.counters.g_bodies, 1);
+        counters::add(&engine.counters.g_body_bytes, self.reserved - given_back);
+    }
+
+    /// The file for the readers.
+    pub(crate) fn reading(&self) -> Arc<File> {
+        self.reading.clone()
     }
 
     /// Bytes of room in total.
@@ -125,13 +123,14 @@ impl Writing {
         true
     }
 
-    /// Where the bytes from `len`, the body's end, on can be written, and how many. `None`: the file can't have more;
-    /// this is counted.
-    pub(crate) fn room(&mut self, engine: &Engine, body: &Body, len: u64) -> Option<(NonNull<u8>, usize)> {
-        let full = |buffer: &Arc<WriteBuffer>| len - self.written >= buffer.size() as u64;
-        if self.buffer.as_ref().is_some_and(full) && !self.flush(engine, body, len) {
-            return None;
-        }
+    /// Is the buffer full, when the body ends at `len`?
+    pub(crate) fn is_full(&self, len: u64) -> bool {
+        self.buffer.as_ref().is_some_and(|buffer| len - self.written >= buffer.size() as u64)
+    }
+
+    /// Where the bytes from `len`, the body's end, on can be written: a buffer that is not full, how much of it is used, and
+    /// how many bytes more may be written there. `None`: there is no memory; this is counted.
+    pub(crate) fn room(&mut self, engine: &Engine, len: u64) -> Option<(Arc<WriteBuffer>, usize, usize)> {
         let buffer = match &self.buffer {
             Some(buffer) => buffer,
             None => {
@@ -145,23 +144,17 @@ impl Writing {
             }
         };
         let used = (len - self.written) as usize;
-        if used == 0 {
-            let mut inner = body.lock();
-            if !matches!(inner.pieces.last(), Some(Piece { place: Place::Buffer(_), .. })) {
-                inner.pieces.push(Piece { start: len, len: 0, place: Place::Buffer(buffer.clone()) });
-            }
-        }
         let room = (buffer.size() - used).min(usize::try_from(self.reserved - len).unwrap_or(usize::MAX));
-        Some((buffer.at(used)?, room))
+        Some((buffer.clone(), used, room))
     }
 
-    /// Writes to the file what of the body, which ends at `len`, is not there yet. `false`: it could not be written, and
-    /// stays where it is; this is counted.
-    pub(crate) fn flush(&mut self, engine: &Engine, body: &Body, len: u64) -> bool {
+    /// Writes to the file what of the body, which ends at `len`, is not there yet, and gives the buffer to
+    /// [`Writing::keep`]; none if nothing is in one. `Err`: it could not be written, and stays where it is; this is counted.
+    pub(crate) fn write(&mut self, engine: &Engine, len: u64) -> Result<Option<Arc<WriteBuffer>>, Unwritten> {
         if self.ends_at.is_some() {
-            return true;
+            return Ok(None);
         }
-        let Some(buffer) = self.buffer.take() else { return true };
+        let Some(buffer) = self.buffer.take() else { return Ok(None) };
         // SAFETY: the fetch wrote what is body before it said so (`Body::extend`), and it is the fetch that calls.
         let bytes = unsafe { buffer.bytes((len - self.written) as usize) };
         // Nobody wants what was given back.
@@ -170,20 +163,22 @@ impl Writing {
             let from = self.written + skip as u64;
             if let Err(error) = self.draft.file().and_then(|file| file.write_all_at(&bytes[skip..], from)) {
                 engine.draft_error("writing a body", &error);
-                return false;
+                return Err(Unwritten);
             }
             self.file_size = len;
         }
         self.written = len;
-        show_written(&mut body.lock());
-        // Who reads there still has the buffer, and the fetch must take another one. A short one was for what was expected.
-        let mut buffer = buffer;
-        let suits = buffer.size() == WriteBuffer::LARGEST || self.hint > len;
-        self.buffer = (suits && Arc::get_mut(&mut buffer).is_some()).then_some(buffer);
-        true
+        Ok(Some(buffer))
     }
 
-    /// Gives the surplus behind `len` back. The writer has nothing to [`flush`](Writing::flush) any more.
+    /// A buffer whose bytes are in the file is used again, unless somebody still reads there, or it was a short one, for what
+    /// was expected.
+    pub(crate) fn keep(&mut self, mut buffer: Arc<WriteBuffer>, len: u64) {
+        let suits = buffer.size() == WriteBuffer::LARGEST || self.hint > len;
+        self.buffer = (suits && Arc::get_mut(&mut buffer).is_some()).then_some(buffer);
+    }
+
+    /// Gives the surplus behind `len` back. The writer has nothing to [`write`](Writing::write) any more.
     pub(crate) fn trim(&mut self, engine: &Engine, len: u64) {
         self.buffer = None;
         let len = self.ends_at.unwrap_or(len);
@@ -290,39 +285,6 @@ impl Writing {
         self.draft.abort();
         // After objmapper's, as in `trim`.
         engine.lost_draft(outstanding);
-    }
-}
-
-/// Writes the body's pieces in heap to the file. They are held back from a final iteration until the caller, who takes them
-/// out of the body, clears `Inner::moving`.
-fn copy_from_heap(body: &Body, file: &File) -> std::io::Result<()> {
-    let pieces: SmallVec<[(u64, NonNull<u8>, usize); 8]> = {
-        let mut inner = body.lock();
-        inner.moving = true;
-        let in_heap = inner.pieces.iter().filter_map(|piece| match &piece.place {
-            Place::Heap(chunk) => Some((piece.start, chunk.ptr(), piece.len as usize)),
-            _ => None,
-        });
-        in_heap.collect()
-    };
-    for (start, ptr, len) in pieces {
-        // SAFETY: the first `len` bytes of the chunk are body, which was written before it became that and does not
-        // change any more. The chunk is not freed meanwhile: only the writer, which we are, and a final iteration
-        // (`Body::give_back`) take pieces away, and the latter leaves them alone while `moving` is set.
-        file.write_all_at(unsafe { std::slice::from_raw_parts(ptr.as_ptr(), len) }, start)?;
-    }
-    Ok(())
-}
-
-/// What was in the buffer is in the file now.
-fn show_written(inner: &mut Inner) {
-    let Some(Piece { start, len, place: Place::Buffer(_) }) = inner.pieces.last() else { return };
-    let (start, len) = (*start, *len);
-    inner.pieces.pop();
-    match inner.pieces.last_mut() {
-        Some(Piece { len: before, place: Place::File, .. }) => *before += len,
-        _ if len > 0 => inner.pieces.push(Piece { start, len, place: Place::File }),
-        _ => {}
     }
 }
 

@@ -12,15 +12,15 @@ use objmapper_client::Cache;
 
 use crate::account::Account;
 use crate::backing::{Backing, Draft, Failure, Lengths, Name, Room, Stored};
-use crate::body::NoSpan;
 use crate::counters::{self, Counters};
 use crate::heap::HeapChunk;
 use crate::house::{House, Verdict};
 use crate::log::StateLog;
 use crate::maps::BodyMap;
 use crate::options::Options;
-use crate::publish::Record;
+use crate::record::Record;
 use crate::registry::Registry;
+use crate::span::NoSpan;
 
 /// One storage.
 pub struct Engine {

@@ -9,17 +9,22 @@
 
 pub mod account;
 pub mod adopt;
+mod adopted;
 pub mod backing;
 pub mod body;
 pub mod counters;
 mod draft;
 pub mod engine;
+pub mod grant;
 pub mod heap;
 pub mod house;
 pub mod log;
 pub mod maps;
 pub mod options;
 pub mod publish;
+pub mod record;
 mod registry;
 mod space;
+pub mod span;
+mod to_draft;
 mod write_buffer;

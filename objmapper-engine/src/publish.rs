@@ -6,26 +6,14 @@
 
 use std::os::unix::fs::FileExt;
 
-pub use objmapper_proto::ext::Fence;
-
+use crate::adopt::Adoption;
 use crate::backing::{Failure, Lengths, Stored};
 use crate::body::{Body, Place};
 use crate::counters;
 use crate::draft::Writing;
 use crate::engine::Engine;
-
-/// What a body is published as for others.
-#[derive(Debug, Clone, Copy)]
-pub struct Record<'a> {
-    /// Under which URI.
-    pub uri: &'a [u8],
-    /// What follows the body in its file.
-    pub tail: &'a [u8],
-    /// When the store may drop it, milliseconds since 1970; 0 is never.
-    pub expires: i64,
-    /// The URI's fence before the fetch.
-    pub fence: Fence,
-}
+use crate::record::Record;
+use crate::space::write_rest;
 
 /// What became of [`Body::publish`]. But for [`Outcome::Done`], the body is what it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,18 +34,64 @@ pub enum Outcome {
     Failed,
 }
 
-/// See [`Body::settle`].
-pub(crate) fn settle(body: &Body, engine: &Engine, keep: bool, owner: usize) -> bool {
-    let stored = body.lock().stored.clone();
-    match stored {
-        _ if !keep => true,
-        Some(stored) => register(body, engine, &stored, owner),
-        None => settle_draft(body, engine, owner),
+impl Body {
+    /// Publishes the complete body as a record that others find. The fetch has ended well, [`Body::trim`] was called,
+    /// and [`Body::settle`] was not yet. `nuke` is as in [`Body::space`]. It may wait for the store, within a deadline.
+    pub fn publish(&self, engine: &Engine, record: &Record<'_>, nuke: &mut dyn FnMut() -> bool) -> Outcome {
+        write_rest(self, engine);
+        let Some((mut writing, len)) = take_complete(self) else { return Outcome::Elsewhere };
+        let outcome = if len == 0 || writing.is_closed() {
+            Err(Outcome::Elsewhere)
+        } else {
+            as_record(engine, &mut writing, len, record, nuke)
+        };
+        match outcome {
+            Ok(stored) => {
+                counters::add(&engine.counters.c_published, 1);
+                counters::add(&engine.counters.c_records, 1);
+                published(self, engine, *writing, &stored);
+                Outcome::Done
+            }
+            Err(outcome) => {
+                match outcome {
+                    Outcome::Done | Outcome::Elsewhere => {}
+                    Outcome::Conflict => counters::add(&engine.counters.c_record_conflict, 1),
+                    _ => counters::add(&engine.counters.c_record_failed, 1),
+                }
+                let mut inner = self.lock();
+                inner.orphan = None;
+                inner.writing = Some(writing);
+                outcome
+            }
+        }
+    }
+
+    /// The fetch is over: frees what was replaced, and publishes a draft if `keep`, others will look the object up. Of
+    /// those who followed the fetch, nobody reads in heap any more. `false`: it could not be published or is lost, the
+    /// object must leave the cache. `owner` names the object to [`Engine::sweep`], should objmapper lose the body.
+    #[must_use]
+    pub fn settle(&self, engine: &Engine, keep: bool, owner: usize) -> bool {
+        let (retired, adoption) = {
+            let mut inner = self.lock();
+            (std::mem::take(&mut inner.retired), inner.adoption.take())
+        };
+        for chunk in retired {
+            engine.free_piece(chunk);
+        }
+        if let Some(Adoption::Announced(announced)) = adoption {
+            engine.forgo(announced);
+        }
+        let stored = self.lock().stored.clone();
+        match stored {
+            _ if !keep => true,
+            Some(stored) => register(self, engine, &stored, owner),
+            None => settle_draft(self, engine, owner),
+        }
     }
 }
 
 fn settle_draft(body: &Body, engine: &Engine, owner: usize) -> bool {
-    crate::space::write_rest(body, engine);
+    write_rest(body, engine);
     let Some((mut writing, len)) = take_complete(body) else { return true };
     if len == 0 {
         let mut inner = body.lock();
@@ -92,36 +126,6 @@ fn register(body: &Body, engine: &Engine, stored: &Stored, owner: usize) -> bool
         body.lock().loss_counted = true;
     }
     kept
-}
-
-/// See [`Body::publish`].
-pub(crate) fn publish(body: &Body, engine: &Engine, record: &Record<'_>, nuke: &mut dyn FnMut() -> bool) -> Outcome {
-    crate::space::write_rest(body, engine);
-    let Some((mut writing, len)) = take_complete(body) else { return Outcome::Elsewhere };
-    let outcome = if len == 0 || writing.is_closed() {
-        Err(Outcome::Elsewhere)
-    } else {
-        as_record(engine, &mut writing, len, record, nuke)
-    };
-    match outcome {
-        Ok(stored) => {
-            counters::add(&engine.counters.c_published, 1);
-            counters::add(&engine.counters.c_records, 1);
-            published(body, engine, *writing, &stored);
-            Outcome::Done
-        }
-        Err(outcome) => {
-            match outcome {
-                Outcome::Done | Outcome::Elsewhere => {}
-                Outcome::Conflict => counters::add(&engine.counters.c_record_conflict, 1),
-                _ => counters::add(&engine.counters.c_record_failed, 1),
-            }
-            let mut inner = body.lock();
-            inner.orphan = None;
-            inner.writing = Some(writing);
-            outcome
-        }
-    }
 }
 
 /// Writes the record's tail behind the body, and has both published.

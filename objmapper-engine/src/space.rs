@@ -5,59 +5,75 @@
 
 use std::ptr::NonNull;
 
-use crate::body::{Body, ChunkLimits, Inner, Piece, Place};
+use crate::adopted;
+use crate::body::{Body, Inner, Piece, Place};
 use crate::counters;
 use crate::draft::Writing;
 use crate::engine::Engine;
+use crate::grant::{ChunkLimits, take};
 use crate::heap::HeapChunk;
+use crate::to_draft;
 
 /// Surplus below this is not worth a copy (as in `sml_trimstore`).
 const TRIM_WORTHWHILE: usize = 512;
 
-pub(crate) fn space(
-    body: &Body,
-    engine: &Engine,
-    want: usize,
-    estimated: bool,
-    limits: ChunkLimits,
-    nuke: &mut dyn FnMut() -> bool,
-) -> Option<(NonNull<u8>, usize)> {
-    if let Some(room) = crate::adopt::room(body, engine, want, limits, nuke) {
-        return Some(room);
-    }
-    let (len, in_draft, heap_only) = {
-        let inner = body.lock();
-        if let Some(room) = heap_room(&inner) {
+impl Body {
+    /// Room for the next bytes: an address and how many may be written there before [`Body::extend`].
+    ///
+    /// `want` is how many are expected (never 0); `estimated` says that this is the origin's Content-Length and not a
+    /// default. `nuke` evicts something and says whether it could. Only the writer calls this. `None`: there is no
+    /// room, and nothing more to evict.
+    pub fn space(
+        &self,
+        engine: &Engine,
+        want: usize,
+        estimated: bool,
+        limits: ChunkLimits,
+        nuke: &mut dyn FnMut() -> bool,
+    ) -> Option<(NonNull<u8>, usize)> {
+        if let Some(room) = adopted::room(self, engine, want, limits, nuke) {
             return Some(room);
         }
-        (inner.len, inner.writing.is_some(), inner.heap_only)
-    };
-    let wants_store = !heap_only && (in_draft || len.saturating_add(want as u64) > engine.options.threshold);
-    if wants_store {
-        match store_space(body, engine, want, estimated, limits, nuke) {
-            Ok(room) => {
-                engine.house.keep_room(&engine.account);
-                return room;
+        let (len, in_draft, heap_only) = {
+            let inner = self.lock();
+            if let Some(room) = heap_room(&inner) {
+                return Some(room);
             }
-            Err(Refused) => {
-                let writing = {
-                    let mut inner = body.lock();
-                    inner.heap_only = true;
-                    inner.writing.take()
-                };
-                if let Some(writing) = writing {
-                    let mixed = continue_in_heap(body, engine, writing, len);
-                    body.lock().writing = mixed;
+            (inner.len, inner.writing.is_some(), inner.heap_only)
+        };
+        let wants_store = !heap_only && (in_draft || len.saturating_add(want as u64) > engine.options.threshold);
+        if wants_store {
+            match store_space(self, engine, want, estimated, limits, nuke) {
+                Ok(room) => {
+                    engine.house.keep_room(&engine.account);
+                    return room;
+                }
+                Err(Refused) => {
+                    let writing = {
+                        let mut inner = self.lock();
+                        inner.heap_only = true;
+                        inner.writing.take()
+                    };
+                    if let Some(writing) = writing {
+                        let mixed = continue_in_heap(self, engine, writing, len);
+                        self.lock().writing = mixed;
+                    }
                 }
             }
         }
+        let chunk = heap_alloc(engine, want, limits, nuke)?;
+        engine.house.keep_room(&engine.account);
+        let mut inner = self.lock();
+        let start = inner.len;
+        inner.pieces.push(Piece { start, len: 0, place: Place::Heap(chunk) });
+        heap_room(&inner)
     }
-    let chunk = heap_alloc(engine, want, limits, nuke)?;
-    engine.house.keep_room(&engine.account);
-    let mut inner = body.lock();
-    let start = inner.len;
-    inner.pieces.push(Piece { start, len: 0, place: Place::Heap(chunk) });
-    heap_room(&inner)
+
+    /// Nothing more will be written: gives back the surplus. Only the writer calls this, once.
+    pub fn trim(&self, engine: &Engine) {
+        trim_heap(&mut self.lock(), engine);
+        trim_draft(self, engine);
+    }
 }
 
 fn heap_room(inner: &Inner) -> Option<(NonNull<u8>, usize)> {
@@ -66,31 +82,6 @@ fn heap_room(inner: &Inner) -> Option<(NonNull<u8>, usize)> {
     let used = piece.len as usize;
     let room = chunk.size().checked_sub(used).filter(|room| *room > 0)?;
     NonNull::new(chunk.ptr().as_ptr().wrapping_add(used)).map(|ptr| (ptr, room))
-}
-
-/// As much of `want` as there is, by halves down to a chunk; evicts only when there is not even that.
-pub(crate) fn take(
-    want: usize,
-    limits: ChunkLimits,
-    mut alloc: impl FnMut(usize) -> bool,
-    nuke: &mut dyn FnMut() -> bool,
-) -> Option<usize> {
-    let want = want.min(limits.max).max(1);
-    loop {
-        let mut size = want;
-        loop {
-            if alloc(size) {
-                return Some(size);
-            }
-            if size <= limits.chunk {
-                break;
-            }
-            size /= 2;
-        }
-        if !nuke() {
-            return None;
-        }
-    }
 }
 
 fn heap_alloc(engine: &Engine, want: usize, limits: ChunkLimits, nuke: &mut dyn FnMut() -> bool) -> Option<HeapChunk> {
@@ -133,7 +124,7 @@ fn store_space(
                 };
                 let reserved = len + granted as u64;
                 let hint = if estimated { len + want as u64 } else { 0 };
-                match Writing::begin(engine, body, hint, reserved, len) {
+                match to_draft::begin(body, engine, hint, reserved, len) {
                     Some(begun) => writing.insert(begun),
                     None => {
                         engine.account.alloc_failed(reserved);
@@ -153,19 +144,13 @@ fn store_space(
                 break 'grow Err(Refused);
             }
         }
-        match writing.room(engine, body, len) {
+        match to_draft::room(body, engine, writing, len) {
             Some(room) => Ok(Some(room)),
             None => Err(Refused),
         }
     };
     body.lock().writing = writing;
     result
-}
-
-/// See [`Body::trim`].
-pub(crate) fn trim(body: &Body, engine: &Engine) {
-    trim_heap(&mut body.lock(), engine);
-    trim_draft(body, engine);
 }
 
 /// Has what is left in a draft's buffer written, if the fetch ended without a trim.
@@ -186,7 +171,7 @@ fn trim_draft(body: &Body, engine: &Engine) {
         (inner.writing.take(), inner.len)
     };
     let Some(mut writing) = writing else { return };
-    if !writing.flush(engine, body, len) {
+    if !to_draft::flush(body, engine, &mut writing, len) {
         match continue_in_heap(body, engine, writing, len) {
             Some(mixed) => writing = mixed,
             None => return,
@@ -208,7 +193,7 @@ fn continue_in_heap(body: &Body, engine: &Engine, mut writing: Box<Writing>, len
         return None;
     }
     // Unless that is what failed: then it stays in the buffer, which is counted already.
-    writing.flush(engine, body, len);
+    to_draft::flush(body, engine, &mut writing, len);
     writing.end_at(len);
     counters::add(&engine.counters.c_mixed, 1);
     Some(writing)
@@ -224,7 +209,7 @@ fn back_to_heap(body: &Body, engine: &Engine, writing: &mut Writing, len: u64) -
         _ => return false,
     };
     let Some(chunk) = HeapChunk::take_over(&engine.account, len as usize) else { return false };
-    // SAFETY: as in `Writing::flush`: all of the `len` bytes are body, and we are the fetch.
+    // SAFETY: as in `Writing::write`: all of the `len` bytes are body, and we are the fetch.
     chunk.copy_from(unsafe { buffer.bytes(len as usize) });
     engine.count_piece(&chunk);
     writing.hand_over(engine, len);

@@ -13,7 +13,8 @@ use objmapper_engine::body::Body;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::house::{House, Work};
 use objmapper_engine::options::Options;
-use objmapper_engine::publish::{Fence, Outcome, Record};
+use objmapper_engine::publish::Outcome;
+use objmapper_engine::record::{Fence, Record};
 use objmapper_server::net::{ListenConfig, Server};
 use objmapper_server::store::{ANY_VERSION, MemoryTier, Store, StoreConfig};
 

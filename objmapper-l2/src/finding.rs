@@ -6,7 +6,6 @@ use crate::core::Core;
 use crate::hit::{Grounds, Hit};
 use crate::outage::Outage;
 use crate::request::RequestView;
-use crate::space::L2;
 use crate::ticket::Ticket;
 
 /// What a look-up found.
@@ -79,17 +78,9 @@ pub struct Stale {
     pub ticket: Option<Ticket>,
 }
 
-impl Hit {
-    /// Whether no purge and no ban has outlawed the record since it was found. Atomic loads when nothing happened.
-    /// `client` is that of the [`Lookup`](crate::Lookup).
-    #[must_use]
-    pub fn still_valid(&self, l2: &L2, client: &dyn RequestView) -> bool {
-        l2.core.is_still_valid(self, client)
-    }
-}
-
 impl Core {
-    fn is_still_valid(&self, hit: &Hit, request: &dyn RequestView) -> bool {
+    /// See [`Hit::still_valid`].
+    pub(crate) fn is_still_valid(&self, hit: &Hit, request: &dyn RequestView) -> bool {
         match &hit.grounds {
             Grounds::Board { session, fence, bans } => {
                 let Some(board) = session.board() else { return false };

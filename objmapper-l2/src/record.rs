@@ -17,6 +17,8 @@ pub(crate) const TRAILER_LEN: usize = COVERED + 16;
 
 /// Most bytes of a tail: what a reader reads at most to understand a record.
 pub(crate) const MAX_TAIL: usize = 1 << 20;
+/// Most bytes of a body with a v0.1 peer.
+pub(crate) const MAX_V01_BODY: usize = 8 << 20;
 
 /// What a record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

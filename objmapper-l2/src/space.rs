@@ -14,9 +14,10 @@ use crate::config::{Config, Connect, Log, Notice};
 use crate::core::Core;
 use crate::counters::Counters;
 use crate::finding::Finding;
+use crate::hit::Hit;
 use crate::key::{Key, without_scheme};
 use crate::outage::Outage;
-use crate::request::Lookup;
+use crate::request::{Lookup, RequestView};
 
 /// Why a second level cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -204,6 +205,15 @@ impl L2 {
     #[must_use]
     pub fn pending_bans(&self) -> usize {
         self.core.bans.pending()
+    }
+}
+
+impl Hit {
+    /// Whether no purge and no ban has outlawed the record since it was found. Atomic loads when nothing happened.
+    /// `client` is that of the [`Lookup`](crate::Lookup).
+    #[must_use]
+    pub fn still_valid(&self, l2: &L2, client: &dyn RequestView) -> bool {
+        l2.core.is_still_valid(self, client)
     }
 }
 

@@ -7,59 +7,16 @@ use objmapper_client::{Lease, Leased, ObjUri, Want};
 
 use crate::core::Core;
 use crate::counters::Counters;
+use crate::draft::{Draft, Place};
 use crate::head::{BodySum, Head};
 use crate::hit::{Grounds, Hit};
 use crate::key::Key;
 use crate::outage::Outage;
-use crate::publish::{Draft, Place};
+use crate::outcome::Outcome;
+use crate::record::MAX_V01_BODY;
 use crate::request::RequestView;
 use crate::stored::{Stored, Target};
-use crate::v01::MAX_BODY;
 use crate::vary::{Spec, VaryKey};
-
-/// What became of a publication.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// Others find it.
-    Published,
-    /// It was purged, or (v0.1 peers) banned, since the ticket was given: what was fetched must not be kept either.
-    Conflict,
-    /// Somebody else published at the same time, and that is what others find.
-    Overtaken,
-    /// It is too large for this store: head or body.
-    TooLarge,
-    /// Nobody could find it: it varies by `*`, or by more than can be kept.
-    Unmatchable,
-    /// The store was of no help.
-    Outage(Outage),
-}
-
-impl From<Outage> for Outcome {
-    fn from(outage: Outage) -> Self {
-        Self::Outage(outage)
-    }
-}
-
-impl Outcome {
-    pub(crate) fn count(self, body_len: u64, began: Instant, counters: &Counters) -> Self {
-        Counters::add(&counters.t_publish_us, began.elapsed().as_micros() as u64);
-        match self {
-            Self::Published => {
-                Counters::add(&counters.c_published, 1);
-                Counters::add(&counters.b_published, body_len);
-            }
-            Self::Conflict => Counters::add(&counters.c_publish_conflict, 1),
-            Self::Overtaken => Counters::add(&counters.c_publish_overtaken, 1),
-            Self::TooLarge => Counters::add(&counters.c_publish_too_large, 1),
-            Self::Unmatchable => Counters::add(&counters.c_unmatchable, 1),
-            Self::Outage(outage) => {
-                Counters::add(&counters.c_publish_failed, 1);
-                counters.outage(outage);
-            }
-        }
-        self
-    }
-}
 
 /// The record that a ticket may renew.
 #[derive(Debug)]
@@ -132,7 +89,7 @@ impl Ticket {
         let begun = self.vary(&head, request).and_then(|vary| {
             let copy = match &self.grounds {
                 Grounds::Board { .. } => Body::Draft(Draft::new(&self.core, &self.grounds, expected)?),
-                Grounds::V01 { .. } if expected.is_some_and(|len| len > MAX_BODY as u64) => {
+                Grounds::V01 { .. } if expected.is_some_and(|len| len > MAX_V01_BODY as u64) => {
                     return Err(Outcome::TooLarge);
                 }
                 Grounds::V01 { .. } => Body::Memory(Vec::new()),
@@ -284,7 +241,7 @@ impl Writer {
         }
         let written = match &mut self.body {
             Body::Draft(draft) => draft.write(bytes),
-            Body::Memory(body) if body.len() + bytes.len() > MAX_BODY => {
+            Body::Memory(body) if body.len() + bytes.len() > MAX_V01_BODY => {
                 *body = Vec::new();
                 Err(Outcome::TooLarge)
             }

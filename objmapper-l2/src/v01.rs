@@ -34,9 +34,6 @@ use crate::stored::Stored;
 use crate::ticket::Ticket;
 use crate::vary::{Index, VaryKey};
 
-/// Most bytes of a body.
-pub(crate) const MAX_BODY: usize = 8 << 20;
-
 /// A record that was read.
 struct Candidate {
     stored: Stored,

@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 
-use objmapper_engine::body::ChunkLimits;
+use objmapper_engine::grant::ChunkLimits;
 use varnish_stevedore_sys::OC_F_TRANSIENT;
 use varnish_stevedore_sys::bindings::{
     BOS_FINISHED, BUSYOBJ_MAGIC, OC_F_FAILED, THR_GetBusyobj, VFP_esi, VFP_testgunzip, VTIM_real, cache_param,

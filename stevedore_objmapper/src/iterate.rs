@@ -10,8 +10,8 @@
 use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::null;
 
-use objmapper_engine::body::{FileSpan, NoSpan, Span};
 use objmapper_engine::engine::Engine;
+use objmapper_engine::span::{FileSpan, NoSpan, Span};
 use varnish_stevedore_sys::bindings::{BOS_FAILED, BOS_FINISHED, OBJ_ITER_END, OBJ_ITER_FLUSH, ObjWaitExtend};
 use varnish_stevedore_sys::functions::{HSH_DerefBoc, HSH_Kill, HSH_RefBoc};
 use varnish_stevedore_sys::obj_methods::ObjIterateFn;

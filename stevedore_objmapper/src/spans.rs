@@ -13,10 +13,10 @@ use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use objmapper_abi::{How, OnIterate, Span, Wish};
-use objmapper_engine::body::FileSpan;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::maps::Nowhere;
 use objmapper_engine::options::ZeroCopy;
+use objmapper_engine::span::FileSpan;
 use varnish_stevedore_sys::http1::VDP_ObjIterate;
 use varnish_stevedore_sys::obj_methods::ObjIterateFn;
 

@@ -11,7 +11,8 @@ use objmapper_abi::{
 use objmapper_engine::adopt::{NotAdopted, Wanted};
 use objmapper_engine::counters;
 use objmapper_engine::options::ZeroCopy;
-use objmapper_engine::publish::{self, Fence, Outcome};
+use objmapper_engine::publish::Outcome;
+use objmapper_engine::record::{self, Fence};
 use varnish_stevedore_sys::bindings::{THR_GetWorker, WORKER_MAGIC};
 use varnish_stevedore_sys::functions::LRU_NukeOne;
 use varnish_stevedore_sys::objcore;
@@ -170,7 +171,7 @@ unsafe extern "C" fn publish(oc: *const c_void, publication: *const Publication)
         // SAFETY: as above.
         let (uri, tail) = unsafe { (slice(publication.uri), slice(publication.tail)) };
         let fence = Fence { shard: publication.shard, value: publication.fence };
-        let record = publish::Record { uri, tail, expires: publication.expires, fence };
+        let record = record::Record { uri, tail, expires: publication.expires, fence };
         // SAFETY: this thread's worker, or null.
         let wrk = unsafe { THR_GetWorker() };
         let mut nuke = || {

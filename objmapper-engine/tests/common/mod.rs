@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use objmapper_engine::account::{Account, SmaCounters};
 use objmapper_engine::backing::{Backing, Embedded};
-use objmapper_engine::body::{Body, ChunkLimits, NoSpan};
+use objmapper_engine::body::Body;
 use objmapper_engine::counters::Counters;
 use objmapper_engine::engine::Engine;
+use objmapper_engine::grant::ChunkLimits;
 use objmapper_engine::house::House;
 use objmapper_engine::options::Options;
+use objmapper_engine::span::NoSpan;
 use objmapper_server::store::{MemoryTier, Store, StoreConfig, TierKind};
 
 pub(crate) const CHUNK: usize = 16 << 10;

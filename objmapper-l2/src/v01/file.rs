@@ -7,11 +7,10 @@ use nix::fcntl::{FcntlArg, fcntl};
 use objmapper_client::{Error, ObjUri, V01Object, V01Tier};
 use rustix::io::Errno;
 
-use super::MAX_BODY;
 use crate::core::Core;
 use crate::outage::Outage;
-use crate::publish::write_all_at;
-use crate::record::MAX_TAIL;
+use crate::record::{MAX_TAIL, MAX_V01_BODY};
+use crate::writing::write_all_at;
 
 /// How often a file that is deleted already is asked for again.
 const ROUNDS: usize = 4;
@@ -35,7 +34,7 @@ pub(super) fn get(core: &Core, uri: &ObjUri<'_>) -> Result<V01Object, Outage> {
 pub(super) fn read(file: &V01Object) -> Result<Vec<u8>, Outage> {
     let size = rustix::fs::fstat(file).map_err(|_| Outage::Io)?.st_size;
     let size = usize::try_from(size).unwrap_or_default();
-    if size > MAX_BODY + MAX_TAIL {
+    if size > MAX_V01_BODY + MAX_TAIL {
         return Ok(vec![0]);
     }
     let mut bytes = vec![0; size];

@@ -5,16 +5,17 @@ use std::time::Instant;
 use objmapper_client::IfVersion;
 
 use super::file::{Locked, get};
-use super::{MAX_BODY, index_of, kind_of};
+use super::{index_of, kind_of};
 use crate::bans::keeper::{Unknown, random};
 use crate::bans::spec::Ban;
 use crate::core::Core;
 use crate::head::Summer;
 use crate::key::Key;
 use crate::outage::Outage;
-use crate::record::{Kind, parse_whole, tail};
+use crate::outcome::Outcome;
+use crate::record::{Kind, MAX_V01_BODY, parse_whole, tail};
 use crate::stored::Stored;
-use crate::ticket::{Outcome, Ticket};
+use crate::ticket::Ticket;
 use crate::vary::{Index, Spec};
 
 /// How often a file that is deleted under our hands is asked for again.
@@ -32,7 +33,7 @@ impl Core {
 impl Ticket {
     /// Publishes a body.
     pub(crate) fn publish_v01(&self, stored: &Stored, body: &[u8]) -> Outcome {
-        if body.len() > MAX_BODY {
+        if body.len() > MAX_V01_BODY {
             return Outcome::TooLarge;
         }
         self.write_v01(stored.clone(), body).unwrap_or_else(|outcome| outcome)

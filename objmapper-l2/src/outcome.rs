@@ -1,0 +1,50 @@
+//! What became of a publication.
+
+use std::time::Instant;
+
+use crate::counters::Counters;
+use crate::outage::Outage;
+
+/// What became of a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Others find it.
+    Published,
+    /// It was purged, or (v0.1 peers) banned, since the ticket was given: what was fetched must not be kept either.
+    Conflict,
+    /// Somebody else published at the same time, and that is what others find.
+    Overtaken,
+    /// It is too large for this store: head or body.
+    TooLarge,
+    /// Nobody could find it: it varies by `*`, or by more than can be kept.
+    Unmatchable,
+    /// The store was of no help.
+    Outage(Outage),
+}
+
+impl From<Outage> for Outcome {
+    fn from(outage: Outage) -> Self {
+        Self::Outage(outage)
+    }
+}
+
+impl Outcome {
+    pub(crate) fn count(self, body_len: u64, began: Instant, counters: &Counters) -> Self {
+        Counters::add(&counters.t_publish_us, began.elapsed().as_micros() as u64);
+        match self {
+            Self::Published => {
+                Counters::add(&counters.c_published, 1);
+                Counters::add(&counters.b_published, body_len);
+            }
+            Self::Conflict => Counters::add(&counters.c_publish_conflict, 1),
+            Self::Overtaken => Counters::add(&counters.c_publish_overtaken, 1),
+            Self::TooLarge => Counters::add(&counters.c_publish_too_large, 1),
+            Self::Unmatchable => Counters::add(&counters.c_unmatchable, 1),
+            Self::Outage(outage) => {
+                Counters::add(&counters.c_publish_failed, 1);
+                counters.outage(outage);
+            }
+        }
+        self
+    }
+}
