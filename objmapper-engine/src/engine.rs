@@ -13,6 +13,7 @@ use objmapper_client::Cache;
 use crate::account::Account;
 use crate::backing::{Backing, Draft, Failure, Lengths, Name, Room, Stored};
 use crate::counters::{self, Counters};
+use crate::descriptors;
 use crate::heap::HeapChunk;
 use crate::house::{House, Verdict};
 use crate::log::StateLog;
@@ -54,7 +55,7 @@ impl Engine {
     ) -> Engine {
         counters.g_happy.store(u64::from(backing.answers()), Relaxed);
         Engine {
-            fds: Cache::new(options.fds),
+            fds: Cache::new(descriptors::kept(ident, options.fds)),
             maps: Cache::new(options.maps),
             registry: Registry::default(),
             house,

@@ -13,6 +13,7 @@ mod adopted;
 pub mod backing;
 pub mod body;
 pub mod counters;
+mod descriptors;
 mod draft;
 pub mod engine;
 pub mod grant;

@@ -16,8 +16,8 @@ pub struct Options {
     pub dir: Option<PathBuf>,
     /// `threshold`: a body of more bytes than this lives in objmapper. Default: 64 KiB.
     pub threshold: u64,
-    /// `fds`: so many descriptors of cached bodies stay open. Default: 1024.
-    pub fds: usize,
+    /// `fds`: so many descriptors of cached bodies stay open. Default: by what the process may have (RLIMIT_NOFILE).
+    pub fds: Option<usize>,
     /// `maps`: so many cached bodies stay mapped. Default: 1024.
     pub maps: usize,
     /// `prefix`: the URIs of our bodies in objmapperd begin with this. Default: `/varnish`.
@@ -49,7 +49,7 @@ impl Default for Options {
             socket: None,
             dir: None,
             threshold: 64 << 10,
-            fds: 1024,
+            fds: None,
             maps: 1024,
             prefix: "/varnish".to_owned(),
             timeout: Duration::from_secs(1),
@@ -152,7 +152,7 @@ impl Options {
                 absolute(key, value)?;
                 self.dir = Some(value.into());
             }
-            "fds" => self.fds = count(key, value)?,
+            "fds" => self.fds = Some(count(key, value)?),
             "maps" => self.maps = count(key, value)?,
             "prefix" => {
                 let canonical = value.starts_with('/')
@@ -262,7 +262,7 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(options.socket.unwrap().to_str(), Some("/run/objmapper.sock"));
-        assert_eq!((options.threshold, options.fds, options.maps), (0, 10, 20));
+        assert_eq!((options.threshold, options.fds, options.maps), (0, Some(10), 20));
         assert_eq!((options.prefix.as_str(), options.timeout), ("/a/b", Duration::from_millis(250)));
         assert_eq!((options.zero_copy, Options::default().zero_copy), (ZeroCopy::Splice, ZeroCopy::Auto));
         assert_eq!(parse(&["1g", "dir=/var/lib/x"]).unwrap().dir.unwrap().to_str(), Some("/var/lib/x"));

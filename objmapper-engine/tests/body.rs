@@ -157,7 +157,7 @@ fn the_limit_is_exact_and_eviction_is_asked_for() {
 
 #[test]
 fn descriptors_and_mappings_stay_within_their_bounds_and_bodies_stay_readable() {
-    let f = fixture(Options { threshold: 0, fds: 3, maps: 2, size: UNLIMITED, ..Options::default() }, 64 << 20);
+    let f = fixture(Options { threshold: 0, fds: Some(3), maps: 2, size: UNLIMITED, ..Options::default() }, 64 << 20);
     let bodies: Vec<Body> = (0..50).map(|_| f.fetch(5000, true, true)).collect();
     for _ in 0..2 {
         for body in &bodies {

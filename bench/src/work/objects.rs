@@ -48,7 +48,7 @@ pub fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
             title: "Very many objects".into(),
             about: format!(
                 "Bodies of 1 KiB; objmapper with threshold=0, so that each lives in the store as a large one does, with its \
-             default options fds=1024 and maps=1024. Hits at random over one connection: \"{}\" is the latency among few \
+             default options for descriptors and maps (maps=1024). Hits at random over one connection: \"{}\" is the latency among few \
              objects, \"{}\" of the same objects among many, \"{}\" of all. Heap is the growth of anonymous memory of \
              varnishd's child per object, without the body where it is in the heap.",
                 work_name(few, few),
