@@ -1,39 +1,64 @@
 //! How many descriptors of cached bodies may stay open: what a process may have is for its clients and origins first.
 
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::log;
 
-/// Kept without being asked: this part of what the process may have open.
+/// Kept without being asked: this part of what the process may have open, less what other storages keep.
 const DEFAULT_PART: u64 = 4;
 /// But not more than this.
 const MOST_BY_DEFAULT: u64 = 16 << 10;
 /// Kept at most, whatever is asked: this part.
 const LARGEST_PART: u64 = 2;
 
-/// What a storage named `ident` keeps, of the `fds` that it was asked to. Less than that is logged.
-pub(crate) fn kept(ident: &str, asked: Option<usize>) -> usize {
-    // Without an answer there is no limit to keep.
-    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
-    let kept = within(asked, limit);
-    if let Some(asked) = asked.filter(|asked| *asked > kept) {
-        log::line(
-            ident,
-            &format!(
-                "fds={asked}: varnishd may have {limit} files open, of which clients and backends need some, so that {kept} \
-                 are kept; raise the limit (ulimit -n, LimitNOFILE= in the unit) or lower fds"
-            ),
-        );
+/// What all storages of this process keep.
+static KEPT: AtomicU64 = AtomicU64::new(0);
+
+/// One storage's descriptors of cached bodies.
+pub(crate) struct Share(u64);
+
+impl Share {
+    /// For a storage named `ident` that was asked to keep `asked`. Less than that is logged.
+    pub(crate) fn take(ident: &str, asked: Option<usize>) -> Share {
+        // Without an answer there is no limit to keep.
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+        let asked = asked.map(|asked| asked as u64);
+        let kept = within(asked, limit.saturating_sub(KEPT.load(Relaxed)));
+        KEPT.fetch_add(kept, Relaxed);
+        if let Some(asked) = asked.filter(|asked| *asked > kept) {
+            log::line(
+                ident,
+                &format!(
+                    "fds={asked}: varnishd may have {limit} files open, which clients, backends and other storages need \
+                     too, so that {kept} are kept; raise the limit (ulimit -n, LimitNOFILE= in the unit) or lower fds"
+                ),
+            );
+        }
+        Share(kept)
     }
-    kept
+
+    /// How many there may be.
+    pub(crate) fn count(&self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
 }
 
-fn within(asked: Option<usize>, limit: u64) -> usize {
+impl Drop for Share {
+    fn drop(&mut self) {
+        KEPT.fetch_sub(self.0, Relaxed);
+    }
+}
+
+/// What a storage may keep of what is `left`.
+fn within(asked: Option<u64>, left: u64) -> u64 {
     let kept = match asked {
-        Some(asked) => (asked as u64).min(limit / LARGEST_PART),
-        None => (limit / DEFAULT_PART).min(MOST_BY_DEFAULT),
+        Some(asked) => asked.min(left / LARGEST_PART),
+        None => (left / DEFAULT_PART).min(MOST_BY_DEFAULT),
     };
-    usize::try_from(kept).unwrap_or(usize::MAX).max(1)
+    kept.max(1)
 }
 
 #[cfg(test)]
@@ -42,9 +67,19 @@ mod tests {
 
     #[test]
     fn a_part_of_what_the_process_may_have() {
-        // A shell, this varnishd's unit, no limit.
+        // A shell, varnishd's unit, no limit.
         assert_eq!([1024, 131_072, u64::MAX].map(|limit| within(None, limit)), [256, 16_384, 16_384]);
         assert_eq!([1024, 131_072, u64::MAX].map(|limit| within(Some(1000), limit)), [512, 1000, 1000]);
         assert_eq!([within(None, 0), within(Some(5), 1)], [1, 1]);
+    }
+
+    #[test]
+    fn storages_share_the_limit() {
+        let (first, second) = (Share::take("a", Some(usize::MAX)), Share::take("b", Some(usize::MAX)));
+        assert!(second.count() <= first.count() / 2 + 1, "{} and {}", first.count(), second.count());
+        let kept = KEPT.load(Relaxed);
+        assert!(kept >= first.0 + second.0);
+        drop((first, second));
+        assert!(KEPT.load(Relaxed) < kept);
     }
 }

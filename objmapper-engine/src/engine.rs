@@ -13,7 +13,7 @@ use objmapper_client::Cache;
 use crate::account::Account;
 use crate::backing::{Backing, Draft, Failure, Lengths, Name, Room, Stored};
 use crate::counters::{self, Counters};
-use crate::descriptors;
+use crate::descriptors::Share;
 use crate::heap::HeapChunk;
 use crate::house::{House, Verdict};
 use crate::log::StateLog;
@@ -33,6 +33,7 @@ pub struct Engine {
     pub counters: &'static Counters,
     backing: Backing,
     fds: Cache<u64, File>,
+    _descriptors: Share,
     maps: Cache<u64, BodyMap>,
     registry: Registry,
     /// What the background thread has to do.
@@ -54,8 +55,10 @@ impl Engine {
         uri_base: String,
     ) -> Engine {
         counters.g_happy.store(u64::from(backing.answers()), Relaxed);
+        let descriptors = Share::take(ident, options.fds);
         Engine {
-            fds: Cache::new(descriptors::kept(ident, options.fds)),
+            fds: Cache::new(descriptors.count()),
+            _descriptors: descriptors,
             maps: Cache::new(options.maps),
             registry: Registry::default(),
             house,
