@@ -130,8 +130,10 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
 
     /// Takes a value out; whoever uses it goes on.
     pub fn invalidate(&self, key: &K) -> Option<Arc<V>> {
-        let value = self.shard(key).lock().values.pop(key);
+        let mut shard = self.shard(key).lock();
+        let value = shard.values.pop(key);
         if value.is_some() {
+            // Under the lock: who takes the place counts after this, so that the sum never passes the bound.
             self.len.fetch_sub(1, Ordering::Relaxed);
         }
         value
