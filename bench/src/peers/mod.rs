@@ -139,12 +139,6 @@ impl Fleet {
         self.peers.iter().filter(move |peer| last.replace(peer.server) != Some(peer.server))
     }
 
-    /// The order of round number `round`: everybody is first, and behind everybody else, in turn.
-    pub fn in_turn(&self, round: usize) -> impl Iterator<Item = &Peer> {
-        let count = self.peers.len();
-        (0..count).map(move |i| &self.peers[(i + round) % count])
-    }
-
     /// Empties the caches.
     pub fn clear(&mut self) -> Result<()> {
         self.servers.iter_mut().try_for_each(|server| server.clear())

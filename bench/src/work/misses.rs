@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{begin, record};
+use super::{begin, in_turn, record};
 use crate::bed::Bed;
 use crate::figures::{Figure, Plot, Section};
 use crate::load::{Drain, Stop};
@@ -50,10 +50,10 @@ pub fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
         section.rows_for(&work, fleet.peers.iter().map(|p| p.name.as_str()));
         // The first round is for memory that was never touched.
         for round in 0..=plan.rounds {
-            let names: Vec<String> = fleet.in_turn(round).map(|p| p.name.clone()).collect();
-            for name in names {
+            for index in in_turn(round, fleet.peers.len()) {
+                let peer = &fleet.peers[index];
+                let name = peer.name.clone();
                 bed.progress.step(&format!("{work}: round {round} of {}, {name}", plan.rounds));
-                let Some(peer) = fleet.peers.iter().find(|p| p.name == name) else { continue };
                 let order = Order::turn(bytes, round as u64 * 1_000_000, count);
                 let load = fleet.load(peer, order, 4, Drain::Discard, Stop::Requests(count));
                 let measured = fleet.measure(bed, peer, &load)?;

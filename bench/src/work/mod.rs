@@ -31,6 +31,11 @@ fn slices(window: Duration) -> u32 {
     u32::try_from(window.as_nanos() / SLICE.as_nanos()).unwrap_or(u32::MAX).max(1)
 }
 
+/// The order of turn number `number` among `count`: everybody is first, and behind everybody else, in turn.
+fn in_turn(number: usize, count: usize) -> impl Iterator<Item = usize> {
+    (0..count).map(move |index| (index + number) % count)
+}
+
 /// One round: each of `peers` is measured for a window, in slices, in turn; `measure` takes one, a slice's number and its end.
 /// The measurements are in the order of `peers`.
 fn round<P>(
@@ -41,9 +46,7 @@ fn round<P>(
     let mut sums: Vec<Option<Measured>> = peers.iter().map(|_| None).collect();
     let count = slices(window);
     for slice in 0..count {
-        for turn in 0..peers.len() {
-            // Everybody is first, and behind everybody else.
-            let index = (turn + number + slice as usize) % peers.len();
+        for index in in_turn(number + slice as usize, peers.len()) {
             let measured = measure(&peers[index], slice, Stop::After(window / count))?;
             match &mut sums[index] {
                 Some(sum) => sum.add(measured)?,

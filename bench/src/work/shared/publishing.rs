@@ -10,7 +10,7 @@ use crate::peers::Server;
 use crate::plan::{M, size_name};
 use crate::target::Order;
 use crate::work::misses::SIZES;
-use crate::work::{begin, record};
+use crate::work::{begin, in_turn, record};
 
 /// The origin is the backend.
 pub const NO_DIRECTOR: &str = "no director";
@@ -60,8 +60,7 @@ pub(super) fn run(bed: &Bed, sections: &mut Vec<Section>) -> Result<()> {
             let count = (bytes_each / bytes).max(1);
             let work = format!("{} miss", size_name(bytes));
             section.rows_for(&work, variants.iter().map(|v| v.0));
-            for turn in 0..variants.len() {
-                let number = (turn + round) % variants.len();
+            for number in in_turn(round, variants.len()) {
                 let (peer, header) = &variants[number];
                 bed.progress.step(&format!("{work}: round {round} of {}, {peer}", bed.plan.rounds));
                 let published = varnishd.counter("c_published")?;
