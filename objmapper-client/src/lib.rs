@@ -59,6 +59,7 @@ pub use lease::{Lease, Leased};
 pub use mapping::{Access, Mapping};
 pub use memmap2::Advice;
 pub use objects::{Found, List, Page};
+pub use objmapper_log::{LeftOut, RateLimited};
 pub use objmapper_proto::ext::{Entry, EntryFlags, Fence, IfVersion, Op, Stat, Tier, TierStat, Token, Want};
 pub use objmapper_proto::{ObjUri, Status, UriError};
 pub use pipeline::{Pending, Pipeline};
