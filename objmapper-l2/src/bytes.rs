@@ -1,8 +1,14 @@
 //! Reading and writing of big-endian fields, every length checked.
 
-/// The bytes are not what they should be.
+/// The bytes are not what `RECORD.md` says. Names the field that is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Malformed;
+pub(crate) struct Malformed(pub(crate) &'static str);
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "invalid {}", self.0)
+    }
+}
 
 /// Takes fields from the front.
 pub(crate) struct Reader<'a>(&'a [u8]);
@@ -13,13 +19,13 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn take(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
-        let (taken, rest) = self.0.split_at_checked(n).ok_or(Malformed)?;
+        let (taken, rest) = self.0.split_at_checked(n).ok_or(Malformed("length"))?;
         self.0 = rest;
         Ok(taken)
     }
 
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let (taken, rest) = self.0.split_first_chunk().ok_or(Malformed)?;
+        let (taken, rest) = self.0.split_first_chunk().ok_or(Malformed("length"))?;
         self.0 = rest;
         Ok(*taken)
     }
@@ -43,19 +49,19 @@ impl<'a> Reader<'a> {
     /// A number that one can calculate with.
     pub(crate) fn f64(&mut self) -> Result<f64, Malformed> {
         let value = f64::from_be_bytes(self.array()?);
-        if value.is_finite() { Ok(value) } else { Err(Malformed) }
+        if value.is_finite() { Ok(value) } else { Err(Malformed("number")) }
     }
 
     /// A number that one can calculate with.
     pub(crate) fn f32(&mut self) -> Result<f32, Malformed> {
         let value = f32::from_be_bytes(self.array()?);
-        if value.is_finite() { Ok(value) } else { Err(Malformed) }
+        if value.is_finite() { Ok(value) } else { Err(Malformed("number")) }
     }
 
     /// A length (u32) and that many bytes.
     pub(crate) fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
         let len = self.u32()?;
-        self.take(usize::try_from(len).map_err(|_| Malformed)?)
+        self.take(usize::try_from(len).map_err(|_| Malformed("length"))?)
     }
 
     /// 0 or 1.
@@ -63,7 +69,7 @@ impl<'a> Reader<'a> {
         match self.u8()? {
             0 => Ok(false),
             1 => Ok(true),
-            _ => Err(Malformed),
+            _ => Err(Malformed("flag")),
         }
     }
 
@@ -73,7 +79,7 @@ impl<'a> Reader<'a> {
 
     /// Nothing may be left.
     pub(crate) fn end(self) -> Result<(), Malformed> {
-        if self.0.is_empty() { Ok(()) } else { Err(Malformed) }
+        if self.0.is_empty() { Ok(()) } else { Err(Malformed("length")) }
     }
 }
 

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use objmapper_client::{Client, IfVersion, ObjUri, Session, UriSpace};
+use objmapper_log::RateLimited;
 use sha2::{Digest, Sha256};
 
 use crate::bans::keeper::Keeper;
-use crate::config::Log;
+use crate::bytes::Malformed;
+use crate::config::{Log, Notice};
 use crate::outage::Outage;
 use crate::regex::Regexes;
 use crate::vary::hex;
@@ -23,6 +25,8 @@ pub(crate) struct Core {
     pub(crate) regexes: Arc<dyn Regexes>,
     pub(crate) log: Log,
     pub(crate) bans: Arc<Keeper>,
+    /// Bounds the lines about damaged records: a peer that publishes them decides how many there are.
+    pub(crate) damaged_lines: RateLimited,
 }
 
 impl fmt::Debug for Core {
@@ -52,6 +56,13 @@ impl Core {
             hash.update(part);
         }
         self.space.uri(&[kind, &hex(&hash.finalize().into())])
+    }
+
+    /// Tells the operator of a record that was not used.
+    pub(crate) fn log_damaged(&self, uri: &ObjUri<'_>, why: Malformed) {
+        if let Some(left_out) = self.damaged_lines.admit() {
+            (self.log)(&Notice::Damaged(format!("{uri}: {why}{left_out}")));
+        }
     }
 
     /// Removes what a reader found to be of no use, unless it was replaced meanwhile. Does not matter if it fails: the

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use objmapper_client::{ConnectionState, Entry, Fence, Lease, Leased, ObjUri, Session, Want};
 
 use crate::bans::keeper::{Copy, Unknown};
+use crate::bytes::Malformed;
 use crate::core::Core;
 use crate::counters::Counters;
 use crate::finding::{Finding, Miss, MissReason, Stale};
@@ -161,14 +162,14 @@ impl Search<'_> {
     fn unreadable(&mut self, uri: &ObjUri<'_>, entry: &Entry, why: Unreadable) -> Result<(), MissReason> {
         match why {
             Unreadable::Gone => Ok(()),
-            Unreadable::Damaged => self.damaged(uri, entry),
+            Unreadable::Damaged(why) => self.damaged(uri, entry, why),
             Unreadable::Outage(outage) => Err(outage.into()),
         }
     }
 
-    fn damaged(&mut self, uri: &ObjUri<'_>, entry: &Entry) -> Result<(), MissReason> {
+    fn damaged(&mut self, uri: &ObjUri<'_>, entry: &Entry, why: Malformed) -> Result<(), MissReason> {
         Counters::add(&self.counters.c_damaged, 1);
-        (self.core.log)(&crate::config::Notice::Damaged(uri.to_string()));
+        self.core.log_damaged(uri, why);
         self.why = MissReason::Damaged;
         Ok(self.core.evict(uri, entry.version)?)
     }
@@ -219,7 +220,7 @@ impl Search<'_> {
                 match opened.kind() {
                     Kind::Record => self.look_at_record(uri, entry, opened, None),
                     Kind::Vary => self.look_at_index(entry, &opened),
-                    _ => self.damaged(uri, &entry).map(|()| Step::Again),
+                    _ => self.damaged(uri, &entry, Malformed("kind")).map(|()| Step::Again),
                 }
             }
         }
@@ -229,7 +230,10 @@ impl Search<'_> {
         let key = self.lookup.key;
         let index = match Index::decode(opened.head()) {
             Ok(index) if index.text == key.text() => index,
-            _ => return self.damaged(key.uri(), &at_key).map(|()| Step::Again),
+            other => {
+                let why = other.err().unwrap_or(Malformed("text"));
+                return self.damaged(key.uri(), &at_key, why).map(|()| Step::Again);
+            }
         };
         // Headers that are too long to be kept have no variant.
         let keys: Vec<VaryKey> = index.specs().iter().filter_map(|spec| spec.key(self.lookup.request).ok()).collect();
@@ -262,7 +266,7 @@ impl Search<'_> {
                 let entry = found.entry;
                 let Some(opened) = self.open(uri, &entry)? else { return Ok(Step::Again) };
                 if opened.kind() != Kind::Record {
-                    return self.damaged(uri, &entry).map(|()| Step::Again);
+                    return self.damaged(uri, &entry, Malformed("kind")).map(|()| Step::Again);
                 }
                 self.look_at_record(uri, entry, opened, Some(vary))
             }
@@ -283,8 +287,14 @@ impl Search<'_> {
     ) -> Result<Step, MissReason> {
         let stored = match Stored::decode(opened.head(), false) {
             Ok(stored) if stored.text == self.lookup.key.text() && stored.vary.as_ref() == vary => stored,
-            _ => return self.damaged(uri, &entry).map(|()| Step::Again),
+            other => {
+                let why = other.err().unwrap_or(Malformed("text"));
+                return self.damaged(uri, &entry, why).map(|()| Step::Again);
+            }
         };
+        if stored.head.is_from_the_future(self.lookup.now) {
+            return self.remove(uri, &entry, MissReason::Expired);
+        }
         let candidate = Candidate { uri, entry, opened, stored, indexed: vary.is_some() };
         if !candidate.stored.head.is_fresh(self.lookup.now) {
             return self.look_at_renewal(candidate);
@@ -320,11 +330,16 @@ impl Search<'_> {
                         {
                             renewed
                         }
-                        _ => {
-                            self.damaged(&renewal_uri, &found.entry)?;
+                        other => {
+                            let why = other.err().unwrap_or(Malformed("target"));
+                            self.damaged(&renewal_uri, &found.entry, why)?;
                             continue;
                         }
                     };
+                    if renewed.head.is_from_the_future(self.lookup.now) {
+                        self.core.evict(&renewal_uri, found.entry.version)?;
+                        continue;
+                    }
                     (head, mark) = (renewed.head, renewed.mark);
                     if head.is_fresh(self.lookup.now) && self.allows(&mark, &head) {
                         let hit = self.hit(record, head, mark)?;
@@ -367,6 +382,13 @@ impl Search<'_> {
         let Candidate { uri, entry, opened, stored: Stored { text, vary, .. }, .. } = record;
         let instance = self.session.instance().0;
         let body_len = opened.trailer.body_len;
+        let checked = match &head.gzip_bits {
+            Some(_) => opened.last_bytes().and_then(|last| Ok(head.validate_gzip(body_len, last)?)),
+            None => Ok(()),
+        };
+        if let Err(why) = checked {
+            return self.unreadable(uri, &entry, why).map(|()| None);
+        }
         let adopted = self.lookup.adopts.is_some_and(|a| a.instance == instance && body_len >= a.from);
         let bytes = if adopted || body_len > RecordFile::READ_LIMIT {
             None

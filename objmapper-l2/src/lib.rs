@@ -41,6 +41,7 @@ mod space;
 mod stored;
 mod ticket;
 mod v01;
+mod validation;
 mod vary;
 mod writing;
 

@@ -16,7 +16,7 @@ pub enum Outcome {
     Overtaken,
     /// It is too large for this store: head or body.
     TooLarge,
-    /// Nobody could find it: it varies by `*`, or by more than can be kept.
+    /// No reader could use it: it varies by `*` or by more than can be kept, or its head breaks a rule of `RECORD.md`.
     Unmatchable,
     /// The store was of no help.
     Outage(Outage),

@@ -41,7 +41,7 @@ impl Ticket {
                     let index = Index::decode(opened.head()).ok().filter(|index| index.text == self.key.text());
                     return Ok((index, there));
                 }
-                Ok(_) | Err(Unreadable::Damaged) => return Ok((None, there)),
+                Ok(_) | Err(Unreadable::Damaged(_)) => return Ok((None, there)),
                 Err(Unreadable::Gone) => {}
                 Err(Unreadable::Outage(outage)) => return Err(outage.into()),
             }

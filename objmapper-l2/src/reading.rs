@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use objmapper_client::{Entry, EntryFlags, Error, Session};
 use rustix::io::Errno;
 
+use crate::bytes::Malformed;
 use crate::outage::Outage;
 use crate::record::{Kind, TRAILER_LEN, Trailer, check_body};
 
@@ -17,9 +18,15 @@ pub(crate) enum Unreadable {
     /// Its file is gone: it was deleted or replaced.
     Gone,
     /// It does not validate.
-    Damaged,
+    Damaged(Malformed),
     /// It could not be read.
     Outage(Outage),
+}
+
+impl From<Malformed> for Unreadable {
+    fn from(why: Malformed) -> Self {
+        Self::Damaged(why)
+    }
 }
 
 /// A record with a valid tail.
@@ -35,7 +42,7 @@ pub(crate) struct Opened {
 pub(crate) fn read_exact_at(file: &OwnedFd, mut buf: &mut [u8], mut offset: u64) -> Result<(), Unreadable> {
     while !buf.is_empty() {
         match rustix::io::pread(file, &mut *buf, offset) {
-            Ok(0) => return Err(Unreadable::Damaged),
+            Ok(0) => return Err(Malformed("length").into()),
             Ok(n) => {
                 buf = &mut buf[n..];
                 offset += n as u64;
@@ -52,7 +59,7 @@ impl Opened {
     pub(crate) fn new(session: &Session, entry: &Entry) -> Result<Self, Unreadable> {
         if entry.flags.contains(EntryFlags::FOREIGN) {
             // Not written by us, and somebody may still write to it.
-            return Err(Unreadable::Damaged);
+            return Err(Malformed("owner").into());
         }
         let file = session.open_entry(entry).map_err(|why| match why {
             Error::Io { errno, .. } if errno == Errno::NOENT.raw_os_error() => Unreadable::Gone,
@@ -61,14 +68,14 @@ impl Opened {
         let size = rustix::fs::fstat(&file).map_err(|_| Unreadable::Outage(Outage::Io))?.st_size;
         let size = u64::try_from(size).unwrap_or_default();
         if size != entry.length || size < TRAILER_LEN as u64 {
-            return Err(Unreadable::Damaged);
+            return Err(Malformed("length").into());
         }
         let end = read_end(&file, size, FIRST_READ)?;
-        let last = end.last_chunk::<TRAILER_LEN>().ok_or(Unreadable::Damaged)?;
-        let trailer = Trailer::parse(last, size).map_err(|_| Unreadable::Damaged)?;
+        let last = end.last_chunk::<TRAILER_LEN>().ok_or(Malformed("length"))?;
+        let trailer = Trailer::parse(last, size)?;
         let end = if end.len() < trailer.tail_len() { read_end(&file, size, trailer.tail_len())? } else { end };
         let opened = Self { file, trailer, end };
-        opened.trailer.check(opened.head()).map_err(|_| Unreadable::Damaged)?;
+        opened.trailer.check(opened.head())?;
         Ok(opened)
     }
 
@@ -82,9 +89,17 @@ impl Opened {
         self.end.get(end - self.trailer.head_len..end).unwrap_or_default()
     }
 
+    /// The body's last four bytes; `None` if it has fewer.
+    pub(crate) fn last_bytes(&self) -> Result<Option<[u8; 4]>, Unreadable> {
+        let mut last = [0; 4];
+        let Some(offset) = self.trailer.body_len.checked_sub(last.len() as u64) else { return Ok(None) };
+        read_exact_at(&self.file, &mut last, offset)?;
+        Ok(Some(last))
+    }
+
     /// The whole body, verified.
     pub(crate) fn body(&self) -> Result<Box<[u8]>, Unreadable> {
-        let len = usize::try_from(self.trailer.body_len).map_err(|_| Unreadable::Damaged)?;
+        let len = usize::try_from(self.trailer.body_len).map_err(|_| Malformed("length"))?;
         let read_already = self.end.len() - self.trailer.tail_len();
         let body = if read_already == len {
             self.end[..len].into()
@@ -93,7 +108,7 @@ impl Opened {
             read_exact_at(&self.file, &mut body, 0)?;
             body
         };
-        check_body(&self.trailer, &body).map_err(|_| Unreadable::Damaged)?;
+        check_body(&self.trailer, &body)?;
         Ok(body)
     }
 }

@@ -43,7 +43,7 @@ impl TryFrom<u8> for Kind {
             2 => Self::Vary,
             3 => Self::Renewal,
             4 => Self::Bans,
-            _ => return Err(Malformed),
+            _ => return Err(Malformed("trailer")),
         })
     }
 }
@@ -94,22 +94,22 @@ impl Trailer {
         let head_sum = r.array()?;
         let mut r = Reader::new(&covered);
         if r.take(MAGIC.len())? != MAGIC || r.u16()? != VERSION {
-            return Err(Malformed);
+            return Err(Malformed("trailer"));
         }
         let kind = Kind::try_from(r.u8()?)?;
         let flags = r.u8()?;
-        let head_len = usize::try_from(r.u32()?).map_err(|_| Malformed)?;
+        let head_len = usize::try_from(r.u32()?).map_err(|_| Malformed("trailer"))?;
         let body_len = r.u64()?;
         let sum = r.u64()?;
         r.end()?;
         let sum = match flags {
             0 if sum == 0 => None,
             FLAG_BODY_SUM => Some(BodySum(sum)),
-            _ => return Err(Malformed),
+            _ => return Err(Malformed("trailer")),
         };
-        let tail_len = head_len.checked_add(TRAILER_LEN).filter(|len| *len <= MAX_TAIL).ok_or(Malformed)?;
+        let tail_len = head_len.checked_add(TRAILER_LEN).filter(|len| *len <= MAX_TAIL).ok_or(Malformed("trailer"))?;
         if body_len.checked_add(tail_len as u64) != Some(file_len) {
-            return Err(Malformed);
+            return Err(Malformed("trailer"));
         }
         Ok(Self { kind, head_len, body_len, sum, head_sum, covered })
     }
@@ -122,15 +122,15 @@ impl Trailer {
     /// Whether this is its head.
     pub(crate) fn check(&self, head: &[u8]) -> Result<(), Malformed> {
         let matches = head.len() == self.head_len && head_sum(head, &self.covered) == self.head_sum;
-        if matches { Ok(()) } else { Err(Malformed) }
+        if matches { Ok(()) } else { Err(Malformed("checksum of head and trailer")) }
     }
 }
 
 /// Understands a whole record that is in memory: its trailer, head and body, with every checksum compared.
 pub(crate) fn parse_whole(file: &[u8]) -> Result<(Trailer, &[u8], &[u8]), Malformed> {
-    let (rest, last) = file.split_last_chunk::<TRAILER_LEN>().ok_or(Malformed)?;
+    let (rest, last) = file.split_last_chunk::<TRAILER_LEN>().ok_or(Malformed("trailer"))?;
     let trailer = Trailer::parse(last, file.len() as u64)?;
-    let body_len = rest.len().checked_sub(trailer.head_len).ok_or(Malformed)?;
+    let body_len = rest.len().checked_sub(trailer.head_len).ok_or(Malformed("trailer"))?;
     let (body, head) = rest.split_at(body_len);
     trailer.check(head)?;
     check_body(&trailer, body)?;
@@ -141,5 +141,5 @@ pub(crate) fn parse_whole(file: &[u8]) -> Result<(Trailer, &[u8], &[u8]), Malfor
 pub(crate) fn check_body(trailer: &Trailer, body: &[u8]) -> Result<(), Malformed> {
     let matches = body.len() as u64 == trailer.body_len
         && trailer.sum.is_none_or(|sum| sum.0 == xxhash_rust::xxh3::xxh3_64(body));
-    if matches { Ok(()) } else { Err(Malformed) }
+    if matches { Ok(()) } else { Err(Malformed("checksum of the body")) }
 }

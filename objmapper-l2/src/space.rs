@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use objmapper_client::{Client, ConnectionState, Error, Event, UriError, UriSpace};
+use objmapper_log::RateLimited;
 use parking_lot::Mutex;
 
 use crate::bans::keeper::Keeper;
@@ -120,6 +121,7 @@ impl L2 {
             call_timeout: config.call_timeout,
             regexes: config.regexes,
             log: config.log,
+            damaged_lines: RateLimited::new(10, Duration::from_secs(60)),
         });
         let worker = Arc::clone(&core);
         let thread = std::thread::Builder::new().name("objm-bans".into()).spawn(move || worker.keep_bans())?;

@@ -68,6 +68,7 @@ impl Stored {
         out
     }
 
+    /// Reads a head, and [validates](Head::validate) it.
     pub(crate) fn decode(bytes: &[u8], renewal: bool) -> Result<Self, Malformed> {
         let mut r = Reader::new(bytes);
         let target = if renewal { Some(Target { object: r.u64()?, version: r.u64()? }) } else { None };
@@ -83,11 +84,12 @@ impl Stored {
         let mut headers = Headers::default();
         for _ in 0..lines {
             if !headers.push(r.bytes()?) {
-                return Err(Malformed);
+                return Err(Malformed("header lines"));
             }
         }
         r.end()?;
-        let head = Head { status, reason, headers, t_origin, ttl, grace, keep, gzip_bits, flags };
+        let head = Head { status, reason, headers, t_origin, ttl, grace, keep, gzip_bits, flags }.clamped();
+        head.validate(vary.as_ref())?;
         Ok(Self { target, text, vary, mark, head })
     }
 }

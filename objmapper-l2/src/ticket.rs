@@ -61,8 +61,11 @@ impl Ticket {
         Self { core, key, lease: None, grounds, indexed: false, base: 0, renews: None }
     }
 
-    fn stored(&self, head: Head, vary: Option<VaryKey>, target: Option<Target>) -> Stored {
-        Stored { target, text: self.key.text().to_vec(), vary, mark: self.grounds.mark(), head }
+    /// The head of a record. A head that no reader would accept is [`Outcome::Unmatchable`].
+    fn stored(&self, head: Head, vary: Option<VaryKey>, target: Option<Target>) -> Result<Stored, Outcome> {
+        let head = head.clamped();
+        head.validate(vary.as_ref()).map_err(|_| Outcome::Unmatchable)?;
+        Ok(Stored { target, text: self.key.text().to_vec(), vary, mark: self.grounds.mark(), head })
     }
 
     fn vary(&self, head: &Head, request: &dyn RequestView) -> Result<Option<VaryKey>, Outcome> {
@@ -87,6 +90,7 @@ impl Ticket {
     ) -> Result<Writer, Outcome> {
         let began = Instant::now();
         let begun = self.vary(&head, request).and_then(|vary| {
+            let stored = self.stored(head, vary, None)?;
             let copy = match &self.grounds {
                 Grounds::Board { .. } => Body::Draft(Draft::new(&self.core, &self.grounds, expected)?),
                 Grounds::V01 { .. } if expected.is_some_and(|len| len > MAX_V01_BODY as u64) => {
@@ -94,7 +98,7 @@ impl Ticket {
                 }
                 Grounds::V01 { .. } => Body::Memory(Vec::new()),
             };
-            Ok((copy, self.stored(head, vary, None)))
+            Ok((copy, stored))
         });
         match begun {
             Ok((body, stored)) => Ok(Writer { ticket: self, body, stored, failed: None }),
@@ -120,8 +124,9 @@ impl Ticket {
         let expires_ms = head.expires_ms();
         let sealed = self.vary(&head, request).and_then(|vary| {
             let (_, fence) = self.grounds.board()?;
-            let place = self.place(vary.as_ref())?;
-            let tail = self.stored(head, vary, None).tail(body_len, sum).ok_or(Outcome::TooLarge)?;
+            let stored = self.stored(head, vary, None)?;
+            let place = self.place(stored.vary.as_ref())?;
+            let tail = stored.tail(body_len, sum).ok_or(Outcome::TooLarge)?;
             Ok((fence, place, tail))
         });
         Counters::add(&counters.t_publish_us, began.elapsed().as_micros() as u64);
@@ -165,16 +170,22 @@ impl Ticket {
             if !varies_as(hit.vary.as_ref(), head) {
                 return Outcome::Unmatchable;
             }
-            return self.publish_v01(&self.stored(head.clone(), hit.vary.clone(), None), body);
+            return match self.stored(head.clone(), hit.vary.clone(), None) {
+                Ok(stored) => self.publish_v01(&stored, body),
+                Err(outcome) => outcome,
+            };
         };
         if !varies_as(renews.vary.as_ref(), head) {
             // It would answer requests that the origin tells apart now. Should this fail, the record is as stale as it was.
             let _ = self.core.evict(&renews.record_uri, renews.target.version);
             return Outcome::Unmatchable;
         }
-        let stored = self.stored(head.clone(), renews.vary, Some(renews.target));
+        let stored = match self.stored(head.clone(), renews.vary, Some(renews.target)) {
+            Ok(stored) => stored,
+            Err(outcome) => return outcome,
+        };
         let Some(bytes) = stored.tail(0, None) else { return Outcome::TooLarge };
-        self.put(&renews.uri, &bytes, objmapper_client::IfVersion::Any, head.end_ms())
+        self.put(&renews.uri, &bytes, objmapper_client::IfVersion::Any, stored.head.end_ms())
     }
 
     /// There is nothing to share: for this long others are told so, and do not wait.

@@ -65,6 +65,9 @@ impl Core {
             Counters::add(&counters.c_outlawed, 1);
             return miss(MissReason::Outlawed);
         }
+        if head.is_from_the_future(lookup.now) {
+            return miss(MissReason::Expired);
+        }
         let fresh = head.is_fresh(lookup.now);
         if !fresh && !head.in_grace(lookup.now) && !head.is_renewable(lookup.now) {
             return miss(MissReason::Expired);
@@ -142,6 +145,7 @@ fn index_of(bytes: &[u8], text: &[u8]) -> Option<Index> {
 fn candidate(bytes: &[u8], uri: &ObjUri<'_>, text: &[u8], vary: Option<&VaryKey>) -> Option<Candidate> {
     let (trailer, head, body) = parse_whole(bytes).ok()?;
     let stored = Stored::decode(head, false).ok()?;
+    stored.head.validate_gzip(body.len() as u64, body.last_chunk().copied()).ok()?;
     let ours =
         trailer.kind == Kind::Record && trailer.sum.is_some() && stored.text == text && stored.vary.as_ref() == vary;
     ours.then(|| Candidate {

@@ -21,7 +21,8 @@ pub(crate) struct Spec(Vec<u8>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Unmatchable;
 
-fn is_token(byte: u8) -> bool {
+/// Returns true for a byte of a token (RFC 9110, section 5.6.2).
+pub(crate) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&byte)
 }
 
@@ -71,12 +72,12 @@ impl Spec {
         for name in spec.names() {
             if name.len() > MAX_NAME || name <= former || !name.iter().all(|b| is_token(*b) && !b.is_ascii_uppercase())
             {
-                return Err(Malformed);
+                return Err(Malformed("Vary index"));
             }
             former = name;
             len += name.len() + 1;
         }
-        if len == bytes.len() { Ok(spec) } else { Err(Malformed) }
+        if len == bytes.len() { Ok(spec) } else { Err(Malformed("Vary index")) }
     }
 
     /// What a request says in these headers.
@@ -201,7 +202,7 @@ impl Index {
         let generation = r.array()?;
         let count = usize::from(r.u8()?);
         if count == 0 || count > Self::MAX_SPECS {
-            return Err(Malformed);
+            return Err(Malformed("Vary index"));
         }
         let specs: Vec<_> = (0..count).map(|_| Spec::decode(r.bytes()?)).collect::<Result<_, _>>()?;
         r.end()?;

@@ -131,7 +131,7 @@ impl End<'_> {
         }
         // SAFETY: the fetch has ended well.
         let Some(head) = (unsafe { object::head(self.bo) }) else { return Verdict::Refuse("head too large") };
-        match private(&head) {
+        match head.unshareable() {
             Some(why) => Verdict::Refuse(why),
             None => Verdict::Publish(head),
         }
@@ -270,24 +270,4 @@ unsafe extern "C" fn write(priv_: *mut c_void, _flush: c_uint, ptr: *const c_voi
             }
         }
     })
-}
-
-/// Why a response is nobody's but its own request's, whatever VCL says.
-fn private(head: &Head) -> Option<&'static str> {
-    let lists = |name: &[u8], token: &[u8]| {
-        head.headers.iter().filter_map(|line| crate::http::value_of(line, name)).any(|value| {
-            value.split(|b| *b == b',').any(|part| {
-                let part = part.split(|b| *b == b'=').next().unwrap_or_default();
-                part.trim_ascii().eq_ignore_ascii_case(token)
-            })
-        })
-    };
-    match () {
-        () if head.status == 206 || head.status < 200 => Some("status"),
-        () if head.headers.get(b"Set-Cookie").is_some() => Some("Set-Cookie"),
-        () if lists(b"Cache-Control", b"private") => Some("private"),
-        () if lists(b"Cache-Control", b"no-store") => Some("no-store"),
-        () if lists(b"Vary", b"*") => Some("Vary: *"),
-        () => None,
-    }
 }

@@ -51,6 +51,8 @@ pub(crate) struct Log {
 
 impl Log {
     /// Most bans.
+    /// The greatest sequence number that is read: what is appended to such a log still has a greater one.
+    const MAX_SEQUENCE: u64 = 1 << 62;
     pub(crate) const MAX_ENTRIES: usize = 4096;
     /// Most bytes of them.
     const MAX_BYTES: usize = MAX_TAIL - TRAILER_LEN - (64 << 10);
@@ -160,7 +162,7 @@ impl Log {
     pub(crate) fn decode(bytes: &[u8], prefix: &[u8]) -> Result<Self, Malformed> {
         let mut r = Reader::new(bytes);
         if r.bytes()? != prefix {
-            return Err(Malformed);
+            return Err(Malformed("ban log"));
         }
         let mut log = Self::new(prefix, r.array()?);
         (log.floor, log.last) = (r.u64()?, r.u64()?);
@@ -173,11 +175,11 @@ impl Log {
             let ban = Ban::decode(&mut one)?;
             one.end()?;
             if seq <= former || seq > log.last || log.entries.len() == Self::MAX_ENTRIES {
-                return Err(Malformed);
+                return Err(Malformed("ban log"));
             }
             former = seq;
             log.entries.push(Entry { seq, ban, size: bytes.len() + Self::ENTRY_LEN });
         }
-        if log.floor > log.last { Err(Malformed) } else { Ok(log) }
+        if log.floor > log.last || log.last > Self::MAX_SEQUENCE { Err(Malformed("sequence")) } else { Ok(log) }
     }
 }

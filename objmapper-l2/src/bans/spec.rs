@@ -104,13 +104,13 @@ impl Ban {
     pub(crate) fn from_varnishd(spec: &[u8]) -> Result<Option<Self>, Malformed> {
         let mut r = Reader::new(spec);
         let time = r.f64()?;
-        let len = usize::try_from(r.u32()?).map_err(|_| Malformed)?;
+        let len = usize::try_from(r.u32()?).map_err(|_| Malformed("ban"))?;
         let flags = r.u8()?;
         if flags & FLAG_COMPLETED != 0 {
             return Ok(None);
         }
         if len != spec.len() {
-            return Err(Malformed);
+            return Err(Malformed("ban"));
         }
         let mut tests = Vec::new();
         let mut at = HEAD_LEN;
@@ -203,7 +203,7 @@ impl Subject {
             0x1d => Self::Duration(DurationOf::Age),
             0x1e => Self::Duration(DurationOf::Grace),
             0x1f => Self::Duration(DurationOf::Keep),
-            _ => return Err(Malformed),
+            _ => return Err(Malformed("ban")),
         })
     }
 }
@@ -224,7 +224,7 @@ impl TextOper {
             0x11 => Self::NotEqual,
             0x12 => Self::Match,
             0x13 => Self::NoMatch,
-            _ => return Err(Malformed),
+            _ => return Err(Malformed("ban")),
         })
     }
 }
@@ -249,7 +249,7 @@ impl NumberOper {
             0x15 => Self::GreaterOrEqual,
             0x16 => Self::Less,
             0x17 => Self::LessOrEqual,
-            _ => return Err(Malformed),
+            _ => return Err(Malformed("ban")),
         })
     }
 }
@@ -272,19 +272,19 @@ fn test_from_varnishd(spec: &[u8], at: &mut usize) -> Result<Test, Malformed> {
         self::lump(spec, at)?;
     }
     // C's strings: what is behind a NUL is not looked at.
-    let end = lump.iter().position(|b| *b == 0).ok_or(Malformed)?;
+    let end = lump.iter().position(|b| *b == 0).ok_or(Malformed("ban"))?;
     Ok(Test::Text { subject, oper, text: lump[..end].to_vec() })
 }
 
 fn byte(spec: &[u8], at: &mut usize) -> Result<u8, Malformed> {
-    let byte = *spec.get(*at).ok_or(Malformed)?;
+    let byte = *spec.get(*at).ok_or(Malformed("ban"))?;
     *at += 1;
     Ok(byte)
 }
 
 fn take<'a>(spec: &'a [u8], at: &mut usize, len: usize) -> Result<&'a [u8], Malformed> {
-    let end = at.checked_add(len).ok_or(Malformed)?;
-    let taken = spec.get(*at..end).ok_or(Malformed)?;
+    let end = at.checked_add(len).ok_or(Malformed("ban"))?;
+    let taken = spec.get(*at..end).ok_or(Malformed("ban"))?;
     *at = end;
     Ok(taken)
 }
@@ -294,7 +294,7 @@ fn header_name(spec: &[u8], at: &mut usize) -> Result<Vec<u8>, Malformed> {
     let len = usize::from(byte(spec, at)?);
     match take(spec, at, len + 1)? {
         [name @ .., b':', 0] if !name.is_empty() => Ok(name.to_vec()),
-        _ => Err(Malformed),
+        _ => Err(Malformed("ban")),
     }
 }
 
@@ -304,5 +304,5 @@ fn lump<'a>(spec: &'a [u8], at: &mut usize) -> Result<&'a [u8], Malformed> {
         *at += 1;
     }
     let len = Reader::new(take(spec, at, LUMP_LEN)?).u32()?;
-    take(spec, at, usize::try_from(len).map_err(|_| Malformed)?)
+    take(spec, at, usize::try_from(len).map_err(|_| Malformed("ban"))?)
 }

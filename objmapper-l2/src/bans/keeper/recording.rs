@@ -20,6 +20,7 @@ use super::{Announced, Copy, HEAL_AFTER, MAX_WAIT, Queued, Unknown, random};
 use crate::bans::evaluate::Patterns;
 use crate::bans::log::{Healed, Log};
 use crate::bans::spec::Ban;
+use crate::bytes::Malformed;
 use crate::config::Notice;
 use crate::core::Core;
 use crate::outage::Outage;
@@ -119,10 +120,10 @@ impl Core {
             };
             let opened = Opened::new(&session, &found.entry).and_then(|opened| {
                 let log = match opened.kind() {
-                    Kind::Bans => Log::decode(opened.head(), &self.space.prefix()).ok(),
-                    _ => None,
+                    Kind::Bans => Log::decode(opened.head(), &self.space.prefix()),
+                    _ => Err(Malformed("kind")),
                 };
-                log.ok_or(Unreadable::Damaged)
+                Ok(log?)
             });
             if opened.is_err() && want.pin {
                 self.client.release(found.session, &[found.entry.object]);
@@ -136,8 +137,8 @@ impl Core {
                 }
                 Err(Unreadable::Gone) => {}
                 Err(Unreadable::Outage(outage)) => return Err(outage),
-                Err(Unreadable::Damaged) => {
-                    (self.log)(&Notice::Damaged("the ban log".into()));
+                Err(Unreadable::Damaged(why)) => {
+                    (self.log)(&Notice::Damaged(format!("the ban log: {why}")));
                     self.evict(&self.bans.uri, found.entry.version)?;
                 }
             }
