@@ -36,7 +36,7 @@ build: ## release build: the engine, the VMOD, objmapperd in target/release
 	@ls -l $(RELEASE)/libstevedore_objmapper.so $(RELEASE)/libvmod_objmapper.so $(RELEASE)/objmapperd
 
 test: setup build ## unit, integration and varnishtest cases
-	$(CARGO) test --locked --workspace
+	@scripts/test.sh $(CARGO) test --locked --workspace
 
 in-flight: build ## for MINUTES=10: bodies that go while their pages are on the way to slow readers
 	OBJM_IN_FLIGHT_SECONDS=$$(( $(or $(MINUTES),10) * 20 )) \

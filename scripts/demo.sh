@@ -24,8 +24,20 @@ for p in varnishd varnishadm varnishstat h2o curl; do
 done
 
 umask 022
-dir=$(mktemp -d "${TMPDIR:-/tmp}/objm-demo.XXXXXX")
+# varnishd's child runs as another user, who can enter neither a home directory nor a TMPDIR below one.
+open_to_all() {
+    local d; d=$(realpath "$1") || return 1
+    while :; do
+        case "$(stat -c %A "$d")" in *[xt]) ;; *) return 1 ;; esac
+        [ "$d" = / ] && return 0
+        d=$(dirname "$d")
+    done
+}
+tmp=${TMPDIR:-/tmp}
+open_to_all "$tmp" || tmp=/tmp
+dir=$(mktemp -d "$tmp/objm-demo.XXXXXX")
 chmod 755 "$dir"
+cp "$build/libstevedore_objmapper.so" "$dir/"
 pids=()
 stop() {
     local pid i
@@ -153,7 +165,7 @@ sub vcl_backend_response {
 	if (bereq.url ~ "^/(index.html)?$") { set beresp.do_esi = true; }
 }
 VCL
-    varnishd -F -n "$dir/$name" -a 127.0.0.1:0 -f "$dir/vcl/demo.vcl" -E "$build/libstevedore_objmapper.so" \
+    varnishd -F -n "$dir/$name" -a 127.0.0.1:0 -f "$dir/vcl/demo.vcl" -E "$dir/libstevedore_objmapper.so" \
         -s "s0=objmapper,$storage_size,socket=$socket,threshold=$threshold" \
         -p "vcl_path=$dir/vcl" -p "vmod_path=$dir/vcl" \
         -p ban_lurker_age=0.1 -p ban_lurker_sleep=0.1 >>"$dir/$name.log" 2>&1 &

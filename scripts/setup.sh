@@ -16,6 +16,19 @@ readonly h2o_release=bookworm
 say()  { printf 'setup: %s\n' "$*"; }
 die()  { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
+# All that can be refused is refused before anything is changed.
+check_rust() {
+    local need have
+    need=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
+    export PATH="$PATH:${HOME:-/root}/.cargo/bin"
+    command -v cargo >/dev/null ||
+        die "cargo is missing: install Rust >= $need first, with Debian's package rustup ('rustup default stable') or from rustup.rs"
+    have=$(rustc --version | awk '{ print $2 }')
+    printf '%s\n%s\n' "$need" "$have" | sort -V -C ||
+        die "Rust $have is too old: >= $need is needed; install it with Debian's package rustup ('rustup default stable') or from rustup.rs"
+}
+check_rust
+
 if [ "$(id -u)" -eq 0 ]; then sudo=(); else
     command -v sudo >/dev/null || die "installing packages needs root: run as root, or install sudo"
     sudo=(sudo)
@@ -130,8 +143,6 @@ stop_new_services() {
 install_rest "$@"
 install_varnish
 stop_new_services
-export PATH="$PATH:${HOME:-/root}/.cargo/bin"
-command -v cargo >/dev/null || die "cargo is missing: install Rust >= 1.88 first"
 have=$(pkg-config --modversion varnishapi 2>/dev/null || true)
 [ -n "$have" ] || die "pkg-config does not find varnishapi although libvarnishapi-dev is installed"
 version_at_least "$have" $need_varnish || die "varnishapi $have is too old: >= $need_varnish is needed"

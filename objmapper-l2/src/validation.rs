@@ -65,7 +65,11 @@ impl Head {
         let placed = [start, last, stop].into_iter().all(in_body) && start <= last && last < stop && start % 8 == 0;
         let length = last_bytes.map(u32::from_le_bytes);
         // 0 is an unknown length.
-        if placed && (uncompressed == 0 || length == Some(uncompressed as u32)) { Ok(()) } else { Err(Malformed("gzip bits")) }
+        if placed && (uncompressed == 0 || length == Some(uncompressed as u32)) {
+            Ok(())
+        } else {
+            Err(Malformed("gzip bits"))
+        }
     }
 
     /// Why a response is its own request's only, whatever VCL decides; `None` if it may be shared.
@@ -151,7 +155,17 @@ mod tests {
             assert_eq!(Head { status, ..head(&[]) }.validate(None), Ok(()), "{status}");
         }
         assert!(Head { reason: b"OK\r\nX: y".to_vec(), ..head(&[]) }.validate(None).is_err());
-        for line in [&b"no colon"[..], b": no name", b"", b"a b: c", b"A: b\r\nC: d", b"A: b\nC: d", b"A: \0", b"A\0: b", b"A: \x7f"] {
+        for line in [
+            &b"no colon"[..],
+            b": no name",
+            b"",
+            b"a b: c",
+            b"A: b\r\nC: d",
+            b"A: b\nC: d",
+            b"A: \0",
+            b"A\0: b",
+            b"A: \x7f",
+        ] {
             assert_eq!(head(&[line]).validate(None), Err(Malformed("header line")), "{}", line.escape_ascii());
         }
         for t_origin in [-1.0, 1e300] {

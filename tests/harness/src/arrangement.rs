@@ -56,12 +56,12 @@ impl Arrangement {
         if self.has_engine() { "objmapper" } else { "malloc" }
     }
 
-    /// `-E…` with the engine's path, or nothing.
-    pub fn load_argument(self) -> Result<String> {
+    /// `-E…` with the path of the engine staged in `dir`, or nothing.
+    pub fn load_argument(self, dir: &Path) -> Result<String> {
         if !self.has_engine() {
             return Ok(String::new());
         }
-        Ok(format!("-E{}", artefacts::engine()?.display()))
+        Ok(format!("-E{}", artefacts::stage(&artefacts::engine()?, dir)?.display()))
     }
 
     /// The options behind the size, as `key=value` joined by commas; `socket` is the daemon's.

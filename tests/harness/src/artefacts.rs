@@ -1,8 +1,9 @@
 //! Where the release build left what the tests load and start.
 
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 /// The workspace's root directory.
 pub fn workspace() -> PathBuf {
@@ -18,7 +19,24 @@ pub fn target_dir() -> PathBuf {
     }
 }
 
-/// The storage engine as varnishd's `-E` wants it: an absolute path.
+/// Puts a file into `dir`, which every user can read, and returns its path there. varnishd's child and its VCL compiler run
+/// as other users, who may not see the workspace (a home directory has mode 0700).
+pub fn stage(file: &Path, dir: &Path) -> Result<PathBuf> {
+    let name = file.file_name().with_context(|| format!("{} is no file", file.display()))?;
+    let staged = dir.join(name);
+    if staged.exists() {
+        return Ok(staged);
+    }
+    // A link costs nothing; it takes one file system, and a file that every user can read (not so after umask 077).
+    let linked = std::fs::metadata(file)?.mode() & 0o004 != 0 && std::fs::hard_link(file, &staged).is_ok();
+    if !linked {
+        std::fs::copy(file, &staged).with_context(|| format!("cannot copy {} to {}", file.display(), dir.display()))?;
+        std::fs::set_permissions(&staged, std::fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(staged)
+}
+
+/// The storage engine as it was built. varnishd is given it [staged](stage).
 pub fn engine() -> Result<PathBuf> {
     built("libstevedore_objmapper.so")
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -130,8 +131,20 @@ pub fn wait_for<T>(what: &str, bound: Duration, mut condition: impl FnMut() -> R
 /// A directory that every user may enter and read, as varnishd's child runs as another user than its
 /// manager. Removed when dropped.
 pub fn open_directory() -> Result<tempfile::TempDir> {
-    use std::os::unix::fs::PermissionsExt;
-    let dir = tempfile::Builder::new().prefix("objm.").tempdir()?;
+    let parent = open_parent(std::env::temp_dir())?;
+    let dir = tempfile::Builder::new().prefix("objm.").tempdir_in(parent)?;
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755))?;
     Ok(dir)
+}
+
+/// The directory for temporary files, or `/tmp` if other users cannot reach that one (a TMPDIR below a home directory).
+fn open_parent(preferred: PathBuf) -> Result<PathBuf> {
+    let fallback = PathBuf::from("/tmp");
+    for dir in [preferred, fallback] {
+        let is_open = |dir: &Path| dir.metadata().is_ok_and(|m| m.permissions().mode() & 0o001 != 0);
+        if dir.canonicalize().is_ok_and(|dir| dir.ancestors().all(is_open)) {
+            return Ok(dir);
+        }
+    }
+    bail!("no directory for temporary files that other users can enter: neither TMPDIR nor /tmp")
 }

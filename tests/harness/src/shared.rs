@@ -52,9 +52,8 @@ impl Cache {
     pub fn start(dir: &Path, name: &str, setup: &Setup<'_>) -> Result<Self> {
         let dir = dir.join(name);
         std::fs::create_dir(&dir)?;
-        // varnishd compiles as another user, who may not see where we are built.
-        std::fs::copy(artefacts::vmod()?, dir.join("libvmod_objmapper.so"))?;
-        std::fs::copy(artefacts::workspace().join("vcl/objmapper.vcl"), dir.join("objmapper.vcl"))?;
+        artefacts::stage(&artefacts::vmod()?, &dir)?;
+        artefacts::stage(&artefacts::workspace().join("vcl/objmapper.vcl"), &dir)?;
         let vcl = vcl(setup, &dir);
         let mut cache = Self {
             varnishd: None,

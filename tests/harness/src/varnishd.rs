@@ -8,7 +8,6 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::arrangement::Arrangement;
-use crate::artefacts;
 use crate::process::Process;
 
 /// What a varnishd is started with.
@@ -53,7 +52,7 @@ impl Varnishd {
         let vcl = dir.join("test.vcl");
         std::fs::write(&vcl, options.vcl)?;
         let workdir = dir.join("v");
-        let mut load = options.arrangement.load_argument()?;
+        let load = options.arrangement.load_argument(dir)?;
         let mut command = match options.user {
             None => match options.descriptors {
                 None => Command::new("varnishd"),
@@ -66,12 +65,6 @@ impl Varnishd {
             Some(user) => {
                 std::fs::create_dir(&workdir)?;
                 std::os::unix::fs::chown(&workdir, Some(user.uid), Some(user.gid))?;
-                if options.arrangement.has_engine() {
-                    // An ordinary user may not see where we are built.
-                    let copy = dir.join("libstevedore_objmapper.so");
-                    std::fs::copy(artefacts::engine()?, &copy)?;
-                    load = format!("-E{}", copy.display());
-                }
                 // No groups, and no capability to win back.
                 let mut command = Command::new("setpriv");
                 command.arg(format!("--reuid={}", user.uid)).arg(format!("--regid={}", user.gid));

@@ -57,16 +57,13 @@ pub fn run(file: &Path, arrangement: Arrangement) -> Result<Outcome> {
     let dir = open_directory()?;
     let mut macros: Vec<(&str, String)> = vec![
         ("objm", arrangement.kind().to_owned()),
-        ("objm_load", arrangement.load_argument()?),
+        ("objm_load", arrangement.load_argument(dir.path())?),
         ("objm_dir", dir.path().display().to_string()),
-        ("vcl_dir", artefacts::workspace().join("vcl").display().to_string()),
+        ("vcl_dir", stage_vcl(dir.path())?.display().to_string()),
     ];
 
     if text.contains("${vmod}") {
-        // varnishd compiles VCL as another user, who may not see where we are built.
-        let copy = dir.path().join("libvmod_objmapper.so");
-        std::fs::copy(artefacts::vmod()?, &copy)?;
-        macros.push(("vmod", copy.display().to_string()));
+        macros.push(("vmod", artefacts::stage(&artefacts::vmod()?, dir.path())?.display().to_string()));
     }
 
     // Without the engine there is no store that a director could use by default.
@@ -109,6 +106,16 @@ pub fn run(file: &Path, arrangement: Arrangement) -> Result<Outcome> {
         Some(77) => Outcome::Skipped(skip_reason(&log)),
         _ => Outcome::Failed(log),
     })
+}
+
+/// A copy of the repository's `vcl/` in `dir`.
+fn stage_vcl(dir: &Path) -> Result<PathBuf> {
+    let staged = dir.join("vcl");
+    std::fs::create_dir(&staged)?;
+    for entry in std::fs::read_dir(artefacts::workspace().join("vcl"))? {
+        artefacts::stage(&entry?.path(), &staged)?;
+    }
+    Ok(staged)
 }
 
 /// The reason in varnishtest's log for a test that it skipped.

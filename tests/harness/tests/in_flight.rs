@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 use objmapper_harness::arrangement::Arrangement;
+use objmapper_harness::artefacts;
 use objmapper_harness::h2o::H2o;
 use objmapper_harness::http::{Client, Response};
 use objmapper_harness::objmapperd::Objmapperd;
@@ -73,9 +74,7 @@ impl Stage {
         let h2o = H2o::start(dir, &dir.join("site"))?;
         let daemon = store(dir)?;
         let socket = daemon.as_ref().map(Objmapperd::socket);
-        // varnishd compiles VCL as another user, who may not see where we are built.
-        let vmod = dir.join("libvmod_objmapper.so");
-        std::fs::copy(objmapper_harness::artefacts::vmod()?, &vmod)?;
+        let vmod = artefacts::stage(&artefacts::vmod()?, dir)?;
         let storage = ["s0", "Transient"].map(|name| arrangement.storage(name, LIMIT, socket.as_deref(), ""));
         let varnishd = Varnishd::start(
             dir,

@@ -19,6 +19,7 @@ use objmapper_harness::arrangement::Arrangement;
 use objmapper_harness::artefacts;
 use objmapper_harness::cell::Cell;
 use objmapper_harness::h2o::H2o;
+use objmapper_harness::needs::Need;
 use objmapper_harness::process::open_directory;
 use objmapper_harness::site;
 use objmapper_harness::varnishd::{Options, Varnishd};
@@ -37,11 +38,15 @@ fn run(words: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Puts this test's thread, and all that it starts, into a network namespace of its own.
-fn enter() -> Result<()> {
+/// Puts this test's thread, and all that it starts, into a network namespace of its own. Returns false if the machine
+/// forbids that: `test` is skipped.
+fn enter(test: &str) -> Result<bool> {
+    if Need::Network.skips(&format!("pacing::{test}"))? {
+        return Ok(false);
+    }
     unshare(CloneFlags::CLONE_NEWNET).context("a network namespace takes root")?;
     run(&["ip", "link", "set", "lo", "up"])?;
-    Ok(())
+    Ok(true)
 }
 
 /// With which congestion control connections to clients on 127.0.0.1 begin from now on.
@@ -55,8 +60,7 @@ fn begin_with(control: &str) -> Result<()> {
 fn begin_with_bbr(test: &str) -> Result<bool> {
     match begin_with("bbr") {
         Err(error) if error.to_string().contains("Unknown tcp congestion algorithm") => {
-            // Not by a macro, whose output is not shown of a test that passes.
-            writeln!(std::io::stderr(), "{test}: SKIPPED, this kernel has no congestion control bbr")?;
+            Need::Bbr.record(&format!("pacing::{test}"))?;
             Ok(false)
         }
         done => done.map(|()| true),
@@ -79,9 +83,7 @@ impl Stage {
             }
         }
         let h2o = H2o::start(dir, &root)?;
-        // varnishd compiles VCL as another user, who may not see where we are built.
-        let vmod = dir.join("libvmod_objmapper.so");
-        std::fs::copy(artefacts::vmod()?, &vmod)?;
+        let vmod = artefacts::stage(&artefacts::vmod()?, dir)?;
         let vcl = format!(
             r#"vcl 4.1;
 import objmapper from "{}";
@@ -188,8 +190,9 @@ impl Connection {
 
 #[test]
 fn a_client_on_the_machine_is_sent_large_bodies_without_pacing() -> Result<()> {
-    enter()?;
-    if !begin_with_bbr("a_client_on_the_machine_is_sent_large_bodies_without_pacing")? {
+    if !enter("a_client_on_the_machine_is_sent_large_bodies_without_pacing")?
+        || !begin_with_bbr("a_client_on_the_machine_is_sent_large_bodies_without_pacing")?
+    {
         return Ok(());
     }
     let directory = open_directory()?;
@@ -245,8 +248,8 @@ fn a_client_on_the_machine_is_sent_large_bodies_without_pacing() -> Result<()> {
 
 #[test]
 fn a_client_on_another_machine_stays_paced() -> Result<()> {
-    enter()?;
-    if !begin_with_bbr("a_client_on_another_machine_stays_paced")? {
+    if !enter("a_client_on_another_machine_stays_paced")? || !begin_with_bbr("a_client_on_another_machine_stays_paced")?
+    {
         return Ok(());
     }
     let directory = open_directory()?;

@@ -1,7 +1,6 @@
 //! What remains in objmapperd when varnishd ends, and varnishd as an ordinary user.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -9,6 +8,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use objmapper_harness::arrangement::Arrangement;
 use objmapper_harness::h2o::H2o;
 use objmapper_harness::http::Client;
+use objmapper_harness::needs::Need;
 use objmapper_harness::objmapperd::Objmapperd;
 use objmapper_harness::process::{open_directory, wait_for};
 use objmapper_harness::site;
@@ -80,15 +80,6 @@ fn bodies_leave_objmapperd_when_varnishd_stops() -> Result<()> {
     })
 }
 
-/// Whether the kernel lets an ordinary user have a user namespace; else what it says.
-fn user_namespaces() -> Result<Result<(), String>> {
-    let output = Command::new("setpriv")
-        .args([format!("--reuid={}", ORDINARY.uid), format!("--regid={}", ORDINARY.gid)])
-        .args(["--clear-groups", "unshare", "--user", "--map-current-user", "--mount", "true"])
-        .output()?;
-    Ok(if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()) })
-}
-
 /// Whether a process has the root of a tmpfs open that is mounted nowhere: such a root has no path but "/".
 fn holds_detached_tmpfs(pid: u32) -> Result<bool> {
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
@@ -104,8 +95,7 @@ fn holds_detached_tmpfs(pid: u32) -> Result<bool> {
 
 #[test]
 fn an_ordinary_user_has_a_memory_tier_of_its_own() -> Result<()> {
-    if let Err(why) = user_namespaces()? {
-        println!("skipped: this kernel forbids user namespaces to ordinary users: {why}");
+    if Need::UserNamespaces.skips("process_end::an_ordinary_user_has_a_memory_tier_of_its_own")? {
         return Ok(());
     }
     let dir = open_directory()?;
