@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::evaluate::{Patterns, matches};
 use super::log::{Healed, Log};
 use super::spec::{Ban, DurationOf, NumberOper, Subject, Test, TextOper};
-use crate::bytes::Reader;
+use crate::bytes::{Malformed, Reader};
 use crate::head::{Head, Headers};
 use crate::regex::{Regex, Regexes};
 use crate::request::RequestView;
@@ -274,6 +274,25 @@ fn a_full_log_forgets_the_oldest_and_what_it_could_judge() {
     log.append(url_ban(&"x".repeat(2_000_000)));
     assert!(!allows(&log, before) && allows(&log, log.mark()) && log.bans().count() == 4);
     assert_eq!(Log::decode(&log.encode(), b"/p"), Ok(log));
+}
+
+/// What a peer has written must leave room for the next ban.
+#[test]
+fn a_log_whose_numbers_are_used_up_is_none() {
+    let log = Log::new(b"/p", [1; 16]).encode();
+    // The last eight bytes of an empty log but for `healed`: the last sequence.
+    let with_last = |last: u64| {
+        let mut bytes = log.clone();
+        let end = bytes.len() - 1;
+        bytes[end - 8..end].copy_from_slice(&last.to_be_bytes());
+        Log::decode(&bytes, b"/p")
+    };
+    for last in [u64::MAX, 1 << 63, (1 << 62) + 1] {
+        assert_eq!(with_last(last), Err(Malformed("sequence")), "{last}");
+    }
+    let mut log = with_last(1 << 62).unwrap();
+    log.append(url_ban("/x"));
+    assert_eq!(log.mark().seq, (1 << 62) + 1);
 }
 
 #[test]

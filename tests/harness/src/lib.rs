@@ -17,6 +17,7 @@ pub mod outage;
 pub mod proc;
 pub mod process;
 pub mod random;
+pub mod record;
 pub mod shared;
 pub mod site;
 pub mod unit;
