@@ -37,7 +37,7 @@ tmp=${TMPDIR:-/tmp}
 open_to_all "$tmp" || tmp=/tmp
 dir=$(mktemp -d "$tmp/objm-demo.XXXXXX")
 chmod 755 "$dir"
-cp "$build/libstevedore_objmapper.so" "$dir/"
+install -m 644 "$build/libstevedore_objmapper.so" "$dir/"
 pids=()
 stop() {
     local pid i
@@ -139,7 +139,7 @@ start_varnishd() {
     local name=$1
     mkdir -p "$dir/vcl"
     # varnishd compiles as another user, who may not see the repository
-    cp vcl/objmapper.vcl "$build/libvmod_objmapper.so" "$dir/vcl/"
+    install -m 644 vcl/objmapper.vcl "$build/libvmod_objmapper.so" "$dir/vcl/"
     cat >"$dir/vcl/demo.vcl" <<VCL
 vcl 4.1;
 import objmapper;
