@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::Pid;
 
 /// How long a program may take to become ready, and to end.
@@ -130,7 +131,11 @@ pub fn wait_for<T>(what: &str, bound: Duration, mut condition: impl FnMut() -> R
 
 /// A directory that every user may enter and read, as varnishd's child runs as another user than its
 /// manager. Removed when dropped.
+///
+/// From then on this process, and what it starts, makes files that every user may read: varnishtest's directories
+/// have modes by the umask, and varnishd's jail has to enter them.
 pub fn open_directory() -> Result<tempfile::TempDir> {
+    umask(Mode::from_bits_truncate(0o022));
     let parent = open_parent(std::env::temp_dir())?;
     let dir = tempfile::Builder::new().prefix("objm.").tempdir_in(parent)?;
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755))?;
