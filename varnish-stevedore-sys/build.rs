@@ -21,7 +21,7 @@ fn main() {
         .allowlist_var("BS_.*|VFP_.*|HTTP_.*|HTTPH_.*|H_.*|VRE_.*|SC_.*|SLT_.*|OF_.*|(BUSYOBJ|REQ|BOC|DIRECTOR|VCLDIR|VDI_METHODS|VRT_CTX|VMOD_PRIV_METHODS|WS|VRE|VFP|VFP_CTX|VFP_ENTRY|HTTP|HTTP_CONN)_MAGIC|VDI_.*|DIR_S_.*|VCL_MET_.*")
         // What a delivery filter needs.
         .allowlist_type("vdp|vdp_ctx|vdp_entry|vdp_action|transport|vcl_event_e")
-        .allowlist_function("VDP_bytes|VRT_(Add|Remove)Filter|VRT_(r|l)_resp_filters|VAS_errtxt")
+        .allowlist_function("VDP_(bytes|Push)|VCL_StackVDP|VRT_(Add|Remove)Filter|VRT_(r|l)_resp_filters|VAS_errtxt")
         .allowlist_var("(VDP_CTX|VDP_ENTRY)_MAGIC")
         .opaque_type("pthread_.*|lock|VSC_.*")
         .blocklist_function("STV_.*")

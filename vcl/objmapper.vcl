@@ -50,8 +50,8 @@ sub vcl_backend_response {
 	}
 }
 
-# The end of vcl_deliver, where all is decided that makes the default filters (resp.do_esi, status, Range). A vcl_deliver that
-# returns by itself does not come here: it can do the same.
+# The end of vcl_deliver: resp.do_esi cannot be set any more afterwards. A vcl_deliver that returns by itself does not come here:
+# it can do the same.
 sub vcl_builtin_deliver {
 	objmapper.deliver();
 }

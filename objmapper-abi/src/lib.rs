@@ -20,7 +20,7 @@ pub const SYMBOL: &CStr = c"objmapper_engine";
 pub const MAGIC: u32 = 0x6f62_6d65;
 
 /// What [`Engine::version`] holds: grows with every change that is not an addition at the table's end.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Bytes that are not NUL-terminated.
 #[derive(Debug, Clone, Copy)]
@@ -173,7 +173,7 @@ pub enum Wish {
 pub enum Copied {
     /// None were.
     None = 0,
-    /// Too few to be worth it, or in heap.
+    /// Too few to be worth it.
     Small = 1,
     /// The client speaks HTTP/2.
     Http2 = 2,
@@ -185,7 +185,38 @@ pub enum Copied {
     Off = 5,
     /// The kernel can't, or there was no memory.
     Other = 6,
+    /// In heap, although the body is complete.
+    Heap = 7,
+    /// The body was still being fetched, and these bytes were not in the file yet.
+    Streaming = 8,
 }
+
+impl Copied {
+    /// How many there are.
+    pub const COUNT: usize = 9;
+
+    /// All, each at the index that is its number.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::None,
+        Self::Small,
+        Self::Http2,
+        Self::Chunked,
+        Self::Filtered,
+        Self::Off,
+        Self::Other,
+        Self::Heap,
+        Self::Streaming,
+    ];
+}
+
+// At the index that is its number.
+const _: () = {
+    let mut index = 0;
+    while index < Copied::COUNT {
+        assert!(Copied::ALL[index] as usize == index);
+        index += 1;
+    }
+};
 
 /// What became of one delivery.
 #[derive(Debug, Clone, Copy)]
@@ -195,7 +226,7 @@ pub struct Delivered {
     pub sent: u64,
     /// Bytes that were copied.
     pub copied: u64,
-    /// Why.
+    /// Why: the reason that stands for the most of them.
     pub why: Copied,
 }
 

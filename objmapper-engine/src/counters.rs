@@ -128,13 +128,18 @@ pub struct Counters {
     #[counter]
     pub c_unpaced: AtomicU64,
     /// Bytes of bodies in objmapper that were copied although the filter was there
+    ///
+    /// For any reason that c_copy_* counts, HTTP/2 and ESI's includes too.
     #[counter(format = "bytes")]
     pub b_copy: AtomicU64,
-    /// Deliveries with a copy: in heap, too small, or just coming in
-    ///
-    /// Who follows a fetch closely is given bytes before they are in a file.
+    /// Deliveries with a copy: in heap, or too small
     #[counter]
     pub c_copy_small: AtomicU64,
+    /// Deliveries with a copy: streaming
+    ///
+    /// A client that keeps up with a running fetch is given bytes before they are in a file.
+    #[counter]
+    pub c_copy_streaming: AtomicU64,
     /// Deliveries with a copy: HTTP/2
     #[counter]
     pub c_copy_http2: AtomicU64,

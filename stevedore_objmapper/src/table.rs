@@ -241,7 +241,8 @@ unsafe extern "C" fn delivered(oc: *const c_void, delivered: *const Delivered) {
         }
         let counter = match delivered.why {
             Copied::None => return,
-            Copied::Small => &c.c_copy_small,
+            Copied::Small | Copied::Heap => &c.c_copy_small,
+            Copied::Streaming => &c.c_copy_streaming,
             Copied::Http2 => &c.c_copy_http2,
             Copied::Chunked => &c.c_copy_chunked,
             Copied::Filtered => &c.c_copy_filtered,

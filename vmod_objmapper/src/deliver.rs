@@ -1,8 +1,8 @@
 //! The delivery filter (VDP): a body that the storage engine has in a file goes from there to the client's socket, without
 //! a copy ([`crate::deliver_send`]). Whatever cannot go that way is passed on as bytes, and counted by reason.
 //!
-//! Its place is at the end of `resp.filters`: what others change is not in the file any more, and parts of a body (Range)
-//! are found there by their addresses. `vcl/objmapper.vcl` puts it there.
+//! Its place is behind all other filters ([`crate::deliver_place`]): what they change is not in the file any more, and parts of a
+//! body (Range) are found there by their addresses.
 
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
@@ -10,13 +10,12 @@ use std::ptr::{NonNull, null, null_mut};
 
 use objmapper_abi::{Copied, Delivered, Place, Span, Wish};
 use varnish_stevedore_sys::bindings::{
-    HTTP_HDR_METHOD, OBJCORE_MAGIC, REQ_MAGIC, SLT_VCL_Log, VCL_EVENT_DISCARD, VCL_EVENT_LOAD, VDP_CTX_MAGIC, VDP_END,
-    VDP_ENTRY_MAGIC, VDP_FLUSH, VDP_bytes, VRT_AddFilter, VRT_RemoveFilter, VRT_l_resp_filters, VRT_r_resp_filters,
-    VSLbt, WS_Alloc, objcore, req, strands, txt, vcl_event_e, vdp, vdp_action, vdp_ctx, vdp_entry, vrt_ctx, vsl_log,
+    HTTP_HDR_METHOD, OBJCORE_MAGIC, REQ_MAGIC, SLT_VCL_Log, VDP_CTX_MAGIC, VDP_END, VDP_ENTRY_MAGIC, VDP_FLUSH,
+    VDP_bytes, VSLbt, WS_Alloc, objcore, req, txt, vdp, vdp_action, vdp_ctx, vdp_entry, vrt_ctx, vsl_log,
 };
 use varnish_stevedore_sys::http1::{HTTP1_transport, V1l, VDP_range, VDP_v1l};
 
-use crate::boundary::{self, Constant, context, fallible};
+use crate::boundary::{Constant, context, fallible};
 use crate::deliver_send::{self, Failed};
 use crate::engine;
 
@@ -27,7 +26,7 @@ const STATE_MAGIC: u32 = 0x6f62_6476;
 
 /// The filter `objmapper`.
 // SAFETY: varnishd only reads a filter.
-static SENDER: Constant<vdp> = unsafe {
+pub(crate) static SENDER: Constant<vdp> = unsafe {
     Constant::new(vdp {
         name: c"objmapper".as_ptr(),
         init: Some(init),
@@ -43,32 +42,37 @@ struct State {
     oc: *const objcore,
     /// How the engine was told to hand the body out.
     wish: Wish,
-    delivered: Delivered,
+    /// Why every byte of this delivery is copied; `Copied::None` if the filter sends what it can.
+    always: Copied,
+    /// Whether the body was still being fetched when the delivery began.
+    streaming: bool,
+    /// Bytes that were sent from the file.
+    sent: u64,
+    /// Bytes that were copied, by reason.
+    copied: [u64; Copied::COUNT],
 }
 
-/// A VCL is loaded or discarded: it knows our filter while it is there.
-///
-/// # Safety
-/// `ctx` must be varnishd's, in the CLI thread, of that VCL.
-pub(crate) unsafe fn event(ctx: *const vrt_ctx, event: vcl_event_e) -> c_int {
-    // SAFETY: by contract; the filter is static, and this library is never unloaded.
-    unsafe {
-        match event {
-            VCL_EVENT_LOAD => {
-                if !VRT_AddFilter(ctx, null(), SENDER.address()).is_null() {
-                    return 1;
-                }
-                if let Some(delivery) = engine::delivery() {
-                    (delivery.on_iterate)(Some(wish));
-                }
-            }
-            VCL_EVENT_DISCARD => {
-                VRT_RemoveFilter(ctx, null(), SENDER.address());
-            }
-            _ => {}
+impl State {
+    fn add_copied(&mut self, why: Copied, bytes: u64) {
+        if let Some(sum) = self.copied.get_mut(why as usize) {
+            *sum += bytes;
         }
     }
-    0
+
+    /// The outcome, with the reason that stands for the most bytes.
+    fn delivered(&self) -> Delivered {
+        let most = Copied::ALL.into_iter().zip(self.copied).max_by_key(|(_, bytes)| *bytes);
+        let why = most.filter(|(_, bytes)| *bytes > 0).map_or(Copied::None, |(why, _)| why);
+        Delivered { sent: self.sent, copied: self.copied.iter().sum(), why }
+    }
+}
+
+/// Has the engine ask, before it iterates a body, how the delivery's filter wants to be given it.
+pub(crate) fn listen() {
+    if let Some(delivery) = engine::delivery() {
+        // SAFETY: the engine's functions may be called by any thread; this library is never unloaded.
+        unsafe { (delivery.on_iterate)(Some(wish)) };
+    }
 }
 
 /// Does the response have a body? What varnishd decides later (`cnt_transmit` in cache_req_fsm.c) by the same means.
@@ -89,41 +93,11 @@ unsafe fn has_body(req: *const req) -> bool {
 ///
 /// # Safety
 /// `req` must be null or the calling thread's, about to be delivered.
-unsafe fn body_of(req: *const req) -> Option<*const objcore> {
+pub(crate) unsafe fn body_of(req: *const req) -> Option<*const objcore> {
     // SAFETY: by contract; a request references its object.
     unsafe {
         let there = !req.is_null() && (*req).magic == REQ_MAGIC && !(*req).objcore.is_null() && has_body(req);
         there.then(|| (*req).objcore.cast_const())
-    }
-}
-
-/// `objmapper.deliver()`: puts the filter last, unless VCL has put it somewhere. A body in heap, for which it would do
-/// nothing, is only counted, as `init` does: the list of filters and the search in it cost more than all else that is ours.
-///
-/// # Safety
-/// `ctx` must be varnishd's, in vcl_deliver.
-pub(crate) unsafe fn deliver(ctx: &vrt_ctx) {
-    const NAME: &[u8] = b"objmapper";
-    let Some(delivery) = engine::delivery() else { return };
-    // SAFETY: by contract: the request and its workspace are the calling thread's. VRT_l_resp_filters copies the parts,
-    // of which one may be null.
-    unsafe {
-        let Some(oc) = body_of(ctx.req) else { return };
-        if boundary::bytes((*ctx.req).vdp_filter_list).windows(NAME.len()).any(|part| part == NAME) {
-            return;
-        }
-        match (delivery.place)(oc.cast()) {
-            Place::Elsewhere => {}
-            Place::Heap => {
-                let delivered = Delivered { sent: 0, copied: 0, why: Copied::Small };
-                (delivery.delivered)(oc.cast(), &raw const delivered);
-            }
-            Place::Off | Place::File => {
-                let mut parts = [VRT_r_resp_filters(ctx), c" objmapper".as_ptr()];
-                let all = strands { n: parts.len() as c_int, p: parts.as_mut_ptr() };
-                VRT_l_resp_filters(ctx, null(), &raw const all);
-            }
-        }
     }
 }
 
@@ -138,36 +112,32 @@ unsafe extern "C" fn init(ctx: *const vrt_ctx, _vdc: *mut vdp_ctx, private: *mut
         // SAFETY: a context's request is the calling thread's.
         let Some(oc) = (unsafe { body_of(req) }) else { return NOT_HERE };
         // SAFETY: as above.
-        let copied = unsafe {
+        let always = unsafe {
             match (delivery.place)(oc.cast()) {
                 Place::Elsewhere => return NOT_HERE,
-                Place::Heap => Copied::Small,
+                Place::Heap => {
+                    let delivered = Delivered { sent: 0, copied: 0, why: Copied::Heap };
+                    (delivery.delivered)(oc.cast(), &raw const delivered);
+                    return NOT_HERE;
+                }
                 Place::Off => Copied::Off,
                 Place::File if (*req).esi_level > 0 => Copied::Filtered,
                 Place::File if !std::ptr::eq((*req).transport, &raw const HTTP1_transport) => Copied::Http2,
                 Place::File => Copied::None,
             }
         };
-        let delivered = Delivered { sent: 0, copied: 0, why: copied };
-        if copied != Copied::None {
-            // SAFETY: as above; the log is this transaction's.
-            unsafe {
-                (delivery.delivered)(oc.cast(), &raw const delivered);
-                if copied != Copied::Small {
-                    Line::new().text("objmapper: delivery copied: ").text(text(copied)).log(ctx.vsl);
-                }
-            }
-            return NOT_HERE;
-        }
         // SAFETY: the request's workspace, of this thread.
         let state = unsafe { WS_Alloc(ctx.ws, size_of::<State>() as u32) }.cast::<State>();
         if state.is_null() {
             // varnishd sees the overflow.
             return NOT_HERE;
         }
-        // SAFETY: WS_Alloc gives memory of that size, aligned to a pointer; `private` is our entry's.
+        // SAFETY: WS_Alloc gives memory of that size, aligned to a pointer; `private` is our entry's. varnishd has set the
+        // request's boc, if there is one, before it initialises filters.
         unsafe {
-            state.write(State { magic: STATE_MAGIC, oc, wish: Wish::Bytes, delivered });
+            let streaming = !(*req).boc.is_null();
+            let copied = [0; Copied::COUNT];
+            state.write(State { magic: STATE_MAGIC, oc, wish: Wish::Bytes, always, streaming, sent: 0, copied });
             *private = state.cast();
         }
         0
@@ -177,7 +147,9 @@ unsafe extern "C" fn init(ctx: *const vrt_ctx, _vdc: *mut vdp_ctx, private: *mut
 fn text(why: Copied) -> &'static str {
     match why {
         Copied::None => "",
-        Copied::Small => "small",
+        Copied::Small => "small pieces",
+        Copied::Heap => "in heap",
+        Copied::Streaming => "streaming, not in the file yet",
         Copied::Http2 => "HTTP/2",
         Copied::Chunked => "chunked",
         Copied::Filtered => "filtered",
@@ -279,6 +251,9 @@ unsafe extern "C" fn wish(vdc: *const c_void) -> Wish {
                 if std::ptr::eq(entry.vdp, SENDER.address()) {
                     let line = entry_of(next).and_then(|last| line_of(last)).filter(|line| !is_chunked(*line));
                     let (Some(_), Some(state)) = (line, state_of(entry.priv_)) else { return Wish::Bytes };
+                    if state.always != Copied::None {
+                        return Wish::Bytes;
+                    }
                     state.wish = if alone { Wish::Spans } else { Wish::Both };
                     return state.wish;
                 }
@@ -305,19 +280,22 @@ unsafe extern "C" fn bytes(
             if size == 0 {
                 return VDP_bytes(vdc, act, ptr, len);
             }
+            if state.always != Copied::None {
+                state.add_copied(state.always, size as u64);
+                return VDP_bytes(vdc, act, ptr, len);
+            }
             let mut span = Span { fd: -1, how: objmapper_abi::How::Auto, offset: 0 };
             let in_file = engine::delivery()
                 .is_some_and(|delivery| (delivery.span)(ptr.cast(), size, &raw mut span))
                 .then_some(span);
             let Some(span) = in_file else {
-                state.delivered.copied += size as u64;
-                state.delivered.why = why_not(vdc);
+                state.add_copied(why_not(vdc, state.streaming), size as u64);
                 return VDP_bytes(vdc, act, ptr, len);
             };
             let line = entry_of((*vdc).nxt).and_then(|next| line_of(next)).filter(|line| !is_chunked(*line));
             let Some(line) = line.filter(|_| size >= LEAST) else {
-                state.delivered.why = if line.is_some() { Copied::Small } else { Copied::Filtered };
-                return copy(vdc, state, act, ptr, span, 0, size);
+                let why = if line.is_some() { Copied::Small } else { Copied::Filtered };
+                return copy(vdc, state, why, act, ptr, span, 0..size);
             };
             if deliver_send::unpace(line, size)
                 && let Some(delivery) = engine::delivery()
@@ -326,19 +304,18 @@ unsafe extern "C" fn bytes(
             }
             match deliver_send::send(line, &span, size) {
                 Ok(()) => {
-                    state.delivered.sent += size as u64;
+                    state.sent += size as u64;
                     accounted(vdc, act, size);
                     0
                 }
                 Err(Failed::Broken { sent }) => {
-                    state.delivered.sent += sent as u64;
+                    state.sent += sent as u64;
                     accounted(vdc, act, size);
                     -1
                 }
                 Err(Failed::Unable { sent }) => {
-                    state.delivered.sent += sent as u64;
-                    state.delivered.why = Copied::Other;
-                    copy(vdc, state, act, ptr, span, sent, size)
+                    state.sent += sent as u64;
+                    copy(vdc, state, Copied::Other, act, ptr, span, sent..size)
                 }
             }
         }
@@ -362,24 +339,25 @@ unsafe fn accounted(vdc: *mut vdp_ctx, act: vdp_action, size: usize) {
     }
 }
 
-/// Passes the `size` bytes of a file on as bytes; the first `from` of them are sent already.
+/// Passes bytes of a file on as bytes, for the reason `why`: those of `part`, before which all are sent already.
 ///
 /// # Safety
 /// `vdc` must be what our filter was called with, `ptr` and `span` what stands for the bytes.
 unsafe fn copy(
     vdc: *mut vdp_ctx,
     state: &mut State,
+    why: Copied,
     act: vdp_action,
     ptr: *const c_void,
     span: Span,
-    from: usize,
-    size: usize,
+    part: Range<usize>,
 ) -> c_int {
+    let Range { start: from, end: size } = part;
     // SAFETY: by contract.
     unsafe {
         let mut result = 0;
         if state.wish != Wish::Spans && from == 0 {
-            state.delivered.copied += size as u64;
+            state.add_copied(why, size as u64);
             return VDP_bytes(vdc, act, ptr, size as isize);
         }
         // What was sent is counted with the next entry, but is no call of its own.
@@ -393,7 +371,7 @@ unsafe fn copy(
                 break;
             };
             at += got;
-            state.delivered.copied += got as u64;
+            state.add_copied(why, got as u64);
             let last = at == size;
             let act = if last && act == VDP_END { VDP_END } else { VDP_FLUSH };
             result = VDP_bytes(vdc, act, buffer.as_ptr().cast(), got as isize);
@@ -407,7 +385,7 @@ unsafe fn copy(
 ///
 /// # Safety
 /// `vdc` must be what our filter was called with.
-unsafe fn why_not(vdc: *const vdp_ctx) -> Copied {
+unsafe fn why_not(vdc: *const vdp_ctx, streaming: bool) -> Copied {
     // SAFETY: by contract.
     unsafe {
         let Some(line) = entry_of((*vdc).nxt).and_then(|next| line_of(next)) else { return Copied::Filtered };
@@ -421,7 +399,11 @@ unsafe fn why_not(vdc: *const vdp_ctx) -> Copied {
             }
             at = entry.list.vtqe_next;
         }
-        if is_chunked(line) { Copied::Chunked } else { Copied::Small }
+        match streaming {
+            _ if is_chunked(line) => Copied::Chunked,
+            true => Copied::Streaming,
+            false => Copied::Heap,
+        }
     }
 }
 
@@ -432,11 +414,12 @@ unsafe extern "C" fn fini(vdc: *mut vdp_ctx, private: *mut *mut c_void) -> c_int
         unsafe {
             let state = state_of(std::mem::replace(&mut *private, null_mut()));
             let (Some(state), Some(delivery)) = (state, engine::delivery()) else { return 0 };
-            let Delivered { sent, copied, why } = state.delivered;
+            let delivered = state.delivered();
+            let Delivered { sent, copied, why } = delivered;
             if sent + copied == 0 || (*state.oc).magic != OBJCORE_MAGIC {
                 return 0;
             }
-            (delivery.delivered)(state.oc.cast(), &raw const state.delivered);
+            (delivery.delivered)(state.oc.cast(), &raw const delivered);
             let mut line = Line::new();
             line.text("objmapper: delivery sent ").number(sent).text(" copied ").number(copied);
             if copied > 0 {

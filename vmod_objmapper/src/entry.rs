@@ -15,7 +15,7 @@ use crate::http::{self, View};
 use crate::om::Om;
 use crate::publish::Work;
 use crate::transaction::{self, Status};
-use crate::{deliver, director, fetch, vsl};
+use crate::{deliver_place, director, fetch, vsl};
 
 /// What a VCL has beyond its directors: the private of PRIV_VCL.
 #[derive(Default)]
@@ -117,7 +117,7 @@ fn status(status: Option<Status>) -> VCL_STRING {
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn vmod_event(ctx: *const vrt_ctx, _vcl: *mut vmod_priv, event: vcl_event_e) -> c_int {
     // SAFETY: varnishd's own arguments, in the CLI thread.
-    fallible("event", 1, || unsafe { deliver::event(ctx, event) })
+    fallible("event", 1, || unsafe { deliver_place::event(ctx, event) })
 }
 
 /// `objmapper.version()`
@@ -181,7 +181,7 @@ pub(crate) unsafe extern "C" fn vmod_deliver(ctx: *const vrt_ctx) {
     // SAFETY: varnishd's own arguments, in vcl_deliver.
     unsafe {
         boundary::vcl(ctx, "deliver()", (), || {
-            deliver::deliver(context(ctx));
+            deliver_place::deliver(context(ctx));
             Ok(())
         });
     }

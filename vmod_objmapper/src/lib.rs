@@ -9,7 +9,7 @@
 //!              │           └────► transaction ──► publish    the fetch is over: publish, or tell why not
 //!              └► store (one second level per store and prefix) ◄── bans
 //!
-//! deliver ──► deliver_send ──► deliver_pipe       a delivery: from the storage engine's files to the client
+//! entry ──► deliver_place ──► deliver ──► deliver_send ──► deliver_pipe      a delivery: from the engine's files to the client
 //! ```
 
 mod arguments;
@@ -17,6 +17,7 @@ mod bans;
 mod boundary;
 mod deliver;
 mod deliver_pipe;
+mod deliver_place;
 mod deliver_send;
 mod director;
 mod engine;
