@@ -11,7 +11,7 @@ use std::ptr::{NonNull, null, null_mut};
 use objmapper_abi::{Copied, Delivered, Place, Span, Wish};
 use varnish_stevedore_sys::bindings::{
     HTTP_HDR_METHOD, OBJCORE_MAGIC, REQ_MAGIC, SLT_VCL_Log, VDP_CTX_MAGIC, VDP_END, VDP_ENTRY_MAGIC, VDP_FLUSH,
-    VDP_bytes, VSLbt, WS_Alloc, objcore, req, txt, vdp, vdp_action, vdp_ctx, vdp_entry, vrt_ctx, vsl_log,
+    VDP_bytes, VSLbt, WS_Alloc, cache_param, objcore, req, txt, vdp, vdp_action, vdp_ctx, vdp_entry, vrt_ctx, vsl_log,
 };
 use varnish_stevedore_sys::http1::{HTTP1_transport, V1l, VDP_range, VDP_v1l};
 
@@ -46,6 +46,8 @@ struct State {
     always: Copied,
     /// Whether the body was still being fetched when the delivery began.
     streaming: bool,
+    /// The `idle_send_timeout` of the client's session, in seconds.
+    idle: f64,
     /// Bytes that were sent from the file.
     sent: u64,
     /// Bytes that were copied, by reason.
@@ -136,12 +138,23 @@ unsafe extern "C" fn init(ctx: *const vrt_ctx, _vdc: *mut vdp_ctx, private: *mut
         // request's boc, if there is one, before it initialises filters.
         unsafe {
             let streaming = !(*req).boc.is_null();
-            let copied = [0; Copied::COUNT];
-            state.write(State { magic: STATE_MAGIC, oc, wish: Wish::Bytes, always, streaming, sent: 0, copied });
+            let (wish, idle, copied) = (Wish::Bytes, idle_send_timeout(req), [0; Copied::COUNT]);
+            state.write(State { magic: STATE_MAGIC, oc, wish, always, streaming, idle, sent: 0, copied });
             *private = state.cast();
         }
         0
     })
+}
+
+/// The session's `idle_send_timeout`, in seconds: VCL's, or the parameter (SESS_TMO in cache/cache.h). A connection that was
+/// accepted before the parameter was changed waits as long as it did.
+///
+/// # Safety
+/// `req` must be the calling thread's.
+unsafe fn idle_send_timeout(req: *const req) -> f64 {
+    // SAFETY: by contract: a request has a session. varnishd sets the pointer to its parameters before it loads a VCL.
+    let (own, parameter) = unsafe { ((*(*req).sp).idle_send_timeout, (*cache_param).idle_send_timeout) };
+    if own.is_nan() { parameter } else { own }
 }
 
 fn text(why: Copied) -> &'static str {
@@ -302,7 +315,7 @@ unsafe extern "C" fn bytes(
             {
                 (delivery.unpaced)(state.oc.cast());
             }
-            match deliver_send::send(line, &span, size) {
+            match deliver_send::send(line, &span, size, state.idle) {
                 Ok(()) => {
                     state.sent += size as u64;
                     accounted(vdc, act, size);

@@ -77,26 +77,26 @@ impl Drop for Taken {
 }
 
 impl Taken {
-    /// Sends at most `want` bytes of `file` from `offset` on, behind what is in the pipe. How many of them the socket
-    /// took; 0: the file ends there.
+    /// Sends at most `want` of the `left` bytes of `file` from `offset` on, and takes as many of them into the pipe as it holds.
+    /// Returns how many the socket took; 0: the file ends there.
     pub(crate) fn send(
         &mut self,
         file: c_int,
         offset: u64,
-        want: usize,
+        left: usize,
         socket: c_int,
-        more: bool,
+        want: usize,
     ) -> Result<usize, c_int> {
         let Slot::Made(pipe) = &mut *self.0 else { return Err(libc::EINVAL) };
         // The bytes at `offset` may be in the pipe since the last call.
         if pipe.filled == 0 {
-            let want = want.min(pipe.capacity);
-            pipe.filled = splice(file, Some(offset), pipe.write.as_raw_fd(), want, false)?;
+            pipe.filled = splice(file, Some(offset), pipe.write.as_raw_fd(), left.min(pipe.capacity), false)?;
             if pipe.filled == 0 {
                 return Ok(0);
             }
         }
-        let sent = splice(pipe.read.as_raw_fd(), None, socket, pipe.filled, more)?;
+        let want = want.min(pipe.filled);
+        let sent = splice(pipe.read.as_raw_fd(), None, socket, want, want < left)?;
         pipe.filled -= sent;
         Ok(sent)
     }

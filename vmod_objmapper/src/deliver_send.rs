@@ -10,11 +10,19 @@ use varnish_stevedore_sys::http1::{V1L_Flush, V1l};
 
 use crate::deliver_pipe::{self, Taken, errno};
 
-/// At most so much per call, so that `send_timeout` is looked at in between.
+/// At most this many bytes per call.
 const STEP: usize = 1 << 20;
-/// So much if the client takes longer than this for a step: then it must not take many times `idle_send_timeout`.
-const SLOW_STEP: usize = 64 << 10;
-const SLOW: f64 = 1.0;
+/// The kernel hands this many bytes at a time to a socket, 16 pages, and waits for each up to `idle_send_timeout`
+/// (splice_to_socket in fs/splice.c). V1L_Flush's writev waits that long for all of its bytes.
+const CHUNK: usize = 64 << 10;
+
+/// How many bytes a call may send when the client has `left` seconds until its deadline, so that the call ends, as one of
+/// V1L_Flush does, at most `idle` seconds after it.
+fn step(left: f64, idle: f64) -> usize {
+    // Of no limit (0) and of no number one chunk.
+    let chunks = if idle > 0.0 { 1.0 + left / idle } else { 1.0 };
+    (chunks as usize).clamp(1, STEP / CHUNK) * CHUNK
+}
 
 /// Why not all bytes, but only the first `sent`, were sent.
 pub(crate) enum Failed {
@@ -24,11 +32,11 @@ pub(crate) enum Failed {
     Unable { sent: usize },
 }
 
-/// Sends the `size` bytes of the file, after what is queued.
+/// Sends the `size` bytes of the file, after what is queued. `idle` is the socket's `idle_send_timeout` in seconds.
 ///
 /// # Safety
 /// `line` must be that of the calling thread's delivery, not chunked; `span` must stand for that many bytes.
-pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize) -> Result<(), Failed> {
+pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize, idle: f64) -> Result<(), Failed> {
     // SAFETY: by contract; no other reference to the line is used while this one lives.
     unsafe {
         flush(line);
@@ -42,20 +50,18 @@ pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize) -> Resul
             How::Auto | How::Sendfile => None,
         };
         let mut sent = 0;
-        let mut step = STEP;
         // As V1L_Flush knows them.
         let (mut last, mut last_error) = (0_isize, 0);
         loop {
-            let before = VTIM_real();
-            if before > (*line.as_ptr()).deadline {
+            let left = (*line.as_ptr()).deadline - VTIM_real();
+            if left < 0.0 {
                 let text = c"Hit total send timeout, wrote = %zd/%zd; not retrying".as_ptr();
                 VSLb((*line.as_ptr()).vsl, SLT_Debug, text, last, size - sent);
                 return Err(broken(line, size, sent, last_error));
             }
-            let want = step.min(size - sent);
-            let more = want < size - sent;
+            let want = step(left, idle).min(size - sent);
             let done = match &mut pipe {
-                Some(pipe) => pipe.send(span.fd, span.offset + sent as u64, want, socket, more),
+                Some(pipe) => pipe.send(span.fd, span.offset + sent as u64, size - sent, socket, want),
                 None => sendfile(span.fd, span.offset + sent as u64, want, socket),
             };
             match done {
@@ -68,7 +74,6 @@ pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize) -> Resul
                     if sent == size {
                         return Ok(());
                     }
-                    step = if VTIM_real() - before > SLOW { SLOW_STEP } else { STEP };
                 }
                 Err(libc::EINTR) => {}
                 Err(libc::EAGAIN) => {
