@@ -23,7 +23,7 @@ vmoddir     ?= $(call varnish_var,vmoddir)
 vcldir      ?= $(call varnish_var,vcldir)
 sbindir     ?= $(call varnish_var,sbindir)
 
-.PHONY: help setup setup-bench build test in-flight demo install uninstall lint conformance bench profile clean
+.PHONY: help setup setup-bench build test in-flight demo install uninstall lint conformance cache-tests bench profile clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -53,6 +53,9 @@ demo: setup build ## see it work with real programs; ONCE=1 ends by itself
 
 conformance: setup build ## Varnish's own test suite, with malloc and with the engine
 	$(CARGO) run --locked --release -p objmapper-harness --bin conformance -- $(ARGS)
+
+cache-tests: setup build ## the public suite http-cache-tests, with malloc and with engine and director (Node.js, npm)
+	$(CARGO) run --locked --release -p objmapper-harness --bin cache-tests -- $(ARGS)
 
 bench: setup-bench build ## against malloc, file, nginx: QUICK=1 takes 5 minutes; ONLY=hits,misses,mixed,objects,client,shared
 	$(CARGO) build --locked --release -p objmapper-bench
