@@ -108,14 +108,19 @@ pub fn run(file: &Path, arrangement: Arrangement) -> Result<Outcome> {
     })
 }
 
-/// A copy of the repository's `vcl/` in `dir`.
+/// Copies the repository's `vcl/` to `dir`, and beside it the scripts that cases source: `${vcl_dir}/../tests/*.sh`.
 fn stage_vcl(dir: &Path) -> Result<PathBuf> {
-    let staged = dir.join("vcl");
-    std::fs::create_dir(&staged)?;
-    for entry in std::fs::read_dir(artefacts::workspace().join("vcl"))? {
-        artefacts::stage(&entry?.path(), &staged)?;
+    for (from, extension) in [("vcl", "vcl"), ("tests", "sh")] {
+        let staged = dir.join(from);
+        std::fs::create_dir(&staged)?;
+        for entry in std::fs::read_dir(artefacts::workspace().join(from))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|found| found == extension) {
+                artefacts::stage(&path, &staged)?;
+            }
+        }
     }
-    Ok(staged)
+    Ok(dir.join("vcl"))
 }
 
 /// The reason in varnishtest's log for a test that it skipped.

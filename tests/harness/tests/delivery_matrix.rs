@@ -310,9 +310,8 @@ impl Stage {
         };
         let plain = start("plain", Arrangement::Malloc, &format!("vcl 4.1;\n{backend}{}", VCL.replace("DELIVER", "")))?;
         // varnishd compiles VCL as another user, who may not see where we are built.
-        let (vmod, vcl) = (dir.join("libvmod_objmapper.so"), dir.join("objmapper.vcl"));
-        std::fs::copy(artefacts::vmod()?, &vmod)?;
-        std::fs::copy(artefacts::workspace().join("vcl/objmapper.vcl"), &vcl)?;
+        let vmod = artefacts::stage(&artefacts::vmod()?, dir)?;
+        let vcl = artefacts::stage(&artefacts::workspace().join("vcl/objmapper.vcl"), dir)?;
         let head = format!(
             "vcl 4.1;\nimport objmapper from \"{}\";\ninclude \"{}\";\n{backend}",
             vmod.display(),

@@ -76,8 +76,7 @@ fn send_timeout_is_passed_by_at_most_one_idle_send_timeout() -> Result<()> {
     }
     let h2o = H2o::start(dir.path(), &root)?;
     // varnishd compiles VCL as another user, who may not see where we are built.
-    let vmod = dir.path().join("libvmod_objmapper.so");
-    std::fs::copy(artefacts::vmod()?, &vmod)?;
+    let vmod = artefacts::stage(&artefacts::vmod()?, dir.path())?;
     let vcl = format!(
         r#"vcl 4.1;
 import objmapper from "{}";

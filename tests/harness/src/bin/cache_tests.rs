@@ -141,9 +141,8 @@ impl Stage {
         let backend = format!("backend origin {{ .host = \"{}\"; .port = \"{}\"; }}", origin.ip(), origin.port());
         let vcl = if arrangement.has_engine() {
             // varnishd compiles VCL as another user, who may not see where we are built.
-            let (vmod, include) = (dir.join("libvmod_objmapper.so"), dir.join("objmapper.vcl"));
-            std::fs::copy(artefacts::vmod()?, &vmod)?;
-            std::fs::copy(artefacts::workspace().join("vcl/objmapper.vcl"), &include)?;
+            let vmod = artefacts::stage(&artefacts::vmod()?, &dir)?;
+            let include = artefacts::stage(&artefacts::workspace().join("vcl/objmapper.vcl"), &dir)?;
             format!(
                 "vcl 4.1;\nimport objmapper from \"{}\";\ninclude \"{}\";\n{backend}\n\
                  sub vcl_init {{ new om = objmapper.director(); om.set_backend(origin); }}\n\
