@@ -146,15 +146,16 @@ unsafe extern "C" fn init(ctx: *const vrt_ctx, _vdc: *mut vdp_ctx, private: *mut
     })
 }
 
-/// The session's `idle_send_timeout`, in seconds: VCL's, or the parameter (SESS_TMO in cache/cache.h). A connection that was
-/// accepted before the parameter was changed waits as long as it did.
+/// The session's `idle_send_timeout`, in seconds: VCL's, or the parameter (SESS_TMO in cache/cache.h); at least a millisecond, as
+/// varnishd tells the socket (VTIM_timeval_sock), and infinite without a limit. A change of the parameter takes effect on sockets of
+/// later connections only.
 ///
 /// # Safety
 /// `req` must be the calling thread's.
 unsafe fn idle_send_timeout(req: *const req) -> f64 {
     // SAFETY: by contract: a request has a session. varnishd sets the pointer to its parameters before it loads a VCL.
     let (own, parameter) = unsafe { ((*(*req).sp).idle_send_timeout, (*cache_param).idle_send_timeout) };
-    if own.is_nan() { parameter } else { own }
+    if own.is_nan() { parameter.max(1e-3) } else { own.max(1e-3) }
 }
 
 fn text(why: Copied) -> &'static str {

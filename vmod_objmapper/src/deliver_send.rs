@@ -3,6 +3,7 @@
 
 use std::ffi::c_int;
 use std::ptr::NonNull;
+use std::time::Instant;
 
 use objmapper_abi::{How, Span};
 use varnish_stevedore_sys::bindings::{SC_NULL, SC_REM_CLOSE, SC_TX_ERROR, SLT_Debug, VAS_errtxt, VSLb, VTIM_real};
@@ -15,14 +16,6 @@ const STEP: usize = 1 << 20;
 /// The kernel hands this many bytes at a time to a socket, 16 pages, and waits for each up to `idle_send_timeout`
 /// (splice_to_socket in fs/splice.c). V1L_Flush's writev waits that long for all of its bytes.
 const CHUNK: usize = 64 << 10;
-
-/// How many bytes a call may send when the client has `left` seconds until its deadline, so that the call ends, as one of
-/// V1L_Flush does, at most `idle` seconds after it.
-fn step(left: f64, idle: f64) -> usize {
-    // Of no limit (0) and of no number one chunk.
-    let chunks = if idle > 0.0 { 1.0 + left / idle } else { 1.0 };
-    (chunks as usize).clamp(1, STEP / CHUNK) * CHUNK
-}
 
 /// Why not all bytes, but only the first `sent`, were sent.
 pub(crate) enum Failed {
@@ -44,54 +37,136 @@ pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize, idle: f6
         if socket < 0 || !std::ptr::eq(werr, SC_NULL.as_ptr()) {
             return Err(Failed::Broken { sent: 0 });
         }
-        let mut pipe = match span.how {
+        let pipe = match span.how {
             How::Splice => deliver_pipe::take(),
             How::Auto if size >= deliver_pipe::WORTHWHILE => deliver_pipe::take(),
             How::Auto | How::Sendfile => None,
         };
-        let mut sent = 0;
+        let mut transfer = Transfer { span, size, sent: 0, socket, pipe };
         // As V1L_Flush knows them.
         let (mut last, mut last_error) = (0_isize, 0);
         loop {
             let left = (*line.as_ptr()).deadline - VTIM_real();
             if left < 0.0 {
                 let text = c"Hit total send timeout, wrote = %zd/%zd; not retrying".as_ptr();
-                VSLb((*line.as_ptr()).vsl, SLT_Debug, text, last, size - sent);
-                return Err(broken(line, size, sent, last_error));
+                VSLb((*line.as_ptr()).vsl, SLT_Debug, text, last, size - transfer.sent);
+                return Err(broken(line, size, transfer.sent, last_error));
             }
-            let want = step(left, idle).min(size - sent);
-            let done = match &mut pipe {
-                Some(pipe) => pipe.send(span.fd, span.offset + sent as u64, size - sent, socket, want),
-                None => sendfile(span.fd, span.offset + sent as u64, want, socket),
-            };
+            let before = transfer.sent;
+            let done = transfer.call(left, idle);
+            (*line.as_ptr()).cnt += (transfer.sent - before) as u64;
             match done {
-                // Only of a lost body.
-                Ok(0) => return Err(broken(line, size, sent, libc::EIO)),
-                Ok(n) => {
-                    (*line.as_ptr()).cnt += n as u64;
-                    sent += n;
-                    last = n as isize;
-                    if sent == size {
-                        return Ok(());
-                    }
-                }
-                Err(libc::EINTR) => {}
+                Ok(()) if transfer.sent == size => return Ok(()),
+                Ok(()) => last = (transfer.sent - before) as isize,
                 Err(libc::EAGAIN) => {
                     last = -1;
                     last_error = libc::EAGAIN;
                     let text = c"Hit idle send timeout, wrote = %zd/%zd; retrying".as_ptr();
-                    VSLb((*line.as_ptr()).vsl, SLT_Debug, text, last, size - sent);
+                    VSLb((*line.as_ptr()).vsl, SLT_Debug, text, last, size - transfer.sent);
                 }
                 // Of the file or the socket; nothing of this call was sent.
                 Err(libc::EINVAL | libc::ENOSYS | libc::ENOMEM | libc::EOVERFLOW)
-                    if pipe.as_ref().is_none_or(Taken::is_empty) =>
+                    if transfer.pipe.as_ref().is_none_or(Taken::is_empty) =>
                 {
-                    return Err(Failed::Unable { sent });
+                    return Err(Failed::Unable { sent: transfer.sent });
                 }
-                Err(errno) => return Err(broken(line, size, sent, errno)),
+                Err(errno) => return Err(broken(line, size, transfer.sent, errno)),
             }
         }
     }
+}
+
+/// Bytes of a file on their way to a socket.
+struct Transfer<'a> {
+    span: &'a Span,
+    size: usize,
+    sent: usize,
+    socket: c_int,
+    pipe: Option<Taken>,
+}
+
+impl Transfer<'_> {
+    /// Sends some of the bytes, with as much waiting for the client, `idle` seconds in all, as one call of V1L_Flush's writev. It begins
+    /// `left` seconds before the deadline. Fails with an errno; EAGAIN: the client took nothing for so long.
+    ///
+    /// As long as calls that block cannot pass the deadline, whatever the client does, they are used. The last call before it is
+    /// made of calls that do not block, whose waiting is counted.
+    fn call(&mut self, left: f64, idle: f64) -> Result<(), c_int> {
+        // Not a number if neither has a limit.
+        let chunks = left / idle;
+        // One chunk is one call, as V1L_Flush's.
+        if chunks >= 1.0 || self.size - self.sent <= CHUNK {
+            return self.step((chunks as usize).clamp(1, STEP / CHUNK) * CHUNK);
+        }
+        let Some(_nonblocking) = Nonblocking::set(self.socket) else { return self.step(CHUNK) };
+        let (before, mut waited) = (self.sent, 0.0);
+        while self.sent < self.size {
+            match self.step(STEP) {
+                Ok(()) => {}
+                Err(libc::EAGAIN) if waited < idle => waited += wait_writable(self.socket, idle - waited),
+                Err(libc::EAGAIN) if self.sent > before => break,
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    /// One call of the kernel's that sends, for at most `most` bytes.
+    fn step(&mut self, most: usize) -> Result<(), c_int> {
+        let (left, offset) = (self.size - self.sent, self.span.offset + self.sent as u64);
+        let want = most.min(left);
+        loop {
+            let done = match &mut self.pipe {
+                Some(pipe) => pipe.send(self.span.fd, offset, left, self.socket, want),
+                None => sendfile(self.span.fd, offset, want, self.socket),
+            };
+            match done {
+                // Only of a lost body.
+                Ok(0) => return Err(libc::EIO),
+                Ok(sent) => {
+                    self.sent += sent;
+                    return Ok(());
+                }
+                Err(libc::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+}
+
+/// A socket whose calls do not block, as long as this lives.
+struct Nonblocking {
+    socket: c_int,
+    /// As they were.
+    flags: c_int,
+}
+
+impl Nonblocking {
+    /// `None`: the kernel refuses.
+    fn set(socket: c_int) -> Option<Nonblocking> {
+        // SAFETY: fcntl(2) of a number.
+        let flags = unsafe { libc::fcntl(socket, libc::F_GETFL) };
+        // SAFETY: as above.
+        let set = flags >= 0 && unsafe { libc::fcntl(socket, libc::F_SETFL, flags | libc::O_NONBLOCK) } == 0;
+        set.then_some(Nonblocking { socket, flags })
+    }
+}
+
+impl Drop for Nonblocking {
+    fn drop(&mut self) {
+        // SAFETY: as in `set`; what it did can be undone.
+        unsafe { libc::fcntl(self.socket, libc::F_SETFL, self.flags) };
+    }
+}
+
+/// Waits until the socket takes bytes or has failed, at most `most` seconds. Returns how long it has waited, at least a millisecond: so
+/// waiting ends, whatever poll(2) says of the socket.
+fn wait_writable(socket: c_int, most: f64) -> f64 {
+    let begin = Instant::now();
+    let mut entry = libc::pollfd { fd: socket, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one entry, which poll(2) reads and writes.
+    unsafe { libc::poll(&raw mut entry, 1, (most * 1e3).ceil() as c_int) };
+    begin.elapsed().as_secs_f64().max(1e-3)
 }
 
 /// Is the client on this machine? What is not known is taken for no.

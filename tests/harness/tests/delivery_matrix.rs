@@ -77,6 +77,9 @@ sub vcl_recv {
 	}
 }
 sub vcl_backend_fetch {
+	# Parts are made by varnishd, of what is passed too.
+	unset bereq.http.Range;
+	unset bereq.http.If-Range;
 	set bereq.url = regsub(bereq.url, "^/(no-content|not-found)", "/large");
 	set bereq.url = regsub(bereq.url, "^/(esi-off|esi-gzip)", "/esi");
 }
@@ -124,11 +127,6 @@ sub vcl_deliver {
 		DELIVER
 	}
 }
-sub vcl_backend_error {
-	# Without the transaction's number.
-	set beresp.body = "error";
-	return (deliver);
-}
 sub vcl_synth {
 	unset resp.http.X-Varnish;
 	unset resp.http.Date;
@@ -173,6 +171,12 @@ fn cases() -> Vec<Case> {
     for path in PATHS {
         for condition in CONDITIONS {
             for range in RANGES {
+                // varnishd fails the fetch of what it passes for a Range that it cannot read (VRG_CheckBo): how long the error's body
+                // is, is known to the delivery or not, as the fetch is over or not.
+                let unreadable = range.contains(',') || range.contains("lines");
+                if path.contains("pass") && unreadable {
+                    continue;
+                }
                 let plain = Case { method: "GET", path, condition, range, gzip: false, late: "" };
                 cases.push(plain);
                 cases.push(Case { method: "HEAD", ..plain });
@@ -180,7 +184,7 @@ fn cases() -> Vec<Case> {
                     cases.push(Case { gzip: true, ..plain });
                 }
                 if path == "/large" {
-                    cases.push(Case { method: "POST", ..plain });
+                    cases.extend((!unreadable).then_some(Case { method: "POST", ..plain }));
                     cases.extend(LATE.into_iter().skip(1).map(|late| Case { late, ..plain }));
                 }
             }
