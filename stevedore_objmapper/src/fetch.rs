@@ -3,6 +3,7 @@
 use std::ffi::c_int;
 
 use objmapper_engine::grant::ChunkLimits;
+use objmapper_engine::space::NoRoom;
 use varnish_stevedore_sys::OC_F_TRANSIENT;
 use varnish_stevedore_sys::bindings::{
     BOS_FINISHED, BUSYOBJ_MAGIC, OC_F_FAILED, THR_GetBusyobj, VFP_esi, VFP_testgunzip, VTIM_real, cache_param,
@@ -12,6 +13,7 @@ use varnish_stevedore_sys::{boc, objcore, worker};
 
 use crate::boundary::{checked_objcore, fallible, infallible, stevedore_ref, worker_ref};
 use crate::object::object_of;
+use crate::transit;
 
 /// A fetch waits so many times for room that others take before it gives up.
 const MOST_WAITS: u32 = 16;
@@ -90,14 +92,19 @@ pub(crate) unsafe extern "C" fn objgetspace(
             waits <= MOST_WAITS
                 && engine.house.wait_for_room(&engine.account, limits.chunk as u64, engine.options.timeout)
         };
-        match object.body.space(engine, want, estimated, limits, &mut nuke) {
-            Some((room, size)) => {
-                *ptr = room.as_ptr();
-                *sz = isize::try_from(size).unwrap_or(isize::MAX);
-                1
-            }
-            None => 0,
-        }
+        let room = match object.body.is_in_transit() {
+            true => Err(NoRoom::FallbackHeap),
+            false => object.body.space(engine, want, estimated, limits, &mut nuke),
+        };
+        let room = match room {
+            // SAFETY: as above, and the fetch holds a reference to the boc.
+            Err(NoRoom::FallbackHeap) => unsafe { transit::space(oc, engine, object, limits, &mut nuke) },
+            room => room.ok(),
+        };
+        let Some((room, size)) = room else { return 0 };
+        *ptr = room.as_ptr();
+        *sz = isize::try_from(size).unwrap_or(isize::MAX);
+        1
     })
 }
 
