@@ -47,15 +47,26 @@ struct Stage {
 }
 
 impl Stage {
+    /// A varnishd whose objmapperd never comes.
+    fn without_objmapperd() -> Result<Stage> {
+        let directory = open_directory()?;
+        let socket = format!("socket={}", directory.path().join("absent").display());
+        Stage::start(directory, &socket)
+    }
+
     /// A varnishd with a disk of 24 MB for 1 GB of bodies. `None`: that cannot be made here, and `test` is skipped.
     fn set(test: &str, options: &str) -> Result<Option<Stage>> {
         if Need::Mounts.skips(&format!("full_store::{test}"))? {
             return Ok(None);
         }
         let directory = open_directory()?;
-        let dir = directory.path();
-        let store = dir.join("store");
+        let store = directory.path().join("store");
         mount::small(&store, "24m")?;
+        Stage::start(directory, &format!("dir={}{options}", store.display())).map(Some)
+    }
+
+    fn start(directory: tempfile::TempDir, options: &str) -> Result<Stage> {
+        let dir = directory.path();
         let root = dir.join("site");
         std::fs::create_dir(&root)?;
         site::write(&root, "large", 1, LARGE)?;
@@ -64,8 +75,7 @@ impl Stage {
         let (host, port) = (h2o.address().ip(), h2o.address().port());
         let vcl = format!("vcl 4.1;\nbackend h2o {{ .host = \"{host}\"; .port = \"{port}\"; }}\n{VCL}");
         let arrangement = Arrangement::Embedded;
-        let extra = format!("dir={},fallback_heap={HEAP}b{options}", store.display());
-        let storage = [arrangement.storage("s0", "1g", None, &extra)];
+        let storage = [arrangement.storage("s0", "1g", None, &format!("fallback_heap={HEAP}b,{options}"))];
         let varnishd = Varnishd::start(
             dir,
             &Options {
@@ -78,7 +88,7 @@ impl Stage {
                 descriptors: None,
             },
         )?;
-        Ok(Some(Stage { varnishd, _h2o: h2o, store, _directory: directory }))
+        Ok(Stage { varnishd, _h2o: h2o, store: dir.join("store"), _directory: directory })
     }
 
     fn counter(&self, name: &str) -> Result<u64> {
@@ -137,8 +147,19 @@ fn a_full_disk_is_not_full_memory() -> Result<()> {
     let Some(stage) = Stage::set("a_full_disk_is_not_full_memory", "")? else { return Ok(()) };
     let filled = stage.fill()?;
     ensure!(filled > 7, "{filled} bodies of 3 MB fill 24 MB on the disk and 8 in heap");
+    has_bounded_memory(stage)
+}
+
+#[test]
+fn an_absent_objmapperd_is_not_full_memory() -> Result<()> {
+    let stage = Stage::without_objmapperd()?;
+    stage.fill()?;
+    has_bounded_memory(stage)
+}
+
+/// Many bodies at once, each larger than what the storage has left, pass through.
+fn has_bounded_memory(stage: Stage) -> Result<()> {
     let before = stage.memory()?;
-    // Many at once, each larger than all that there is.
     let largest = AtomicU64::new(0);
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..12)
