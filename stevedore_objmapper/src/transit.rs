@@ -60,11 +60,11 @@ pub(crate) unsafe fn space(
     }
 }
 
-/// Who holds references to an object that is streamed.
+/// Who holds references to an object, beside the calling thread and the expiry thread.
 ///
 /// # Safety
-/// As for [`space`].
-unsafe fn readers(oc: *mut objcore) -> Readers {
+/// `oc` must be an objcore of ours to which the calling thread holds a reference.
+pub(crate) unsafe fn readers(oc: *mut objcore) -> Readers {
     // SAFETY: the fields of an objcore that is referenced, aligned and valid while it is. Other threads change them under
     // varnishd's locks, by plain stores of the same size.
     let (holders, exp_flags, flags) = unsafe {
