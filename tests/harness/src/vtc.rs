@@ -115,6 +115,15 @@ fn stage_vcl(dir: &Path) -> Result<PathBuf> {
     for entry in std::fs::read_dir(artefacts::workspace().join("vcl"))? {
         artefacts::stage(&entry?.path(), &staged)?;
     }
+    // What cases source is beside it, as in the workspace.
+    let tests = dir.join("tests");
+    std::fs::create_dir(&tests)?;
+    for entry in std::fs::read_dir(artefacts::workspace().join("tests"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "sh") {
+            artefacts::stage(&path, &tests)?;
+        }
+    }
     Ok(staged)
 }
 
