@@ -29,6 +29,7 @@ const HUGE: usize = 24_000_011;
 const VCL: &str = r#"
 sub vcl_recv {
 	if (req.method == "PURGE") { return (purge); }
+	if (req.url ~ "pass") { return (pass); }
 }
 sub vcl_backend_response {
 	if (bereq.url ~ "whole") { set beresp.do_stream = false; }
@@ -75,7 +76,11 @@ impl Stage {
         let (host, port) = (h2o.address().ip(), h2o.address().port());
         let vcl = format!("vcl 4.1;\nbackend h2o {{ .host = \"{host}\"; .port = \"{port}\"; }}\n{VCL}");
         let arrangement = Arrangement::Embedded;
-        let storage = [arrangement.storage("s0", "1g", None, &format!("fallback_heap={HEAP}b,{options}"))];
+        let absent = format!("fallback_heap={HEAP}b,socket={}", dir.join("absent").display());
+        let storage = [
+            arrangement.storage("s0", "1g", None, &format!("fallback_heap={HEAP}b,{options}")),
+            arrangement.storage("Transient", "1g", None, &absent),
+        ];
         let varnishd = Varnishd::start(
             dir,
             &Options {
@@ -228,6 +233,34 @@ fn a_body_in_transit_ends_with_its_readers() -> Result<()> {
     wait_for("the body to be freed", BOUND, || Ok((stage.counter("g_transit_bytes")? == 0).then_some(())))?;
     wait_for("the fetch to end", BOUND, || Ok((stage.counter("c_transit_failed")? == 1).then_some(())))?;
     stage.fetch(&Client::new(), "/huge?gone")?;
+    stage.end()
+}
+
+/// A pass has one reader, which may go away at any time.
+#[test]
+fn passes_that_the_store_cannot_take_go_through() -> Result<()> {
+    let stage = Stage::without_objmapperd()?;
+    let transient = |name: &str| stage.varnishd.counter(&format!("OBJM.Transient.{name}"));
+    let clients = 6;
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..clients)
+            .map(|number| {
+                let stage = &stage;
+                scope.spawn(move || stage.fetch(&Client::new(), &format!("/huge?pass{number}")))
+            })
+            .collect();
+        clients.into_iter().try_for_each(|client| client.join().expect("a client panicked"))
+    })?;
+    ensure!(transient("c_transit")? == clients, "{} in transit", transient("c_transit")?);
+    ensure!(stage.varnishd.counter("MAIN.fetch_failed")? == 0, "a fetch failed");
+
+    let mut gone = TcpStream::connect(stage.varnishd.address())?;
+    gone.write_all(b"GET /huge?pass HTTP/1.1\r\nHost: a\r\n\r\n")?;
+    gone.read_exact(&mut vec![0; 100_000])?;
+    wait_for("the pass to be in transit", BOUND, || Ok((transient("c_transit")? == clients + 1).then_some(())))?;
+    ensure!(transient("g_transit_bytes")? <= WINDOW, "{} bytes in transit", transient("g_transit_bytes")?);
+    drop(gone);
+    wait_for("the pass to be freed", BOUND, || Ok((transient("g_heap_bytes")? == 0).then_some(())))?;
     stage.end()
 }
 
