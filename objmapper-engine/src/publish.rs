@@ -135,14 +135,12 @@ fn settle_draft(body: &Body, engine: &Engine, owner: usize) -> bool {
         }
         None => {
             counters::add(&engine.counters.c_publish_failed, 1);
-            match file_to_heap(body, engine, &mut writing, len) {
-                true => {
-                    counters::add(&engine.counters.c_publish_copied, 1);
-                    writing.discard(engine);
-                    true
-                }
-                false => leaves(body, &writing),
+            if !file_to_heap(body, engine, &mut writing, len) {
+                return leaves(body, &writing);
             }
+            counters::add(&engine.counters.c_publish_copied, 1);
+            writing.discard(engine);
+            true
         }
     }
 }

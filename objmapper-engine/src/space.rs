@@ -72,9 +72,10 @@ impl Body {
                 }
             }
         }
-        let chunk = match refused {
-            true => fallback_alloc(engine, want, estimated, limits, nuke)?,
-            false => heap_alloc(engine, want, limits, nuke).ok_or(NoRoom::Limit)?,
+        let chunk = if refused {
+            fallback_alloc(engine, want, estimated, limits, nuke)?
+        } else {
+            heap_alloc(engine, want, limits, nuke).ok_or(NoRoom::Limit)?
         };
         engine.house.keep_room(&engine.account);
         let mut inner = self.lock();

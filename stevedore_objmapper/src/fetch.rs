@@ -94,9 +94,10 @@ pub(crate) unsafe extern "C" fn objgetspace(
             waits <= MOST_WAITS
                 && engine.house.wait_for_room(&engine.account, limits.chunk as u64, engine.options.timeout)
         };
-        let room = match object.body.is_in_transit() {
-            true => Err(NoRoom::FallbackHeap),
-            false => object.body.space(engine, want, estimated, limits, &mut nuke),
+        let room = if object.body.is_in_transit() {
+            Err(NoRoom::FallbackHeap)
+        } else {
+            object.body.space(engine, want, estimated, limits, &mut nuke)
         };
         let room = match room {
             // SAFETY: as above, and the fetch holds a reference to the boc.
