@@ -12,7 +12,7 @@ fn main() {
         .header("src/wrapper.h")
         .clang_args(varnish.include_args())
         // What a storage engine needs.
-        .allowlist_type("objcore|boc|boc_state_e|obj_attr|storeobj|worker|vsb|params|objm_.*|storage|bgthread_t|oc_flags|vsl_log|vas_e|pthread_.*")
+        .allowlist_type("objcore|boc|boc_state_e|obj_attr|storeobj|worker|vsb|params|objm_.*|storage|bgthread_t|oc_flags|oc_exp_flags|vsl_log|vas_e|pthread_.*")
         .allowlist_function("pthread_join|VSL_Setup|VSL_Flush|VAS_Fail|VSB_printf|VSB_bcat|VSB_quote|VCS_String|VNUM_2bytes|WRK_BgThread|ObjWaitExtend|ObjIterate|VSLb|VTIM_real|STV_.*")
         .allowlist_var("(OBJCORE|BOC|WORKER)_MAGIC|OC_F_.*|OBJ_ITER_.*|VMOD_ABI_Version|cache_param|OC_EF_.*")
         // What a director and its fetch filter need.

@@ -121,6 +121,11 @@ impl Account {
         self.sma.g_alloc.fetch_add(1, Relaxed);
     }
 
+    /// One of two allocations went, and the other has its bytes.
+    pub fn united(&self) {
+        self.sma.g_alloc.fetch_sub(1, Relaxed);
+    }
+
     /// The allocation was allowed, but could not be had: takes it back and counts a failure.
     pub fn alloc_failed(&self, bytes: u64) {
         self.give_back(bytes);

@@ -2,9 +2,27 @@
 //!
 //! ```text
 //!   heap pieces ──(passes the threshold)──► a draft: its file, then a buffer ──(complete)──► stored
-//!        │                                        │
-//!        └─ stays there: small, or refused ◄──────┘ objmapper fails half-way: the rest is in heap ("mixed")
+//!        │                                     │                                              ▲
+//!        │ objmapper refuses                   │ objmapper fails half-way: the rest is        │
+//!        │                                     │ in fallback heap ("mixed")                   │
+//!        ▼                                     ▼                                              │
+//!   fallback heap ◄──(not published)── file, then heap ───────(complete)───► stored, then heap
+//!        │                                     │
+//!        └────────────┬────────────────────────┘ fallback heap is used up
+//!                     ▼
+//!                in transit: leaves the cache, freed as it is read
 //! ```
+//!
+//! What a body can hold, by its state:
+//!
+//! | state | pieces | descriptors | stays in the cache |
+//! |---|---|---|---|
+//! | comes in | heap; file and buffer; both, in this order | a draft's two | |
+//! | settled in heap | heap, charged to `fallback_heap` if objmapper refused it ([`crate::fallback`]) | none | yes |
+//! | stored, stored then heap | none; heap | none: those in the engine's cache, under `fds` | yes |
+//! | orphan: not published, and not copied for want of heap | file, heap | one, for readers | no |
+//! | in transit ([`crate::transit`]) | heap; file, then heap | of a draft: two, until it is freed | no |
+//! | not kept (a pass, a failed fetch) | as it came in | as it came in | no |
 //!
 //! A record of others that is [adopted](crate::adopt) is stored from the beginning.
 //!
@@ -27,6 +45,7 @@ use crate::draft::Writing;
 use crate::engine::Engine;
 use crate::heap::HeapChunk;
 use crate::span::{FileSpan, Hold, NoSpan, Span};
+use crate::transit::Following;
 use crate::write_buffer::WriteBuffer;
 
 /// Where consecutive bytes of a body are.
@@ -77,8 +96,10 @@ pub(crate) struct Inner {
     pub(crate) loss_counted: bool,
     /// The writer copies what is in heap to a draft's file: none of it may be freed.
     pub(crate) moving: bool,
-    /// A final iteration gave back the draft's bytes before this: nobody may read them.
+    /// A final iteration, or the fetch of a body in transit, gave back the bytes before this: they cannot be read.
     pub(crate) given_back: u64,
+    /// The readers of a body that comes in; absent before the first of them.
+    pub(crate) following: Option<Box<Following>>,
 }
 
 /// A body.

@@ -17,6 +17,16 @@ pub struct Counters {
     /// Bytes of bodies in heap
     #[gauge(format = "bytes")]
     pub g_heap_bytes: AtomicU64,
+    /// Bytes of heap of cached bodies that objmapper could not take
+    ///
+    /// Among 'g_heap_bytes'. Their limit is the option 'fallback_heap'.
+    #[gauge(format = "bytes")]
+    pub g_fallback_bytes: AtomicU64,
+    /// Bytes of heap of bodies that are delivered and not cached
+    ///
+    /// Among 'g_heap_bytes': 'fallback_heap' was used up when they came in. See 'c_transit'.
+    #[gauge(format = "bytes")]
+    pub g_transit_bytes: AtomicU64,
     /// Bodies in objmapper
     #[gauge]
     pub g_bodies: AtomicU64,
@@ -31,13 +41,16 @@ pub struct Counters {
     /// Cached bodies that are mapped
     #[gauge]
     pub g_maps: AtomicU64,
-    /// Bodies that are written, or could not be published yet
+    /// Bodies that are written, or that leave the cache unpublished
     ///
-    /// Each holds two descriptors and a buffer of at most 256 KiB; one that objmapper refused to publish holds one
-    /// descriptor, until its readers are done.
+    /// Each holds two descriptors and a buffer of at most 256 KiB; one that objmapper refused to publish, and that heap
+    /// could not take either, holds one descriptor until its readers are done.
     #[gauge]
     pub g_writing: AtomicU64,
-    /// 1 while objmapper answers
+    /// 1 while objmapper takes bodies
+    ///
+    /// 0 while it does not answer, and from a body that it could not take in full (create, write and publish) until it
+    /// takes one again. While it does not, the background thread tries with a body of its own.
     #[gauge]
     pub g_happy: AtomicU64,
     /// Bodies opened again
@@ -79,7 +92,7 @@ pub struct Counters {
     pub c_fallback_error: AtomicU64,
     /// Bodies that begin in objmapper and continue in heap
     ///
-    /// objmapper failed while the body came in. Each keeps its descriptor open.
+    /// objmapper failed while the body came in. What is in the file is published alone, or copied to heap.
     #[counter]
     pub c_mixed: AtomicU64,
     /// Bodies that objmapper lost
@@ -89,9 +102,25 @@ pub struct Counters {
     pub c_lost: AtomicU64,
     /// Bodies that could not be published
     ///
-    /// They are delivered to who waits for them, and leave the cache at once.
+    /// They are copied to heap if 'fallback_heap' has room ('c_publish_copied'). Else they are delivered to the requests
+    /// that wait for them, and leave the cache at once.
     #[counter]
     pub c_publish_failed: AtomicU64,
+    /// Bodies copied to heap because they could not be published
+    #[counter]
+    pub c_publish_copied: AtomicU64,
+    /// Bodies delivered, but not cached
+    ///
+    /// objmapper could not take them, and 'fallback_heap' was used up. If the response is streamed, the fetch waits for
+    /// its readers, so that the body never takes more than 1 MiB beyond what it had.
+    #[counter]
+    pub c_transit: AtomicU64,
+    /// Bodies that could be neither cached nor delivered
+    ///
+    /// As 'c_transit', but the response is not streamed (ESI, 'beresp.do_stream') and all of its kind have taken as much
+    /// as 'fallback_heap' again; or nothing waits for the body any more.
+    #[counter]
+    pub c_transit_failed: AtomicU64,
     /// Bodies published as records
     ///
     /// Others that share the objmapper find them. They are among 'c_published'.

@@ -217,6 +217,16 @@ impl Writing {
         }
     }
 
+    /// The body's first bytes that are in the file.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// What the draft counts of the body ends before `start`: the rest is in heap.
+    pub(crate) fn ends_before(&mut self, start: u64) {
+        self.ends_at = Some(start);
+    }
+
     /// Is all of the body in the file?
     pub(crate) fn is_whole(&self) -> bool {
         self.ends_at.is_none() && self.given_back == 0

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use objmapper_client::Cache;
@@ -14,9 +15,11 @@ use crate::account::Account;
 use crate::backing::{Backing, Draft, Failure, Lengths, Name, Room, Stored};
 use crate::counters::{self, Counters};
 use crate::descriptors::Share;
+use crate::fallback::{Charge, FallbackHeap};
+use crate::health::Health;
 use crate::heap::HeapChunk;
 use crate::house::{House, Verdict};
-use crate::log::StateLog;
+use crate::log::Repeating;
 use crate::maps::BodyMap;
 use crate::options::Options;
 use crate::record::Record;
@@ -40,7 +43,11 @@ pub struct Engine {
     pub house: Arc<House>,
     uri_base: String,
     next_key: AtomicU64,
-    state_log: StateLog,
+    /// Bounds the heap of bodies that objmapper cannot take.
+    pub(crate) fallback: FallbackHeap,
+    health: Health,
+    errors: Repeating,
+    transits: Repeating,
 }
 
 impl Engine {
@@ -62,13 +69,16 @@ impl Engine {
             maps: Cache::new(options.maps),
             registry: Registry::default(),
             house,
+            fallback: FallbackHeap::new(options.fallback_heap, options.size, counters),
+            health: Health::new(ident),
+            errors: Repeating::new(ident),
+            transits: Repeating::new(ident),
             options,
             account,
             counters,
             backing,
             uri_base,
             next_key: AtomicU64::new(0),
-            state_log: StateLog::new(ident),
         }
     }
 
@@ -77,18 +87,29 @@ impl Engine {
         &self.backing
     }
 
-    /// `storage.<name>.happy`: does the store answer?
+    /// `storage.<name>.happy`: returns true if the store answers, and took the last body.
     pub fn is_happy(&self) -> bool {
-        self.backing.answers()
+        !self.health.is_failing() && self.backing.answers()
+    }
+
+    /// A body, or a step of it, could not be taken.
+    fn fails(&self, message: impl FnOnce() -> String) {
+        if self.health.fails(message) {
+            self.counters.g_happy.store(0, Relaxed);
+        }
+    }
+
+    /// A body was taken, all of it.
+    pub(crate) fn works(&self) {
+        if self.health.works() {
+            self.counters.g_happy.store(u64::from(self.is_happy()), Relaxed);
+        }
     }
 
     /// A new draft, or `None`: the body stays in heap, which is counted under its reason.
     pub(crate) fn create_draft(&self, room: Room) -> Option<Draft> {
         match self.backing.create(room) {
-            Ok(draft) => {
-                self.state_log.works();
-                Some(draft)
-            }
+            Ok(draft) => Some(draft),
             Err(failure) => {
                 self.count_fallback(&failure);
                 None
@@ -116,16 +137,34 @@ impl Engine {
 
     /// Publishes a complete draft, which is closed, under a name of its own; a failure is counted.
     pub(crate) fn publish(&self, draft: &mut Draft, lengths: Lengths) -> Option<Stored> {
-        let key = self.new_key();
-        let uri = format!("{}/{key:x}", self.uri_base);
-        match self.backing.publish(draft, Name::Own(&uri), lengths, key) {
+        match self.publish_own(draft, lengths) {
             Ok(stored) => Some(stored),
             Err(failure) => {
                 self.count_failure(&failure);
-                self.state_log.fails(&format!("a body could not be published: {failure}"));
+                self.fails(|| format!("a body could not be published: {failure}"));
                 None
             }
         }
+    }
+
+    fn publish_own(&self, draft: &mut Draft, lengths: Lengths) -> Result<Stored, Failure> {
+        let key = self.new_key();
+        let uri = format!("{}/{key:x}", self.uri_base);
+        self.backing.publish(draft, Name::Own(&uri), lengths, key)
+    }
+
+    /// Tries whether objmapper takes bodies again, with one as small as any that it is given.
+    fn probe(&self) -> Result<(), Failure> {
+        const MAX_LEN: u64 = 1 << 20;
+        let zeros = vec![0; self.options.threshold.clamp(4096, MAX_LEN) as usize];
+        let len = zeros.len() as u64;
+        let mut draft = self.backing.create(Room { granted: len, expected: len })?;
+        let written = draft.file().and_then(|file| file.write_all_at(&zeros, 0));
+        written.map_err(|error| Failure::Io(error.to_string()))?;
+        draft.close();
+        let stored = self.publish_own(&mut draft, Lengths { body: len, file: len })?;
+        self.backing.release(&stored);
+        Ok(())
     }
 
     /// As [`Engine::publish`], as a record that others find.
@@ -137,10 +176,10 @@ impl Engine {
     ) -> Result<Stored, Failure> {
         let name = Name::Record { uri: record.uri, expires: record.expires, fence: record.fence };
         let published = self.backing.publish(draft, name, lengths, self.new_key());
-        if let Err(failure) = &published
-            && !matches!(failure, Failure::Conflict)
-        {
-            self.count_failure(failure);
+        match &published {
+            Ok(_) => self.works(),
+            Err(Failure::Conflict) => {}
+            Err(failure) => self.count_failure(failure),
         }
         published
     }
@@ -182,7 +221,7 @@ impl Engine {
             },
             1,
         );
-        self.state_log.fails(&format!("bodies stay in heap: {failure}"));
+        self.fails(|| format!("bodies stay in heap: {failure}"));
     }
 
     /// If descriptors or mappings ran out, those that are only kept for later are given up for what is needed now.
@@ -196,22 +235,41 @@ impl Engine {
         out
     }
 
-    /// Something went wrong with a body's file.
+    /// An operation on a body's file failed.
     pub(crate) fn file_error(&self, what: &str, error: &io::Error) {
         counters::add(&self.counters.c_err_io, 1);
         self.relieve(error);
-        self.state_log.fails(&format!("{what}: {error}"));
+        self.errors.line(|| format!("{what}: {error}"));
     }
 
-    /// Something went wrong with a draft's file: the body, or the rest of it, stays in heap.
+    /// An operation on a draft's file failed: the body, or the rest of it, stays in heap.
     pub(crate) fn draft_error(&self, what: &str, error: &io::Error) {
         counters::add(&self.counters.c_fallback_error, 1);
-        self.file_error(what, error);
+        counters::add(&self.counters.c_err_io, 1);
+        self.relieve(error);
+        self.fails(|| format!("bodies stay in heap: {what}: {error}"));
     }
 
-    /// Something went wrong with a record; the log hears of it once.
+    /// An operation on a record failed.
     pub(crate) fn complain(&self, message: &str) {
-        self.state_log.fails(message);
+        self.errors.line(|| message.to_owned());
+    }
+
+    /// A body begins to pass through. `fallback_heap` is used up.
+    pub(crate) fn begins_transit(&self) {
+        counters::add(&self.counters.c_transit, 1);
+        self.transits.line(|| {
+            format!(
+                "fallback_heap ({} bytes) is used up by bodies that objmapper cannot take: a body is delivered without \
+                 being cached; see OBJM counters c_fallback_*, and make room in the store or raise fallback_heap",
+                self.fallback.limit()
+            )
+        });
+    }
+
+    /// A body in transit failed.
+    pub(crate) fn fails_transit(&self) {
+        counters::add(&self.counters.c_transit_failed, 1);
     }
 
     /// A draft's accounting ends.
@@ -232,7 +290,34 @@ impl Engine {
     pub(crate) fn free_piece(&self, chunk: HeapChunk) {
         counters::sub(&self.counters.g_heap_pieces, 1);
         counters::sub(&self.counters.g_heap_bytes, chunk.size() as u64);
+        let (charge, size) = (chunk.charge(), chunk.size() as u64);
         chunk.free(&self.account);
+        self.fallback.give_back(charge, size);
+    }
+
+    /// Ends what [`Engine::take_over`] began: the draft keeps its bytes.
+    pub(crate) fn hand_back(&self, chunk: HeapChunk) {
+        let (charge, size) = (chunk.charge(), chunk.size() as u64);
+        counters::sub(&self.counters.g_heap_pieces, 1);
+        counters::sub(&self.counters.g_heap_bytes, size);
+        chunk.hand_back(&self.account);
+        self.fallback.give_back(charge, size);
+    }
+
+    /// Memory for `size` bytes of a body that objmapper cannot take, which the account has granted to its draft. `None`:
+    /// the fallback heap, or the machine, has none.
+    pub(crate) fn take_over(&self, size: u64) -> Option<HeapChunk> {
+        let len = usize::try_from(size).ok()?;
+        if !self.fallback.take(Charge::Cached, size) {
+            return None;
+        }
+        let Some(chunk) = HeapChunk::take_over(&self.account, len) else {
+            self.fallback.give_back(Charge::Cached, size);
+            return None;
+        };
+        let chunk = chunk.charged(Charge::Cached);
+        self.count_piece(&chunk);
+        Some(chunk)
     }
 
     /// A body was just published: who asks for it next finds it open.
@@ -289,9 +374,20 @@ impl Engine {
         });
     }
 
-    /// Gives up what calls without an answer may have left in the store. It may wait for the store, within a deadline.
+    /// Gives up what calls without an answer may have left in the store, and tries whether a store takes bodies again
+    /// that did not. It may wait for the store, within a deadline.
     pub fn tidy(&self) {
         self.backing.tidy();
+        let (_, reconnects) = self.backing.connection_counts();
+        if reconnects != self.counters.c_reconnects.load(Relaxed) {
+            self.health.probe_soon();
+        }
+        if self.backing.answers() && self.health.is_probe_due(Instant::now()) {
+            match self.probe() {
+                Ok(()) => self.works(),
+                Err(failure) => self.count_failure(&failure),
+            }
+        }
     }
 
     /// Brings the gauges up to date that others than the engine move.

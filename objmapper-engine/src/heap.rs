@@ -1,9 +1,13 @@
 //! Plain memory of the process, accounted.
 
 use std::alloc::{Layout, alloc, dealloc};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
 use crate::account::Account;
+use crate::fallback::Charge;
 
 /// As malloc(3)'s: what varnishd expects of attribute and body memory.
 const ALIGN: usize = 16;
@@ -17,6 +21,7 @@ const ALIGN: usize = 16;
 pub struct HeapChunk {
     ptr: NonNull<u8>,
     size: usize,
+    charge: Charge,
 }
 
 // SAFETY: a HeapChunk is an exclusively owned allocation; it has no thread affinity, and the shared reference
@@ -46,7 +51,7 @@ impl HeapChunk {
 
     fn of(layout: Layout) -> Option<HeapChunk> {
         // SAFETY: the layout's size is not 0 (`layout`).
-        NonNull::new(unsafe { alloc(layout) }).map(|ptr| HeapChunk { ptr, size: layout.size() })
+        NonNull::new(unsafe { alloc(layout) }).map(|ptr| HeapChunk { ptr, size: layout.size(), charge: Charge::None })
     }
 
     /// Memory for `size` bytes that the account has granted to another allocation, which gives them up to this one.
@@ -55,6 +60,13 @@ impl HeapChunk {
         let chunk = HeapChunk::of(layout(size)?)?;
         account.divided();
         Some(chunk)
+    }
+
+    /// Ends what [`HeapChunk::take_over`] began: the account's bytes stay with the allocation that they came from.
+    pub(crate) fn hand_back(self, account: &Account) {
+        // SAFETY: as in `free`.
+        unsafe { dealloc(self.ptr.as_ptr(), Layout::from_size_align_unchecked(self.size, ALIGN)) };
+        account.united();
     }
 
     /// Gives the memory back. Nobody may use its address any more.
@@ -70,6 +82,26 @@ impl HeapChunk {
         let n = self.size.min(bytes.len());
         // SAFETY: a live allocation of at least `n` bytes, which nobody else knows: it does not overlap with a slice.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr.as_ptr(), n) };
+    }
+
+    /// Fills it with the first bytes of a file. Nobody else may know its address yet.
+    pub(crate) fn fill_from(&self, file: &File) -> io::Result<()> {
+        // SAFETY: a live allocation of `size` bytes that nothing else reads or writes: it was zeroed before the slice is made.
+        let bytes = unsafe {
+            self.ptr.as_ptr().write_bytes(0, self.size);
+            std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.size)
+        };
+        file.read_exact_at(bytes, 0)
+    }
+
+    /// It counts as this, until [`Engine::free_piece`](crate::engine::Engine::free_piece).
+    pub(crate) fn charged(self, charge: Charge) -> HeapChunk {
+        HeapChunk { charge, ..self }
+    }
+
+    /// What it counts as.
+    pub(crate) fn charge(&self) -> Charge {
+        self.charge
     }
 
     /// Where it is.

@@ -1,8 +1,9 @@
-//! One line per change of state, where an operator looks: the child's standard error, which varnishd passes to syslog.
+//! Lines for an operator, on the child's standard error, which varnishd passes to syslog.
 
 use std::io::Write;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use objmapper_log::RateLimited;
 
 /// Writes a line, in one piece: another library's copy of the standard library, with a lock of its own, writes there too. A
 /// full or closed standard error is no reason to fail.
@@ -10,26 +11,25 @@ pub fn line(ident: &str, message: &str) {
     let _ = std::io::stderr().write_all(format!("objmapper storage {ident}: {message}\n").as_bytes());
 }
 
-/// Says when things begin to fail, and when they work again; the counters say how often.
-pub(crate) struct StateLog {
+/// One kind of line that can repeat, bounded in rate.
+pub struct Repeating {
     ident: String,
-    failing: AtomicBool,
+    rate: RateLimited,
 }
 
-impl StateLog {
-    pub(crate) fn new(ident: &str) -> StateLog {
-        StateLog { ident: ident.to_owned(), failing: AtomicBool::new(false) }
+impl Repeating {
+    /// So many lines of this kind a minute; what is left out is counted, and said with the next one.
+    const LINES: u32 = 4;
+
+    /// For the storage `ident`.
+    pub fn new(ident: &str) -> Repeating {
+        Repeating { ident: ident.to_owned(), rate: RateLimited::new(Self::LINES, Duration::from_secs(60)) }
     }
 
-    pub(crate) fn fails(&self, message: &str) {
-        if !self.failing.swap(true, Relaxed) {
-            line(&self.ident, message);
-        }
-    }
-
-    pub(crate) fn works(&self) {
-        if self.failing.load(Relaxed) && self.failing.swap(false, Relaxed) {
-            line(&self.ident, "objmapper takes bodies again");
+    /// Writes the line, unless there were too many.
+    pub fn line(&self, message: impl FnOnce() -> String) {
+        if let Some(left_out) = self.rate.admit() {
+            line(&self.ident, &format!("{}{left_out}", message()));
         }
     }
 }

@@ -16,6 +16,9 @@ pub struct Options {
     pub dir: Option<PathBuf>,
     /// `threshold`: a body of more bytes than this lives in objmapper. Default: 64 KiB.
     pub threshold: u64,
+    /// `fallback_heap`: the limit in bytes of the heap for bodies that objmapper cannot take. Default: an eighth of the memory
+    /// that the process may use.
+    pub fallback_heap: Option<u64>,
     /// `fds`: so many descriptors of cached bodies stay open. Default: by what the process may have (RLIMIT_NOFILE).
     pub fds: Option<usize>,
     /// `maps`: so many cached bodies stay mapped. Default: 1024.
@@ -49,6 +52,7 @@ impl Default for Options {
             socket: None,
             dir: None,
             threshold: 64 << 10,
+            fallback_heap: None,
             fds: None,
             maps: 1024,
             prefix: "/varnish".to_owned(),
@@ -138,6 +142,15 @@ impl Options {
                 }
             }
             "threshold" => self.threshold = bytes()?,
+            "fallback_heap" => {
+                let limit = bytes()?;
+                if !(MIN_SIZE..=UNLIMITED).contains(&limit) {
+                    return Err(bad(format!(
+                        "fallback_heap \"{value}\": must be from {MIN_SIZE} to {UNLIMITED} bytes, as in 512M"
+                    )));
+                }
+                self.fallback_heap = Some(limit);
+            }
             "socket" => {
                 absolute(key, value)?;
                 if value.len() > MAX_SOCKET_PATH {
@@ -190,7 +203,7 @@ impl Options {
     }
 }
 
-const KEYS: &str = "size, socket, dir, threshold, fds, maps, prefix, timeout, zero_copy";
+const KEYS: &str = "size, socket, dir, threshold, fallback_heap, fds, maps, prefix, timeout, zero_copy";
 
 fn absolute(key: &str, value: &str) -> Result<(), BadOption> {
     if value.starts_with('/') { Ok(()) } else { Err(bad(format!("{key} \"{value}\": must be an absolute path"))) }
@@ -254,6 +267,7 @@ mod tests {
             "1g",
             "socket=/run/objmapper.sock",
             "threshold=0",
+            "fallback_heap=10m",
             "fds=10",
             "maps=20",
             "prefix=/a/b",
@@ -263,6 +277,7 @@ mod tests {
         .unwrap();
         assert_eq!(options.socket.unwrap().to_str(), Some("/run/objmapper.sock"));
         assert_eq!((options.threshold, options.fds, options.maps), (0, Some(10), 20));
+        assert_eq!(options.fallback_heap, Some(10 << 20));
         assert_eq!((options.prefix.as_str(), options.timeout), ("/a/b", Duration::from_millis(250)));
         assert_eq!((options.zero_copy, Options::default().zero_copy), (ZeroCopy::Splice, ZeroCopy::Auto));
         assert_eq!(parse(&["1g", "dir=/var/lib/x"]).unwrap().dir.unwrap().to_str(), Some("/var/lib/x"));
@@ -282,6 +297,8 @@ mod tests {
             (&["1g", "dir=x"], "dir \"x\": must be an absolute path"),
             (&["dir=/x"], "dir needs a size"),
             (&["1g", "dir=/x", "socket=/y"], "socket and dir exclude each other"),
+            (&["1g", "fallback_heap=5"], "fallback_heap \"5\": must be from 1048576 to"),
+            (&["1g", "fallback_heap=x"], "fallback_heap \"x\": Invalid number"),
             (&["1g", "fds=0"], "fds \"0\": must be a number from 1 to"),
             (&["1g", "maps=many"], "maps \"many\": must be a number from 1 to"),
             (&["1g", "prefix=a"], "prefix \"a\": must begin with '/'"),

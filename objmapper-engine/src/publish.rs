@@ -1,14 +1,16 @@
-//! How a complete draft becomes a published, immutable body: under a name of its own when the fetch is over
-//! ([`Body::settle`]), or before that as a record that others find ([`Body::publish`]).
+//! How a draft becomes a published, immutable body: under a name of its own when the fetch is over ([`Body::settle`]), or,
+//! if all of the body is in it, before that as a record that others find ([`Body::publish`]).
 //!
 //! objmapper publishes only what nobody can write to any more. Only the writer ever could: readers see a draft through
 //! another descriptor, which is read-only, and go on reading while it is published.
 
 use std::os::unix::fs::FileExt;
 
+use smallvec::SmallVec;
+
 use crate::adopt::Adoption;
 use crate::backing::{Failure, Lengths, Stored};
-use crate::body::{Body, Place};
+use crate::body::{Body, Piece, Place};
 use crate::counters;
 use crate::draft::Writing;
 use crate::engine::Engine;
@@ -66,14 +68,19 @@ impl Body {
         }
     }
 
-    /// The fetch is over: frees what was replaced, and publishes a draft if `keep`, others will look the object up. Of
-    /// those who followed the fetch, nobody reads in heap any more. `false`: it could not be published or is lost, the
-    /// object must leave the cache. `owner` names the object to [`Engine::sweep`], should objmapper lose the body.
+    /// The fetch is over: frees what was replaced, and gives the body the place where it stays, if `keep`: look-ups will
+    /// find the object. Of those who followed the fetch, nobody reads in heap any more. `false`: the body has no such
+    /// place, or is lost; the object must leave the cache. `owner` names the object to [`Engine::sweep`], should objmapper
+    /// lose the body.
     #[must_use]
     pub fn settle(&self, engine: &Engine, keep: bool, owner: usize) -> bool {
-        let (retired, adoption) = {
+        let (retired, adoption, in_transit) = {
             let mut inner = self.lock();
-            (std::mem::take(&mut inner.retired), inner.adoption.take())
+            let in_transit = inner.is_in_transit();
+            if !in_transit {
+                inner.following = None;
+            }
+            (std::mem::take(&mut inner.retired), inner.adoption.take(), in_transit)
         };
         for chunk in retired {
             engine.free_piece(chunk);
@@ -81,21 +88,33 @@ impl Body {
         if let Some(Adoption::Announced(announced)) = adoption {
             engine.forgo(announced);
         }
+        if !keep {
+            return true;
+        }
+        if in_transit {
+            return false;
+        }
         let stored = self.lock().stored.clone();
         match stored {
-            _ if !keep => true,
             Some(stored) => register(self, engine, &stored, owner),
             None => settle_draft(self, engine, owner),
         }
     }
 }
 
+/// Ends a body's draft: publishes what is in its file, or, if objmapper refuses, copies it to heap. What came after
+/// objmapper refused more is in heap already, and stays there. So no settled body has descriptors beside those in the
+/// engine's cache.
 fn settle_draft(body: &Body, engine: &Engine, owner: usize) -> bool {
     write_rest(body, engine);
-    let Some((mut writing, len)) = take_complete(body) else { return true };
+    let Some(mut writing) = take_settling(body) else { return true };
+    if !buffer_to_heap(body, engine, &mut writing) {
+        return leaves(body, &writing);
+    }
+    let len = writing.written();
     if len == 0 {
         let mut inner = body.lock();
-        inner.pieces.clear();
+        inner.pieces.retain(|piece| matches!(piece.place, Place::Heap(_)));
         inner.reading = None;
         inner.orphan = None;
         drop(inner);
@@ -108,16 +127,81 @@ fn settle_draft(body: &Body, engine: &Engine, owner: usize) -> bool {
     match engine.publish(writing.draft(), lengths) {
         Some(stored) => {
             counters::add(&engine.counters.c_published, 1);
+            if len == body.len() {
+                engine.works();
+            }
             published(body, engine, *writing, &stored);
             register(body, engine, &stored, owner)
         }
         None => {
             counters::add(&engine.counters.c_publish_failed, 1);
-            // Who has begun to read it can go on: the descriptor keeps the file.
-            body.lock().orphan = Some(writing.outstanding());
-            false
+            if !file_to_heap(body, engine, &mut writing, len) {
+                return leaves(body, &writing);
+            }
+            counters::add(&engine.counters.c_publish_copied, 1);
+            writing.discard(engine);
+            true
         }
     }
+}
+
+/// The body's draft can be neither published nor copied. Readers that have begun go on: the descriptor keeps the file.
+fn leaves(body: &Body, writing: &Writing) -> bool {
+    body.lock().orphan = Some(writing.outstanding());
+    false
+}
+
+/// Takes the draft of a complete body out of it. Until the body has another place it is an orphan, as in
+/// [`take_complete`].
+fn take_settling(body: &Body) -> Option<Box<Writing>> {
+    let mut inner = body.lock();
+    let writing = inner.writing.take()?;
+    inner.orphan = Some(writing.outstanding());
+    Some(writing)
+}
+
+/// Moves the bytes that could not be written to the file from their buffer to heap. `false`: there is none.
+fn buffer_to_heap(body: &Body, engine: &Engine, writing: &mut Writing) -> bool {
+    let (start, len, buffer) = {
+        let inner = body.lock();
+        let buffered = inner.pieces.iter().find_map(|piece| match &piece.place {
+            Place::Buffer(buffer) => Some((piece.start, piece.len, buffer.clone())),
+            _ => None,
+        });
+        match buffered {
+            Some(buffered) => buffered,
+            None => return true,
+        }
+    };
+    let Some(chunk) = engine.take_over(len) else { return false };
+    // SAFETY: the piece's bytes are body, which the fetch wrote before it said so, and which does not change any more.
+    chunk.copy_from(unsafe { buffer.bytes(len as usize) });
+    writing.hand_over(engine, len);
+    writing.ends_before(start);
+    let mut inner = body.lock();
+    if let Some(piece) = inner.pieces.iter_mut().find(|piece| piece.start == start) {
+        piece.place = Place::Heap(chunk);
+    }
+    inner.orphan = Some(writing.outstanding());
+    true
+}
+
+/// Copies the first `len` bytes of the body from its draft's file to heap. `false`: there is no room, or the file cannot
+/// be read.
+fn file_to_heap(body: &Body, engine: &Engine, writing: &mut Writing, len: u64) -> bool {
+    let Some(chunk) = engine.take_over(len) else { return false };
+    if let Err(error) = chunk.fill_from(&writing.reading()) {
+        engine.file_error("copying a body that could not be published", &error);
+        engine.hand_back(chunk);
+        return false;
+    }
+    writing.hand_over(engine, len);
+    let mut inner = body.lock();
+    inner.pieces.retain(|piece| !matches!(piece.place, Place::File));
+    inner.pieces.insert(0, Piece { start: 0, len, place: Place::Heap(chunk) });
+    inner.reading = None;
+    inner.orphan = None;
+    true
 }
 
 fn register(body: &Body, engine: &Engine, stored: &Stored, owner: usize) -> bool {
@@ -195,7 +279,10 @@ fn published(body: &Body, engine: &Engine, writing: Writing, stored: &Stored) {
     let mut inner = body.lock();
     inner.stored = Some(stored.clone());
     inner.orphan = None;
-    let unneeded = (std::mem::take(&mut inner.pieces), inner.reading.take());
+    let pieces = std::mem::take(&mut inner.pieces);
+    let (in_heap, in_file) = pieces.into_iter().partition(|piece| matches!(piece.place, Place::Heap(_)));
+    inner.pieces = in_heap;
+    let unneeded: (SmallVec<[Piece; 1]>, _) = (in_file, inner.reading.take());
     drop(inner);
     drop(unneeded);
 }

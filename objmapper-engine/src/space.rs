@@ -10,6 +10,7 @@ use crate::body::{Body, Inner, Piece, Place};
 use crate::counters;
 use crate::draft::Writing;
 use crate::engine::Engine;
+use crate::fallback::Charge;
 use crate::grant::{ChunkLimits, take};
 use crate::heap::HeapChunk;
 use crate::to_draft;
@@ -17,12 +18,20 @@ use crate::to_draft;
 /// Surplus below this is not worth a copy (as in `sml_trimstore`).
 const TRIM_WORTHWHILE: usize = 512;
 
+/// Why there is no room for more of a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoRoom {
+    /// The storage's limit is reached, and nothing more can be evicted.
+    Limit,
+    /// objmapper cannot take the body, and the heap for such bodies is used up: see [`crate::transit`].
+    FallbackHeap,
+}
+
 impl Body {
     /// Room for the next bytes: an address and how many may be written there before [`Body::extend`].
     ///
     /// `want` is how many are expected (never 0); `estimated` says that this is the origin's Content-Length and not a
-    /// default. `nuke` evicts something and says whether it could. Only the writer calls this. `None`: there is no
-    /// room, and nothing more to evict.
+    /// default. `nuke` evicts something and says whether it could. Only the writer calls this.
     pub fn space(
         &self,
         engine: &Engine,
@@ -30,25 +39,27 @@ impl Body {
         estimated: bool,
         limits: ChunkLimits,
         nuke: &mut dyn FnMut() -> bool,
-    ) -> Option<(NonNull<u8>, usize)> {
+    ) -> Result<(NonNull<u8>, usize), NoRoom> {
         if let Some(room) = adopted::room(self, engine, want, limits, nuke) {
-            return Some(room);
+            return Ok(room);
         }
         let (len, in_draft, heap_only) = {
             let inner = self.lock();
             if let Some(room) = heap_room(&inner) {
-                return Some(room);
+                return Ok(room);
             }
             (inner.len, inner.writing.is_some(), inner.heap_only)
         };
+        let mut refused = heap_only;
         let wants_store = !heap_only && (in_draft || len.saturating_add(want as u64) > engine.options.threshold);
         if wants_store {
             match store_space(self, engine, want, estimated, limits, nuke) {
                 Ok(room) => {
                     engine.house.keep_room(&engine.account);
-                    return room;
+                    return room.ok_or(NoRoom::Limit);
                 }
                 Err(Refused) => {
+                    refused = true;
                     let writing = {
                         let mut inner = self.lock();
                         inner.heap_only = true;
@@ -61,12 +72,16 @@ impl Body {
                 }
             }
         }
-        let chunk = heap_alloc(engine, want, limits, nuke)?;
+        let chunk = if refused {
+            fallback_alloc(engine, want, estimated, limits, nuke)?
+        } else {
+            heap_alloc(engine, want, limits, nuke).ok_or(NoRoom::Limit)?
+        };
         engine.house.keep_room(&engine.account);
         let mut inner = self.lock();
         let start = inner.len;
         inner.pieces.push(Piece { start, len: 0, place: Place::Heap(chunk) });
-        heap_room(&inner)
+        heap_room(&inner).ok_or(NoRoom::Limit)
     }
 
     /// Nothing more will be written: gives back the surplus. Only the writer calls this, once.
@@ -76,7 +91,7 @@ impl Body {
     }
 }
 
-fn heap_room(inner: &Inner) -> Option<(NonNull<u8>, usize)> {
+pub(crate) fn heap_room(inner: &Inner) -> Option<(NonNull<u8>, usize)> {
     let piece = inner.pieces.last()?;
     let Place::Heap(chunk) = &piece.place else { return None };
     let used = piece.len as usize;
@@ -96,6 +111,27 @@ fn heap_alloc(engine: &Engine, want: usize, limits: ChunkLimits, nuke: &mut dyn 
         nuke,
     )?;
     chunk.inspect(|chunk| engine.count_piece(chunk))
+}
+
+/// Heap for a body that objmapper cannot take, by halves down to a chunk. A body of which it is known that it does not fit
+/// takes none from those that do.
+fn fallback_alloc(
+    engine: &Engine,
+    want: usize,
+    estimated: bool,
+    limits: ChunkLimits,
+    nuke: &mut dyn FnMut() -> bool,
+) -> Result<HeapChunk, NoRoom> {
+    let heap = &engine.fallback;
+    if estimated && !heap.has(Charge::Cached, want as u64) {
+        return Err(NoRoom::FallbackHeap);
+    }
+    let granted = take(want, limits, |size| heap.take(Charge::Cached, size as u64), &mut || false);
+    let granted = granted.ok_or(NoRoom::FallbackHeap)?;
+    let chunk = heap_alloc(engine, granted, limits, nuke);
+    let used = chunk.as_ref().map_or(0, HeapChunk::size);
+    heap.give_back(Charge::Cached, granted.saturating_sub(used) as u64);
+    chunk.map(|chunk| chunk.charged(Charge::Cached)).ok_or(NoRoom::Limit)
 }
 
 /// objmapper can't take the body, or no more of it.
@@ -208,10 +244,9 @@ fn back_to_heap(body: &Body, engine: &Engine, writing: &mut Writing, len: u64) -
         Some(Piece { start: 0, place: Place::Buffer(buffer), .. }) => buffer.clone(),
         _ => return false,
     };
-    let Some(chunk) = HeapChunk::take_over(&engine.account, len as usize) else { return false };
+    let Some(chunk) = engine.take_over(len) else { return false };
     // SAFETY: as in `Writing::write`: all of the `len` bytes are body, and we are the fetch.
     chunk.copy_from(unsafe { buffer.bytes(len as usize) });
-    engine.count_piece(&chunk);
     writing.hand_over(engine, len);
     let mut inner = body.lock();
     inner.pieces.clear();
@@ -238,7 +273,15 @@ fn trim_heap(inner: &mut Inner, engine: &Engine) {
     if chunk.size() - len < TRIM_WORTHWHILE {
         return;
     }
-    let Some(exact) = HeapChunk::alloc(&engine.account, len) else { return };
+    let charge = chunk.charge();
+    if !engine.fallback.take(charge, len as u64) {
+        return;
+    }
+    let Some(exact) = HeapChunk::alloc(&engine.account, len) else {
+        engine.fallback.give_back(charge, len as u64);
+        return;
+    };
+    let exact = exact.charged(charge);
     engine.count_piece(&exact);
     // SAFETY: the chunk's first `len` bytes are body: the fetch wrote them, and they do not change any more.
     exact.copy_from(unsafe { std::slice::from_raw_parts(chunk.ptr().as_ptr(), len) });

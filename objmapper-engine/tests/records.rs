@@ -428,7 +428,9 @@ fn in_an_objmapperd_records_are_shared_and_lost_with_it() {
     let (server, store) = serve(&socket);
     let house = Arc::new(House::default());
     let remote = Remote::new("s0", &socket, PATIENCE, house.clone()).unwrap();
-    let engine = engine(Options::default(), Backing::Remote(remote), house.clone());
+    // For one of the bodies that objmapper will not take.
+    let options = Options { fallback_heap: Some(LEN), ..Options::default() };
+    let engine = engine(options, Backing::Remote(remote), house.clone());
     until("the store answers", || engine.is_happy());
     let f = Fixture { engine, store };
 
@@ -453,21 +455,29 @@ fn in_an_objmapperd_records_are_shared_and_lost_with_it() {
     let adopted = adopting(&f);
     take_in(&f.engine, &adopted, CHUNK);
     assert!(adopted.settle(&f.engine, true, 13));
-    let unpublished = fetched(&f, LEN, true);
+    let (copied, unpublished) = (fetched(&f, LEN, true), fetched(&f, LEN, true));
     let Fixture { engine, store } = f;
     let fence_before = fence(&store);
     drop(store);
     server.drain(Duration::ZERO);
     until("the store is gone", || !engine.is_happy());
     assert_eq!(unpublished.publish(&engine, &record(fence_before), &mut || false), Outcome::Down);
-    assert!(!unpublished.settle(&engine, true, 14), "it cannot be kept");
+    assert!(copied.settle(&engine, true, 14), "heap has room for it");
+    assert_eq!((copied.describe().heap_pieces, copied.describe().in_draft), (1, false));
+    assert!(!unpublished.settle(&engine, true, 15), "it cannot be kept");
     let (server, store) = serve(&socket);
-    until("the store answers again", || engine.is_happy());
+    until("the store answers again", || engine.backing().answers());
+    assert!(!engine.is_happy(), "it has not taken a body yet");
+    engine.tidy();
+    assert!(engine.is_happy());
     let f = Fixture { engine, store };
     // Who has begun can go on, with the one that was never published too.
     f.check(&adopted, LEN);
     f.check(&unpublished, LEN);
-    assert_eq!(f.engine.account.used(), FILE + LEN);
+    f.check(&copied, LEN);
+    assert_eq!(f.engine.account.used(), FILE + 2 * LEN);
+    assert_eq!((f.counter(|c| &c.c_publish_failed), f.counter(|c| &c.c_publish_copied)), (2, 1));
+    assert_eq!(f.counter(|c| &c.g_fallback_bytes), LEN);
     let mut lost = Vec::new();
     until("the loss is noticed", || {
         if let Work::Sweep(verdict) = house.next_work(PATIENCE) {
@@ -478,6 +488,8 @@ fn in_an_objmapperd_records_are_shared_and_lost_with_it() {
     assert_eq!((lost, f.counter(|c| &c.c_lost)), (vec![13], 1));
     adopted.slim(&f.engine);
     unpublished.slim(&f.engine);
+    copied.slim(&f.engine);
+    assert_eq!(f.counter(|c| &c.g_fallback_bytes), 0);
     assert_eq!((f.engine.account.used(), f.counter(|c| &c.g_writing), f.pinned()), (0, 0, 0));
     server.drain(PATIENCE);
 }

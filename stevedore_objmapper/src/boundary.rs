@@ -5,7 +5,9 @@ use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
+use objmapper_log::RateLimited;
 use varnish_stevedore_sys::bindings::{OBJCORE_MAGIC, VAS_Fail, VAS_WRONG, WORKER_MAGIC};
 use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore};
 use varnish_stevedore_sys::{objcore, worker};
@@ -31,7 +33,10 @@ pub(crate) fn fallible<T>(slot: &'static str, failure: T, call: impl FnOnce() ->
 #[inline(never)]
 fn report(slot: &'static str, payload: &(dyn Any + Send)) {
     CAUGHT.fetch_add(1, Relaxed);
-    objmapper_engine::log::line(slot, &format!("internal error, please report it: {}", text(payload)));
+    static LINES: RateLimited = RateLimited::new(4, Duration::from_secs(60));
+    if let Some(left_out) = LINES.admit() {
+        objmapper_engine::log::line(slot, &format!("internal error, please report it: {}{left_out}", text(payload)));
+    }
 }
 
 /// Runs a callback whose caller does not expect it to fail: a panic in it becomes varnishd's own panic, with the

@@ -3,15 +3,19 @@
 use std::ffi::c_int;
 
 use objmapper_engine::grant::ChunkLimits;
+use objmapper_engine::space::NoRoom;
+use objmapper_engine::transit::Readers;
 use varnish_stevedore_sys::OC_F_TRANSIENT;
 use varnish_stevedore_sys::bindings::{
-    BOS_FINISHED, BUSYOBJ_MAGIC, OC_F_FAILED, THR_GetBusyobj, VFP_esi, VFP_testgunzip, VTIM_real, cache_param,
+    BOS_FINISHED, BUSYOBJ_MAGIC, OC_F_FAILED, OC_F_HFM, OC_F_PRIVATE, THR_GetBusyobj, VFP_esi, VFP_testgunzip,
+    VTIM_real, cache_param,
 };
 use varnish_stevedore_sys::functions::{HSH_Kill, LRU_Add, LRU_NukeOne};
 use varnish_stevedore_sys::{boc, objcore, worker};
 
 use crate::boundary::{checked_objcore, fallible, infallible, stevedore_ref, worker_ref};
 use crate::object::object_of;
+use crate::transit;
 
 /// A fetch waits so many times for room that others take before it gives up.
 const MOST_WAITS: u32 = 16;
@@ -90,14 +94,20 @@ pub(crate) unsafe extern "C" fn objgetspace(
             waits <= MOST_WAITS
                 && engine.house.wait_for_room(&engine.account, limits.chunk as u64, engine.options.timeout)
         };
-        match object.body.space(engine, want, estimated, limits, &mut nuke) {
-            Some((room, size)) => {
-                *ptr = room.as_ptr();
-                *sz = isize::try_from(size).unwrap_or(isize::MAX);
-                1
-            }
-            None => 0,
-        }
+        let room = if object.body.is_in_transit() {
+            Err(NoRoom::FallbackHeap)
+        } else {
+            object.body.space(engine, want, estimated, limits, &mut nuke)
+        };
+        let room = match room {
+            // SAFETY: as above, and the fetch holds a reference to the boc.
+            Err(NoRoom::FallbackHeap) => unsafe { transit::space(oc, engine, object, limits, &mut nuke) },
+            room => room.ok(),
+        };
+        let Some((room, size)) = room else { return 0 };
+        *ptr = room.as_ptr();
+        *sz = isize::try_from(size).unwrap_or(isize::MAX);
+        1
     })
 }
 
@@ -129,6 +139,13 @@ pub(crate) unsafe extern "C" fn objbocdone(wrk: *mut worker, oc: *mut objcore, b
         };
         let keep = state == BOS_FINISHED && flags & (OC_F_TRANSIENT | OC_F_FAILED) == 0;
         let settled = object.body.settle(engine, keep, oc.expose_provenance());
+        // What marks a response as uncacheable stays for its time, and its body was for one request only. If that is over, or
+        // there was none (a fetch in the background), nothing will free the body before.
+        let is_marker = flags & OC_F_HFM != 0 && flags & OC_F_PRIVATE == 0;
+        // SAFETY: the calling thread holds a reference to the objcore.
+        if is_marker && unsafe { transit::readers(oc) } == Readers::Holders(0) {
+            object.body.slim(engine);
+        }
         object.settled();
         // SAFETY: the calling thread has a reference to the objcore, and its boc is gone, as LRU_Add wants it.
         unsafe {

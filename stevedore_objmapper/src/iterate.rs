@@ -178,8 +178,8 @@ fn cached(engine: &Engine, object: &Object, sink: &mut Sink, is_final: bool) -> 
                     read(engine, object, sink, offset, total, |end| end_flag(end, total)).ok_or(Lost)?;
                 (len, total, result)
             }
-            // Empty, or given back by a final iteration before this one.
-            Err(NoSpan::End) if offset == 0 => return Ok(0),
+            // Empty, or freed.
+            Err(NoSpan::End) if offset == 0 && object.body.is_empty() => return Ok(0),
             Err(NoSpan::End | NoSpan::NotNow(_)) => return Ok(-1),
             Err(NoSpan::Lost(_)) => return Err(Lost),
         };
@@ -243,6 +243,7 @@ unsafe fn followed(
             return Ok(result);
         }
     }
+    let follower = object.body.follow();
     let mut offset = 0;
     let result = loop {
         let mut state = 0;
@@ -271,6 +272,8 @@ unsafe fn followed(
         if is_final {
             sink.done_with(engine, object, offset);
         }
+        // Everything was handed out with OBJ_ITER_FLUSH.
+        follower.reached(offset);
         if result != 0 {
             break result;
         }

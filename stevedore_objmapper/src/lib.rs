@@ -18,3 +18,4 @@ mod register;
 mod spans;
 mod storage;
 mod table;
+mod transit;

@@ -1,6 +1,9 @@
 //! What the store and the client say goes where varnishd's child says things: to its standard error.
 
+use std::time::Duration;
+
 use log::{LevelFilter, Log, Metadata, Record};
+use objmapper_log::RateLimited;
 
 struct Stderr;
 
@@ -10,8 +13,12 @@ impl Log for Stderr {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            objmapper_engine::log::line(record.level().as_str(), &record.args().to_string());
+        // The store and the client bound lines of theirs that can repeat, each kind by itself. This is for one that does not.
+        static LINES: RateLimited = RateLimited::new(60, Duration::from_secs(60));
+        if self.enabled(record.metadata())
+            && let Some(left_out) = LINES.admit()
+        {
+            objmapper_engine::log::line(record.level().as_str(), &format!("{}{left_out}", record.args()));
         }
     }
 

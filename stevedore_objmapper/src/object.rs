@@ -1,5 +1,6 @@
 //! An object: its attributes, and its body.
 
+use std::cell::Cell;
 use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::{NonNull, null, null_mut};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -11,7 +12,7 @@ use objmapper_engine::heap::HeapChunk;
 use parking_lot::Mutex;
 use varnish_stevedore_sys::attr::{self, obj_attr};
 use varnish_stevedore_sys::bindings::OC_F_DYING;
-use varnish_stevedore_sys::functions::{LRU_NukeOne, LRU_Remove};
+use varnish_stevedore_sys::functions::{LRU_NukeOne, LRU_Remove, Pool_Sumstat};
 use varnish_stevedore_sys::stevedore::Stevedore;
 use varnish_stevedore_sys::{objcore, vsc, worker};
 
@@ -33,6 +34,15 @@ const GZIPBITS_AT: usize = LASTMODIFIED_AT + attr::LASTMODIFIED_SIZE;
 const FLAGS_AT: usize = GZIPBITS_AT + attr::GZIPBITS_SIZE;
 const FIXED: usize = (FLAGS_AT + attr::FLAGS_SIZE).next_multiple_of(8);
 const _: () = assert!(FIXED <= HEAD);
+
+/// After so many objects that it freed a thread adds its counters to varnishd's. A request's worker does so when the request
+/// is over, but the expiry thread only when it has nothing to do: while objects are evicted without a pause, `MAIN.n_object`
+/// would go on counting those that are gone.
+const SUMMED_AFTER: u32 = 64;
+
+thread_local! {
+    static FREED: Cell<u32> = const { Cell::new(0) };
+}
 
 // What is known of a body without its lock.
 const COMES_IN: u8 = 0;
@@ -304,6 +314,12 @@ pub(crate) unsafe extern "C" fn objfree(wrk: *mut worker, oc: *mut objcore) {
             stobj.priv_ = null_mut();
             stobj.priv2 = 0;
             vsc::one_object_less(wrk);
+        }
+        if FREED.replace(FREED.get() + 1) + 1 >= SUMMED_AFTER {
+            FREED.set(0);
+            // SAFETY: `wrk` is this thread's worker, whose counters it may sum at any time, as the workers and the expiry
+            // thread do; no lock is held that the sum's comes before (HSH_DerefObjCore has given up the objhead's).
+            unsafe { Pool_Sumstat(wrk) };
         }
     });
 }

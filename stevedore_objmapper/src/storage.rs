@@ -18,7 +18,7 @@ use objmapper_engine::house::House;
 use objmapper_engine::options::Options;
 use objmapper_server::net::InProcess;
 use objmapper_server::store::{
-    DiskTier, MemoryMount, MemoryTier, MountAccess, MountKind, Store, StoreConfig, StoreError, TierKind,
+    DiskTier, MemoryMount, MemoryTier, MountAccess, MountKind, ShmDirectory, Store, StoreConfig, TierKind,
 };
 use parking_lot::Mutex;
 use varnish::Vsc;
@@ -50,8 +50,10 @@ pub(crate) fn first() -> *const Stevedore {
 struct Storage {
     magic: u32,
     options: Options,
-    /// Made while we may still mount.
-    mount: Mutex<Option<Result<MemoryMount, StoreError>>>,
+    /// Made while the process may still mount; else why it may not.
+    mount: Mutex<Option<Result<MemoryMount, Vec<String>>>>,
+    /// Where bodies are if it may not. Removed by `close`: nothing of a storage is dropped when the process ends.
+    directory: Mutex<Option<ShmDirectory>>,
     engine: OnceLock<Engine>,
     house: Mutex<Option<house::Thread>>,
     /// The store in this process, for others in it.
@@ -155,11 +157,12 @@ pub(crate) unsafe extern "C" fn init(stv: *mut Stevedore, ac: c_int, av: *const 
             Err(error) => refuse(&format!("{prefix} {error}")),
         };
         let in_memory = options.socket.is_none() && options.dir.is_none();
-        let mount = in_memory.then(|| MemoryMount::new(store_limit(&options), MountAccess::AnyUser));
+        let mount = in_memory.then(|| MemoryMount::detached(store_limit(&options), MountAccess::AnyUser));
         let storage = Storage {
             magic: STORAGE_MAGIC,
             options,
             mount: Mutex::new(mount),
+            directory: Mutex::new(None),
             engine: OnceLock::new(),
             house: Mutex::new(None),
             store: OnceLock::new(),
@@ -226,11 +229,14 @@ fn backing(storage: &Storage, ident: &str, house: &Arc<House>) -> Result<Backing
             TierKind::Disk
         }
         None => {
-            let mount = match storage.mount.lock().take() {
+            let mut mount = match storage.mount.lock().take() {
                 Some(Ok(mount)) => mount,
-                Some(Err(error)) => return Err(format!("no memory for bodies: {error}")),
+                // Made as the user that has to remove it.
+                Some(Err(failures)) => MemoryMount::directory(store_limit(options), MountAccess::Owner, failures)
+                    .map_err(|error| format!("no memory for bodies: {error}"))?,
                 None => return Err("no memory for bodies".to_owned()),
             };
+            *storage.directory.lock() = mount.take_directory();
             if mount.kind() == MountKind::SharedMemoryDirectory {
                 objmapper_engine::log::line(
                     ident,
@@ -288,6 +294,7 @@ pub(crate) unsafe extern "C" fn close(stv: *const Stevedore, pass: c_int) {
                 objmapper_engine::log::line(&ident, &format!("bodies may stay in the store for a while: {why}"));
             }
         }
+        drop(storage.directory.lock().take());
     });
 }
 

@@ -63,7 +63,7 @@ impl Fixture {
         let mut done = 0;
         while done < len {
             let want = if known { (len - done) as usize } else { CHUNK };
-            let Some((ptr, room)) = body.space(&self.engine, want, known, LIMITS, &mut || false) else {
+            let Ok((ptr, room)) = body.space(&self.engine, want, known, LIMITS, &mut || false) else {
                 return false;
             };
             let n = room.min(step).min((len - done) as usize);
@@ -147,7 +147,7 @@ impl Fixture {
     pub(crate) fn write_more(&self, body: &Body, len: u64) -> bool {
         let mut done = body.len();
         while done < len {
-            let Some((ptr, room)) = body.space(&self.engine, CHUNK, false, LIMITS, &mut || false) else {
+            let Ok((ptr, room)) = body.space(&self.engine, CHUNK, false, LIMITS, &mut || false) else {
                 return false;
             };
             let n = room.min((len - done) as usize);

@@ -70,7 +70,7 @@ use parking_lot::Mutex;
 
 pub use error::StoreError;
 pub use lease::{LeaseCallback, LeaseOutcome};
-pub use mount::{MemoryMount, MountKind};
+pub use mount::{MemoryMount, MountKind, ShmDirectory};
 pub use object::{ANY_VERSION, Entry, MAX_URI, ObjectId, TierChoice, TierKind, Token, check_uri};
 pub use objmapper_proto::ext::Fence;
 pub use private::{Commit, PrivateObject};

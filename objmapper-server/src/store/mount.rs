@@ -33,7 +33,7 @@ pub struct MemoryMount {
     root: OwnedFd,
     kind: MountKind,
     failures: Vec<String>,
-    _shm: Option<ShmDirectory>,
+    shm: Option<ShmDirectory>,
 }
 
 impl MemoryMount {
@@ -41,18 +41,30 @@ impl MemoryMount {
     /// then one made by a helper in a user namespace, then a directory on `/dev/shm`; each failure
     /// is logged and kept in [`MemoryMount::failures`].
     pub fn new(limit: u64, access: MountAccess) -> Result<Self, StoreError> {
+        Self::detached(limit, access).or_else(|failures| Self::directory(limit, access, failures))
+    }
+
+    /// The first two ways of [`MemoryMount::new`], which may need privileges that the process is about to give up. `Err`:
+    /// the failures.
+    pub fn detached(limit: u64, access: MountAccess) -> Result<Self, Vec<String>> {
         let options = Options::new(limit, access);
         let mut failures = Vec::new();
         match detached_tmpfs(&options) {
-            Ok(root) => return Ok(Self { root, kind: MountKind::Direct, failures, _shm: None }),
+            Ok(root) => return Ok(Self { root, kind: MountKind::Direct, failures, shm: None }),
             Err(error) => failures.push(format!("mounting a tmpfs: {error}")),
         }
         match userns::tmpfs_from_helper(&options) {
             Ok(root) => {
-                return Ok(Self { root, kind: MountKind::UserNamespace, failures, _shm: None });
+                return Ok(Self { root, kind: MountKind::UserNamespace, failures, shm: None });
             }
             Err(error) => failures.push(format!("mounting a tmpfs in a user namespace: {error}")),
         }
+        Err(failures)
+    }
+
+    /// The last way of [`MemoryMount::new`], after the `failures` of [`MemoryMount::detached`]. Only the user that makes
+    /// the directory, or root, can remove it.
+    pub fn directory(limit: u64, access: MountAccess, mut failures: Vec<String>) -> Result<Self, StoreError> {
         match ShmDirectory::new(access) {
             Ok((shm, root)) => {
                 for failure in &failures {
@@ -63,7 +75,7 @@ impl MemoryMount {
                     shm.path.display()
                 );
                 let kind = MountKind::SharedMemoryDirectory;
-                Ok(Self { root, kind, failures, _shm: Some(shm) })
+                Ok(Self { root, kind, failures, shm: Some(shm) })
             }
             Err(error) => {
                 failures.push(format!("a directory on {SHM}: {error}"));
@@ -86,15 +98,21 @@ impl MemoryMount {
         &self.failures
     }
 
+    /// The directory on `/dev/shm`, if it is one, for a process that ends without dropping its store.
+    pub fn take_directory(&mut self) -> Option<ShmDirectory> {
+        self.shm.take()
+    }
+
     /// The root directory.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 }
 
-/// `/dev/shm/objmapper-XXXXXXXX` (0700, locked for as long as we live) and `objects` in it.
+/// `/dev/shm/objmapper-XXXXXXXX` (0700, locked for as long as we live) and `objects` in it. Removed when dropped; files
+/// that are open stay readable.
 #[derive(Debug)]
-struct ShmDirectory {
+pub struct ShmDirectory {
     path: PathBuf,
     _lock: OwnedFd,
 }

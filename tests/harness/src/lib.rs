@@ -11,6 +11,7 @@ pub mod conformance;
 pub mod h2o;
 pub mod http;
 pub mod meddler;
+pub mod mount;
 pub mod needs;
 pub mod objmapperd;
 pub mod outage;

@@ -49,6 +49,11 @@ pub struct Varnishd {
 impl Varnishd {
     /// Starts one with its files in `dir` and waits until it takes connections.
     pub fn start(dir: &Path, options: &Options<'_>) -> Result<Self> {
+        Self::start_behind(dir, options, &[])
+    }
+
+    /// [`Varnishd::start`], by the command `prefix`, which runs what follows it.
+    pub fn start_behind(dir: &Path, options: &Options<'_>, prefix: &[&str]) -> Result<Self> {
         let vcl = dir.join("test.vcl");
         std::fs::write(&vcl, options.vcl)?;
         let workdir = dir.join("v");
@@ -84,6 +89,11 @@ impl Varnishd {
         }
         for parameter in options.parameters {
             command.args(["-p", parameter]);
+        }
+        if let Some((program, arguments)) = prefix.split_first() {
+            let inner = command;
+            command = Command::new(program);
+            command.args(arguments).arg(inner.get_program()).args(inner.get_args());
         }
         let mut process = Process::start("varnishd", &mut command, &dir.join("varnishd.log"))?;
         let mut address = None;

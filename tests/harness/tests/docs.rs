@@ -6,12 +6,17 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use objmapper_harness::artefacts;
 
-/// The tests that the table of outages names: the last cell of each row, names in backticks with commas between them.
+/// The tests that the tables of outages name: the last cell of each row, names in backticks with commas between them.
 fn named() -> Result<BTreeSet<String>> {
     let path = artefacts::workspace().join("docs/outages.md");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let mut names = BTreeSet::new();
-    for row in text.lines().filter(|line| line.starts_with('|')).skip(2) {
+    let lines: Vec<_> = text.lines().collect();
+    let is_rule = |index: usize| lines.get(index).is_some_and(|line: &&str| line.starts_with("|---"));
+    for (index, row) in lines.iter().enumerate().filter(|(_, line)| line.starts_with('|')) {
+        if is_rule(index) || is_rule(index + 1) {
+            continue;
+        }
         let cell = row.trim_end_matches('|').rsplit('|').next().unwrap_or_default();
         for name in cell.split(',') {
             let name = name.trim().strip_prefix('`').and_then(|name| name.strip_suffix('`'));

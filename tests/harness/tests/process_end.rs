@@ -121,3 +121,52 @@ fn an_ordinary_user_has_a_memory_tier_of_its_own() -> Result<()> {
     ensure!(varnishd.panic().is_none(), "{:?}", varnishd.panic());
     varnishd.stop()
 }
+
+/// Becomes a program in a mount namespace and a changed root, where no user namespaces can be made, without the right to
+/// mount. The first argument is a directory for the root.
+const WITHOUT_MOUNTS: &str = r#"
+set -e
+root=$1; shift
+mount --make-rprivate /
+mount --rbind / "$root"
+exec chroot "$root" setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin "$@"
+"#;
+
+#[test]
+fn nothing_stays_in_shared_memory_where_mounts_are_forbidden() -> Result<()> {
+    if Need::Mounts.skips("process_end::nothing_stays_in_shared_memory_where_mounts_are_forbidden")? {
+        return Ok(());
+    }
+    let dir = open_directory()?;
+    let (_h2o, vcl) = origin(dir.path())?;
+    let arrangement = Arrangement::Embedded;
+    let storage = [arrangement.storage("s0", "100m", None, "")];
+    for user in [None, Some(ORDINARY)] {
+        let own = dir.path().join(if user.is_some() { "ordinary" } else { "jailed" });
+        let root = own.join("root");
+        std::fs::create_dir_all(&root)?;
+        let options = Options {
+            arrangement,
+            storage: &storage,
+            listen: &[],
+            vcl: &vcl,
+            parameters: &[],
+            user,
+            descriptors: None,
+        };
+        let root = root.display().to_string();
+        let varnishd =
+            Varnishd::start_behind(&own, &options, &["unshare", "--mount", "sh", "-c", WITHOUT_MOUNTS, "sh", &root])?;
+        fetch(&varnishd, "/large")?;
+        fetch(&varnishd, "/large")?;
+        ensure!(varnishd.counter("OBJM.s0.g_bodies")? == 1, "the body is not in objmapper:\n{}", varnishd.output());
+        let output = varnishd.output();
+        let words = output.split_whitespace().map(|word| word.trim_end_matches(';'));
+        let mut directories: Vec<_> = words.filter(|word| word.starts_with("/dev/shm/objmapper-")).collect();
+        directories.dedup();
+        ensure!(directories.len() == 1 && Path::new(directories[0]).is_dir(), "no directory in use:\n{output}");
+        varnishd.stop()?;
+        ensure!(!Path::new(directories[0]).exists(), "{} stays", directories[0]);
+    }
+    Ok(())
+}

@@ -1,0 +1,272 @@
+//! Bodies that are delivered and not cached: objmapper cannot take them, and the heap for such bodies is used up
+//! ([`crate::fallback`]).
+//!
+//! Such a body is *in transit* until it is freed. Its object is made unavailable to look-ups, so that no new reader comes,
+//! and leaves the cache with its last reader.
+//!
+//! While a response is streamed, what all readers have passed is given back, and the fetch waits for the slowest of them
+//! when the body has [`WINDOW`] bytes more than it had when it began to be in transit: what varnishd does for a pass with
+//! `transit_buffer`. Nothing is given back before every holder of a reference to the object is known to be a reader
+//! ([`Body::follow`]): a request that has found the object, but not begun to read, needs the body from its first byte.
+//!
+//! A response that is not streamed (ESI, `beresp.do_stream`) has no readers before it is complete. It may take what
+//! all such bodies have together: as much as `fallback_heap` again. So may one of whose readers some do not begin within
+//! [`PATIENCE`]. Beyond that the fetch fails, as it does in a storage that is full.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Condvar;
+use smallvec::SmallVec;
+
+use crate::body::{Body, Inner, Piece, Place};
+use crate::engine::Engine;
+use crate::fallback::Charge;
+use crate::grant::{ChunkLimits, take};
+use crate::heap::HeapChunk;
+use crate::space::heap_room;
+
+/// So many bytes of a body are in heap before the fetch waits for its readers.
+pub const WINDOW: u64 = 1 << 20;
+/// Room is given in pieces of this: of four, one is written to, and three are read.
+const PIECE: usize = 256 << 10;
+/// A holder of a reference that does not begin to read within this time is not waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The readers of a body that comes in, and whether it is in transit.
+#[derive(Default)]
+pub(crate) struct Following {
+    /// Each reader's number, and the offset before which it needs no byte any more.
+    readers: SmallVec<[(u64, u64); 2]>,
+    next: u64,
+    in_transit: bool,
+    /// Since when there are references of which it is not known whether they read.
+    unknown_since: Option<Instant>,
+    moved: Arc<Condvar>,
+}
+
+/// A reader of a body that comes in; it begins at the first byte.
+pub struct Follower<'a> {
+    body: &'a Body,
+    number: u64,
+}
+
+impl Follower<'_> {
+    /// The reader needs no byte before `offset` any more.
+    pub fn reached(&self, offset: u64) {
+        let mut inner = self.body.lock();
+        if let Some(following) = &mut inner.following
+            && let Some(reader) = following.readers.iter_mut().find(|reader| reader.0 == self.number)
+        {
+            reader.1 = offset;
+            following.notify();
+        }
+    }
+}
+
+impl Drop for Follower<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.body.lock();
+        if let Some(following) = &mut inner.following {
+            following.readers.retain(|reader| reader.0 != self.number);
+            following.notify();
+        }
+    }
+}
+
+impl Following {
+    fn notify(&self) {
+        if self.in_transit {
+            self.moved.notify_one();
+        }
+    }
+}
+
+/// Who will read a body that is in transit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readers {
+    /// All readers come when it is complete.
+    Later,
+    /// So many references to the object are held beside the fetch's own. Readers that have begun hold one each.
+    Holders(u32),
+    /// There was one, and it has gone.
+    Gone,
+}
+
+/// What the fetch of a body in transit does next.
+#[derive(Debug)]
+pub enum Step {
+    /// There is room: at this address, so many bytes.
+    Room(NonNull<u8>, usize),
+    /// It waits for the readers ([`Body::await_readers`]).
+    Wait,
+    /// It fails: there is no room, or nothing waits for the body. This is counted.
+    Fail,
+}
+
+impl Body {
+    /// Registers a reader, which begins at the first byte.
+    pub fn follow(&self) -> Follower<'_> {
+        let mut inner = self.lock();
+        let following = inner.following.get_or_insert_default();
+        let number = following.next;
+        following.next += 1;
+        following.readers.push((number, 0));
+        following.notify();
+        Follower { body: self, number }
+    }
+
+    /// The body is in transit from now on. Returns true if it was not before. Only the writer calls this.
+    pub fn begin_transit(&self, engine: &Engine) -> bool {
+        let began = {
+            let mut inner = self.lock();
+            !std::mem::replace(&mut inner.following.get_or_insert_default().in_transit, true)
+        };
+        if began {
+            engine.begins_transit();
+        }
+        began
+    }
+
+    /// Returns true if the body is delivered and not cached.
+    pub fn is_in_transit(&self) -> bool {
+        self.lock().is_in_transit()
+    }
+
+    /// Room for the next bytes of a body in transit. `unit` is as in [`Body::give_back`], `nuke` as in [`Body::space`].
+    /// Only the writer calls this.
+    pub fn transit_space(
+        &self,
+        engine: &Engine,
+        readers: Readers,
+        unit: u64,
+        limits: ChunkLimits,
+        nuke: &mut dyn FnMut() -> bool,
+    ) -> Step {
+        if let Some((ptr, room)) = heap_room(&self.lock()) {
+            return Step::Room(ptr, room);
+        }
+        let in_window = match self.passed(readers) {
+            Passed::To(offset) => {
+                self.give_back(engine, offset, unit);
+                forget_passed(&mut self.lock());
+                true
+            }
+            Passed::Unknown => true,
+            Passed::Overdue => false,
+            Passed::Abandoned => {
+                engine.fails_transit();
+                return Step::Fail;
+            }
+        };
+        if in_window && self.lock().transit_bytes() + PIECE as u64 > WINDOW {
+            return Step::Wait;
+        }
+        match transit_piece(engine, in_window, limits, nuke) {
+            Some(chunk) => {
+                let mut inner = self.lock();
+                let start = inner.len;
+                inner.pieces.push(Piece { start, len: 0, place: Place::Heap(chunk) });
+                match heap_room(&inner) {
+                    Some((ptr, room)) => Step::Room(ptr, room),
+                    None => Step::Fail,
+                }
+            }
+            None => {
+                engine.fails_transit();
+                Step::Fail
+            }
+        }
+    }
+
+    /// How far all readers are.
+    fn passed(&self, readers: Readers) -> Passed {
+        let mut inner = self.lock();
+        let len = inner.len;
+        let Some(following) = &mut inner.following else { return Passed::Overdue };
+        let holders = match readers {
+            Readers::Later => return Passed::Overdue,
+            Readers::Gone => return Passed::To(len),
+            Readers::Holders(holders) => holders as usize,
+        };
+        if holders > following.readers.len() {
+            let since = *following.unknown_since.get_or_insert_with(Instant::now);
+            return if since.elapsed() >= PATIENCE { Passed::Overdue } else { Passed::Unknown };
+        }
+        following.unknown_since = None;
+        match following.readers.iter().map(|reader| reader.1).min() {
+            Some(offset) => Passed::To(offset),
+            None => Passed::Abandoned,
+        }
+    }
+
+    /// Waits until a reader has moved, begun or ended, but not longer than `patience`. Only the writer calls this.
+    pub fn await_readers(&self, patience: Duration) {
+        let mut inner = self.lock();
+        let moved = inner.following.as_ref().map(|following| following.moved.clone());
+        if let Some(moved) = moved {
+            moved.wait_for(&mut inner, patience);
+        }
+    }
+}
+
+enum Passed {
+    /// All readers are known, and need no byte before this.
+    To(u64),
+    /// A reader may come that needs all bytes.
+    Unknown,
+    /// Such a reader has been expected for too long, or comes when the body is complete.
+    Overdue,
+    /// Nothing reads the body, and nothing will.
+    Abandoned,
+}
+
+impl Inner {
+    pub(crate) fn is_in_transit(&self) -> bool {
+        self.following.as_ref().is_some_and(|following| following.in_transit)
+    }
+
+    fn transit_bytes(&self) -> u64 {
+        let size = |piece: &Piece| match &piece.place {
+            Place::Heap(chunk) if chunk.charge() == Charge::Transit => chunk.size() as u64,
+            _ => 0,
+        };
+        self.pieces.iter().map(size).sum()
+    }
+}
+
+/// Removes the pieces at the beginning that were given back: a long body would have many.
+fn forget_passed(inner: &mut Inner) {
+    let passed = |piece: &&Piece| matches!(piece.place, Place::Gone) || piece.start + piece.len <= inner.given_back;
+    let gone = inner.pieces.iter().take_while(passed).count();
+    if let Some(last) = gone.checked_sub(1).and_then(|last| inner.pieces.get(last)) {
+        inner.given_back = inner.given_back.max(last.start + last.len);
+        inner.pieces.drain(..gone);
+    }
+}
+
+/// A piece of heap, below the storage's limit: of the body's own window, or of what all bodies in transit have together.
+fn transit_piece(
+    engine: &Engine,
+    in_window: bool,
+    limits: ChunkLimits,
+    nuke: &mut dyn FnMut() -> bool,
+) -> Option<HeapChunk> {
+    let want = PIECE.min(limits.max).max(1);
+    if in_window {
+        engine.fallback.take_anyway(Charge::Transit, want as u64);
+    } else if !engine.fallback.take(Charge::Transit, want as u64) {
+        return None;
+    }
+    let mut chunk = None;
+    let alloc = |size| {
+        chunk = HeapChunk::alloc(&engine.account, size);
+        chunk.is_some()
+    };
+    let granted = take(want, limits, alloc, nuke).unwrap_or(0);
+    engine.fallback.give_back(Charge::Transit, (want - granted) as u64);
+    let chunk = chunk?.charged(Charge::Transit);
+    engine.count_piece(&chunk);
+    Some(chunk)
+}
