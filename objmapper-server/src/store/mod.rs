@@ -73,6 +73,8 @@ pub use lease::{LeaseCallback, LeaseOutcome};
 pub use mount::{MemoryMount, MountKind};
 pub use object::{ANY_VERSION, Entry, MAX_URI, ObjectId, TierChoice, TierKind, Token, check_uri};
 pub use objmapper_proto::ext::Fence;
+#[cfg(feature = "daemon")]
+pub(crate) use private::OutgoingWriter;
 pub use private::{Commit, PrivateObject};
 pub use session::Session;
 pub use tier::body_path;

@@ -1,5 +1,6 @@
 //! Private objects: created, written, then committed or aborted; seen by nobody before the commit.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -22,6 +23,8 @@ pub(crate) struct Private {
     /// Read-only, so that it does not count as a writer; links the file at commit.
     pub(crate) reader: OwnedFd,
     pub(crate) uri: Option<Arc<[u8]>>,
+    /// The writable descriptor, while a server has it for its client.
+    pub(crate) outgoing: Arc<OutgoingWriter>,
     /// Its URI was deleted after it was created.
     pub(crate) doomed: AtomicBool,
     pub(crate) state: Mutex<PrivateState>,
@@ -33,6 +36,30 @@ pub(crate) struct PrivateState {
     pub(crate) reserved: u64,
     /// False once committed or aborted.
     pub(crate) open: bool,
+}
+
+/// The server's copy of a private object's writable descriptor, on its way to the client.
+///
+/// The copy is a writer that the client knows nothing of: the client can have its own, close it, and commit over another
+/// connection before the server's thread has returned from the `sendmsg` and closed the copy. Therefore both happen under
+/// this lock, and a commit takes it before it looks for writers. Nothing waits for the peer under it.
+#[derive(Debug, Default)]
+pub(crate) struct OutgoingWriter(Mutex<Option<OwnedFd>>);
+
+impl OutgoingWriter {
+    /// Has `send` send the descriptor, and closes it if that succeeds.
+    pub(crate) fn hand_over<T>(&self, send: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+        let mut file = self.0.lock();
+        let gone = || io::Error::other("a private object's descriptor was sent before");
+        let sent = send(file.as_ref().ok_or_else(gone)?.as_fd())?;
+        *file = None;
+        Ok(sent)
+    }
+
+    /// True if the descriptor is not sent yet. Returns once one that is being sent is closed here.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.0.lock().is_some()
+    }
 }
 
 /// How to publish a private object.
@@ -65,8 +92,7 @@ impl<'a> Commit<'a> {
 #[derive(Debug)]
 pub struct PrivateObject {
     pub(super) session: Session,
-    pub(super) handle: u64,
-    pub(super) tier: TierKind,
+    pub(super) private: Arc<Private>,
     pub(super) file: Option<OwnedFd>,
     pub(super) armed: bool,
 }
@@ -79,12 +105,12 @@ impl PrivateObject {
 
     /// The tier that it is in.
     pub fn tier(&self) -> TierKind {
-        self.tier
+        self.private.tier
     }
 
     /// Sets the reservation to `total` bytes, up or down. [`StoreError::Full`] leaves it as it was.
     pub fn reserve(&self, total: u64) -> Result<(), StoreError> {
-        self.session.reserve(self.handle, total)
+        self.session.reserve(self.private.handle, total)
     }
 
     /// Publishes it: atomically visible under its URI, replacing what was there. Gives back what
@@ -97,7 +123,7 @@ impl PrivateObject {
         {
             log::debug!("giving back surplus space: {e}");
         }
-        let entry = self.session.commit(self.handle, commit)?;
+        let entry = self.session.commit(self.private.handle, commit)?;
         self.armed = false;
         Ok(entry)
     }
@@ -106,7 +132,14 @@ impl PrivateObject {
     /// more but [`Session::abort`] and the session's end.
     pub fn into_parts(mut self) -> Option<(u64, OwnedFd)> {
         self.armed = false;
-        self.file.take().map(|file| (self.handle, file))
+        self.file.take().map(|file| (self.private.handle, file))
+    }
+
+    /// As [`Self::into_parts`], for a server that sends the file to its client.
+    pub(crate) fn into_outgoing(mut self) -> Option<(u64, Arc<OutgoingWriter>)> {
+        self.armed = false;
+        *self.private.outgoing.0.lock() = Some(self.file.take()?);
+        Some((self.private.handle, self.private.outgoing.clone()))
     }
 }
 
@@ -115,7 +148,7 @@ impl Drop for PrivateObject {
         if self.armed {
             drop(self.file.take());
             // Unknown means that the session's end aborted it already.
-            let _ = self.session.abort(self.handle);
+            let _ = self.session.abort(self.private.handle);
         }
     }
 }
@@ -161,6 +194,7 @@ impl Inner {
             tier: tier.kind,
             reader,
             uri: uri.clone(),
+            outgoing: Arc::default(),
             doomed: AtomicBool::new(false),
             state: Mutex::new(PrivateState { reserved, open: true }),
         });

@@ -198,6 +198,10 @@ impl Inner {
         }
         let tier = self.tier(private.tier)?;
         let file = private.reader.as_fd();
+        // First: once the server's own copy is closed, a writer is the client's.
+        if private.outgoing.is_pending() {
+            return Err(StoreError::Busy);
+        }
         if !sys::has_no_writers(file).map_err(StoreError::io("asking for a lease"))? {
             return Err(StoreError::Busy);
         }
