@@ -186,6 +186,8 @@ impl PrivateObject {
 
 impl Drop for PrivateObject {
     fn drop(&mut self) {
+        // First: the store charges an aborted object until its last writer is gone.
+        self.fd = None;
         if !self.used_up {
             self.client.defer(self.session.id, Item::Abort(self.handle));
         }

@@ -87,6 +87,13 @@ fn a_commit_over_another_connection_does_not_meet_the_servers_own_descriptor() {
     let mut command = Daemon::command(&socket);
     command.args(["--memory", "8M", "--threads", "2"]);
     let daemon = Daemon::start(command, &socket);
+    // Successive connections are of different loops; both have a name once they answer.
+    let mut peers = [Peer::connect(&socket), Peer::connect(&socket)];
+    let mut token = Token::NEW;
+    for peer in &mut peers {
+        peer.extended();
+        token = peer.attach(token);
+    }
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.child.id())).unwrap().map(|task| task.unwrap());
     let slow: Vec<i32> = tasks
         .filter(|task| fs::read_to_string(task.path().join("comm")).unwrap().trim() == "objm-loop-0")
@@ -96,13 +103,6 @@ fn a_commit_over_another_connection_does_not_meet_the_servers_own_descriptor() {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the structure lives through the call, which only reads it.
     assert_eq!(unsafe { libc::sched_setscheduler(slow[0], libc::SCHED_IDLE, &parameters) }, 0);
-    // Successive connections are of different loops.
-    let mut peers = [Peer::connect(&socket), Peer::connect(&socket)];
-    let mut token = Token::NEW;
-    for peer in &mut peers {
-        peer.extended();
-        token = peer.attach(token);
-    }
     let hog = Hog::new();
     let [mut one, mut two] = peers;
     for round in 0..20 {

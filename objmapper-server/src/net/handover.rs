@@ -20,6 +20,13 @@ impl Descriptors {
         self.owned.len() + usize::from(self.writer.is_some())
     }
 
+    /// They will not be sent.
+    pub(crate) fn close(self) {
+        if let Some(writer) = self.writer {
+            writer.close();
+        }
+    }
+
     /// Has `send` send them and closes them, unless it fails. A COMMIT never meets a writer that is sent already and not
     /// closed yet.
     pub(crate) fn hand_over(&mut self, send: impl FnOnce(&[BorrowedFd<'_>]) -> io::Result<usize>) -> io::Result<usize> {
@@ -98,7 +105,7 @@ impl Handover {
 
     /// The reply is not sent: takes back what it grants.
     pub(crate) fn take_back(self) {
-        drop(self.descriptors);
+        self.descriptors.close();
         if let Some(grant) = self.grant {
             grant.take_back();
         }

@@ -123,7 +123,7 @@ impl Drop for Output {
     fn drop(&mut self) {
         for chunk in self.chunks.drain(..) {
             // Closed before an object that is given back looks for writers.
-            drop(chunk.descriptors);
+            chunk.descriptors.close();
             for (_, grant) in chunk.grants {
                 grant.take_back();
             }

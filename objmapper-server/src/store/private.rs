@@ -13,6 +13,7 @@ use super::account::page_round;
 use super::object::{ANY_VERSION, Entry, check_uri};
 use super::session::Session;
 use super::tier::Tier;
+use super::writers::has_writer;
 use super::{Inner, StoreError, TierChoice, TierKind};
 
 /// The store's side of a private object.
@@ -21,7 +22,7 @@ pub(crate) struct Private {
     pub(crate) handle: u64,
     pub(crate) tier: TierKind,
     /// Read-only, so that it does not count as a writer; links the file at commit.
-    pub(crate) reader: OwnedFd,
+    pub(crate) reader: Arc<OwnedFd>,
     pub(crate) uri: Option<Arc<[u8]>>,
     /// The writable descriptor, while a server has it for its client.
     pub(crate) outgoing: Arc<OutgoingWriter>,
@@ -54,6 +55,11 @@ impl OutgoingWriter {
         let sent = send(file.as_ref().ok_or_else(gone)?.as_fd())?;
         *file = None;
         Ok(sent)
+    }
+
+    /// Closes a descriptor that will not be sent.
+    pub(crate) fn close(&self) {
+        *self.0.lock() = None;
     }
 
     /// True if the descriptor is not sent yet. Returns once one that is being sent is closed here.
@@ -108,7 +114,8 @@ impl PrivateObject {
         self.private.tier
     }
 
-    /// Sets the reservation to `total` bytes, up or down. [`StoreError::Full`] leaves it as it was.
+    /// Sets the reservation to `total` bytes, up or down, but not below what the file takes. [`StoreError::Full`] leaves it
+    /// as it was.
     pub fn reserve(&self, total: u64) -> Result<(), StoreError> {
         self.session.reserve(self.private.handle, total)
     }
@@ -164,16 +171,17 @@ impl Inner {
         if let Some(uri) = uri {
             check_uri(uri)?;
         }
-        let count = self.private_count.fetch_add(1, SeqCst);
-        let made = if count < self.max_private {
-            self.create_counted(choice, length, uri)
-        } else {
-            Err(StoreError::TooMany { what: "private objects", limit: self.max_private })
-        };
-        if made.is_err() {
-            self.private_count.fetch_sub(1, SeqCst);
+        if !self.count_private() && !(self.settle_leftovers() && self.count_private()) {
+            return Err(StoreError::TooMany { what: "private objects", limit: self.max_private });
         }
-        made
+        self.create_counted(choice, length, uri).inspect_err(|_| {
+            self.private_count.fetch_sub(1, SeqCst);
+        })
+    }
+
+    /// Counts one more private object, if there may be one.
+    pub(crate) fn count_private(&self) -> bool {
+        self.private_count.fetch_update(SeqCst, SeqCst, |count| (count < self.max_private).then_some(count + 1)).is_ok()
     }
 
     fn create_counted(
@@ -192,7 +200,7 @@ impl Inner {
         let private = Arc::new(Private {
             handle: self.next_handle.fetch_add(1, SeqCst),
             tier: tier.kind,
-            reader,
+            reader: Arc::new(reader),
             uri: uri.clone(),
             outgoing: Arc::default(),
             doomed: AtomicBool::new(false),
@@ -229,8 +237,10 @@ impl Inner {
         if !state.open {
             return Err(StoreError::UnknownHandle);
         }
-        let total = page_round(total);
         let tier = self.tier(private.tier)?;
+        let measure = tier.measure(private.reader.as_fd()).map_err(StoreError::io("fstat"))?;
+        // What is written already is not given back.
+        let total = page_round(total).max(measure.allocated);
         if total > state.reserved {
             self.make_room(tier, total - state.reserved)?;
         } else {
@@ -240,21 +250,31 @@ impl Inner {
         Ok(())
     }
 
-    /// Gives the reservation back; the file goes with its last descriptor.
+    /// Gives the reservation back, once the file has no writer any more; the file goes with its last descriptor.
     pub(crate) fn abort_private(&self, private: &Private) {
         let mut state = private.state.lock();
-        self.close_private(private, &mut state);
+        if state.open && has_writer(private.reader.as_fd()) {
+            self.leave_private(private, std::mem::take(&mut state.reserved));
+            self.forget_private(private, &mut state);
+        } else {
+            self.close_private(private, &mut state);
+        }
     }
 
-    /// Ends a private object: returns what is left of its reservation and forgets its URI.
+    /// Ends a private object without a writer: returns what is left of its reservation and forgets its URI.
     pub(crate) fn close_private(&self, private: &Private, state: &mut PrivateState) {
-        if !std::mem::replace(&mut state.open, false) {
+        if !state.open {
             return;
         }
         if let Ok(tier) = self.tier(private.tier) {
             tier.account.sub(std::mem::take(&mut state.reserved));
         }
         self.private_count.fetch_sub(1, SeqCst);
+        self.forget_private(private, state);
+    }
+
+    fn forget_private(&self, private: &Private, state: &mut PrivateState) {
+        state.open = false;
         if let Some(uri) = &private.uri {
             let mut map = self.index.shard(uri).map.write();
             if let Some(list) = map.privates.get_mut(uri) {
