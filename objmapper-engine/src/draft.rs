@@ -112,10 +112,11 @@ impl Writing {
     }
 
     /// `bytes` more were accounted. `false`: objmapper can't have them. What a final iteration gave back is holes in
-    /// the file: such a draft is never published, and needs no reservation for them.
+    /// the file: such a draft is never published, and needs no reservation for them. What is given back and not freed yet
+    /// needs one: the store holds a draft to its reservation.
     pub(crate) fn grow(&mut self, engine: &Engine, bytes: u64) -> bool {
         let reserved = self.reserved + bytes;
-        if !engine.reserve(&mut self.draft, Room { granted: reserved - self.given_back, expected: self.hint }) {
+        if !engine.reserve(&mut self.draft, Room { granted: reserved - self.punched, expected: self.hint }) {
             return false;
         }
         self.reserved = reserved;
@@ -187,7 +188,7 @@ impl Writing {
             Ok(()) => self.file_size = self.written,
             Err(error) => engine.file_error("trimming a body", &error),
         }
-        engine.reserve_less(&mut self.draft, len.saturating_sub(self.given_back));
+        engine.reserve_less(&mut self.draft, len.saturating_sub(self.punched));
         // After objmapper's: what this allows somebody, objmapper must not refuse.
         let surplus = self.reserved.saturating_sub(len);
         if surplus > 0 {
