@@ -68,7 +68,7 @@ fn stat(peer: &mut Peer) -> Stat {
 }
 
 fn used(peer: &mut Peer) -> u64 {
-    let tier = stat(peer).tiers[0].clone();
+    let tier = stat(peer).tiers[0];
     assert!(tier.used <= tier.limit, "{tier:?}");
     tier.used
 }

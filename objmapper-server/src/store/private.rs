@@ -1,6 +1,5 @@
 //! Private objects: created, written, then committed or aborted; seen by nobody before the commit.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -47,11 +46,12 @@ pub(crate) struct PrivateState {
 #[derive(Debug, Default)]
 pub(crate) struct OutgoingWriter(Mutex<Option<OwnedFd>>);
 
+#[cfg(feature = "daemon")]
 impl OutgoingWriter {
     /// Has `send` send the descriptor, and closes it if that succeeds.
-    pub(crate) fn hand_over<T>(&self, send: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+    pub(crate) fn hand_over<T>(&self, send: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<T>) -> std::io::Result<T> {
         let mut file = self.0.lock();
-        let gone = || io::Error::other("a private object's descriptor was sent before");
+        let gone = || std::io::Error::other("a private object's descriptor was sent before");
         let sent = send(file.as_ref().ok_or_else(gone)?.as_fd())?;
         *file = None;
         Ok(sent)
@@ -61,7 +61,9 @@ impl OutgoingWriter {
     pub(crate) fn close(&self) {
         *self.0.lock() = None;
     }
+}
 
+impl OutgoingWriter {
     /// True if the descriptor is not sent yet. Returns once one that is being sent is closed here.
     pub(crate) fn is_pending(&self) -> bool {
         self.0.lock().is_some()
@@ -143,6 +145,7 @@ impl PrivateObject {
     }
 
     /// As [`Self::into_parts`], for a server that sends the file to its client.
+    #[cfg(feature = "daemon")]
     pub(crate) fn into_outgoing(mut self) -> Option<(u64, Arc<OutgoingWriter>)> {
         self.armed = false;
         *self.private.outgoing.0.lock() = Some(self.file.take()?);
@@ -171,7 +174,8 @@ impl Inner {
         if let Some(uri) = uri {
             check_uri(uri)?;
         }
-        if !self.count_private() && !(self.settle_leftovers() && self.count_private()) {
+        let is_counted = self.count_private() || self.settle_leftovers() && self.count_private();
+        if !is_counted {
             return Err(StoreError::TooMany { what: "private objects", limit: self.max_private });
         }
         self.create_counted(choice, length, uri).inspect_err(|_| {
