@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use objmapper_proto::ext::{Commit, Fence, IfVersion, Op, Reply, Request, Tier, Want};
 use objmapper_proto::{ObjUri, Status};
+use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use crate::client::Client;
 use crate::deferred::Item;
@@ -70,6 +71,20 @@ impl Client {
             return Err(ProtocolError::FdCount { expected: 1, got: answer.fds.len() }.into());
         };
         object.fd = Some(fd);
+        Ok(object)
+    }
+
+    /// Creates a private object in `tier`, with `length` bytes reserved, that begins with the first `written` bytes of `file`:
+    /// to go on in another tier with what was begun in one that is full.
+    ///
+    /// # Errors
+    /// See [`Error`]; status [`Status::Full`] if the bytes cannot be had.
+    pub fn create_copy(&self, tier: Tier, length: u64, file: BorrowedFd<'_>, written: u64) -> Result<PrivateObject> {
+        let object = self.create(length, Some(tier), None)?;
+        match object.fd() {
+            Some(fd) => copy(file, fd, written).map_err(Error::io("copy a body"))?,
+            None => return Err(ProtocolError::FdCount { expected: 1, got: 0 }.into()),
+        }
         Ok(object)
     }
 }
@@ -184,8 +199,33 @@ impl PrivateObject {
     }
 }
 
+/// Copies the first `length` bytes of a file.
+fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, length: u64) -> rustix::io::Result<()> {
+    let mut buffer = vec![0; 256 << 10];
+    let mut done = 0;
+    while done < length {
+        let room = usize::try_from(length - done).unwrap_or(usize::MAX).min(buffer.len());
+        let read = retry_on_intr(|| pread(from, &mut buffer[..room], done))?;
+        if read == 0 {
+            return Err(Errno::NODATA);
+        }
+        let mut bytes = &buffer[..read];
+        while !bytes.is_empty() {
+            let written = retry_on_intr(|| pwrite(to, bytes, done))?;
+            if written == 0 {
+                return Err(Errno::NOSPC);
+            }
+            bytes = &bytes[written..];
+            done += written as u64;
+        }
+    }
+    Ok(())
+}
+
 impl Drop for PrivateObject {
     fn drop(&mut self) {
+        // First: the store charges an aborted object until its last writer is gone.
+        self.fd = None;
         if !self.used_up {
             self.client.defer(self.session.id, Item::Abort(self.handle));
         }

@@ -354,7 +354,7 @@ fn detach_ends_the_session() {
     let entry = put(&client, &uri("/a"), &[7; 100_000], ephemeral).entry;
     let session = client.session().unwrap();
     let open = File::from(session.open_entry(&entry).unwrap());
-    let private = client.create(1 << 20, None, None).unwrap();
+    let mut private = client.create(1 << 20, None, None).unwrap();
     let Leased::Granted(lease) = client.lease(&uri("/b"), Duration::ZERO, PATIENCE, Want::ENTRY).unwrap() else {
         panic!()
     };
@@ -362,6 +362,8 @@ fn detach_ends_the_session() {
     assert!(busy.tiers[0].used > start.tiers[0].used + (1 << 20));
     assert_eq!((busy.sessions, busy.private, busy.leases), (2, 1, 1));
 
+    // A file that is open for writing stays charged.
+    drop(private.take_fd());
     let clone = client.clone();
     client.detach().unwrap();
     let after = other.stat().unwrap();

@@ -9,7 +9,7 @@ use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::sys::stat::Mode;
 use nix::unistd::ftruncate;
 
-use crate::backing::{Draft, Room};
+use crate::backing::{Draft, Failure, Room};
 use crate::counters;
 use crate::engine::Engine;
 use crate::write_buffer::WriteBuffer;
@@ -112,15 +112,53 @@ impl Writing {
     }
 
     /// `bytes` more were accounted. `false`: objmapper can't have them. What a final iteration gave back is holes in
-    /// the file: such a draft is never published, and needs no reservation for them.
+    /// the file: such a draft is never published, and needs no reservation for them. What is given back and not freed yet
+    /// needs one: the store holds a draft to its reservation.
     pub(crate) fn grow(&mut self, engine: &Engine, bytes: u64) -> bool {
         let reserved = self.reserved + bytes;
-        if !engine.reserve(&mut self.draft, Room { granted: reserved - self.given_back, expected: self.hint }) {
+        let room = Room { granted: reserved - self.punched, expected: self.hint };
+        if let Err(failure) = self.reserve_or_move(engine, room) {
+            engine.count_fallback(&failure);
             return false;
         }
         self.reserved = reserved;
         counters::add(&engine.counters.g_body_bytes, bytes);
         true
+    }
+
+    /// Reserves room for a record's tail behind the `len` bytes of a complete body. A failure is counted.
+    pub(crate) fn reserve_tail(&mut self, engine: &Engine, len: u64, tail: u64) -> Result<(), Failure> {
+        let room = Room { granted: len + tail, expected: 0 };
+        self.reserve_or_move(engine, room).inspect_err(|failure| engine.count_failure(failure))
+    }
+
+    /// Sets the reservation; where the draft's tier is full, goes on in another one. Readers that have the old file read on
+    /// there; those to come are given the new one ([`Writing::reading`]).
+    fn reserve_or_move(&mut self, engine: &Engine, room: Room) -> Result<(), Failure> {
+        let full = match engine.reserve(&mut self.draft, room) {
+            Err(full @ Failure::Full(_)) => full,
+            other => return other,
+        };
+        // A draft with holes is never published: heap serves as well for the rest of it.
+        if self.given_back > 0 {
+            return Err(full);
+        }
+        let moved = match engine.backing().create_elsewhere(&self.draft, room, self.written) {
+            None => return Err(full),
+            Some(created) => created?,
+        };
+        let open = || reopen_read_only(moved.file()?);
+        match open().or_else(|error| if engine.relieve(&error) { open() } else { Err(error) }) {
+            Ok(reading) => {
+                self.reading = Arc::new(reading);
+                std::mem::replace(&mut self.draft, moved).abort();
+                Ok(())
+            }
+            Err(error) => {
+                moved.abort();
+                Err(Failure::Io(error.to_string()))
+            }
+        }
     }
 
     /// Is the buffer full, when the body ends at `len`?
@@ -187,7 +225,7 @@ impl Writing {
             Ok(()) => self.file_size = self.written,
             Err(error) => engine.file_error("trimming a body", &error),
         }
-        engine.reserve_less(&mut self.draft, len.saturating_sub(self.given_back));
+        engine.reserve_less(&mut self.draft, len.saturating_sub(self.punched));
         // After objmapper's: what this allows somebody, objmapper must not refuse.
         let surplus = self.reserved.saturating_sub(len);
         if surplus > 0 {

@@ -117,15 +117,9 @@ impl Engine {
         }
     }
 
-    /// Sets a draft's reservation; `false` is counted.
-    pub(crate) fn reserve(&self, draft: &mut Draft, room: Room) -> bool {
-        match self.backing.reserve(draft, room) {
-            Ok(()) => true,
-            Err(failure) => {
-                self.count_fallback(&failure);
-                false
-            }
-        }
+    /// Sets a draft's reservation. A failure is not counted: see [`Engine::count_fallback`].
+    pub(crate) fn reserve(&self, draft: &mut Draft, room: Room) -> Result<(), Failure> {
+        self.backing.reserve(draft, room)
     }
 
     /// Lowers a draft's reservation. The body is complete: that objmapper can't says nothing of where it lives.
@@ -184,15 +178,6 @@ impl Engine {
         published
     }
 
-    /// Sets the reservation of a complete draft that is to become a record.
-    pub(crate) fn reserve_tail(&self, draft: &mut Draft, length: u64) -> Result<(), Failure> {
-        let reserved = self.backing.reserve(draft, Room { granted: length, expected: 0 });
-        if let Err(failure) = &reserved {
-            self.count_failure(failure);
-        }
-        reserved
-    }
-
     /// A name for a body that this process has not used before.
     pub(crate) fn new_key(&self) -> u64 {
         self.next_key.fetch_add(1, Relaxed)
@@ -209,7 +194,8 @@ impl Engine {
         }
     }
 
-    fn count_fallback(&self, failure: &Failure) {
+    /// A body stays in heap, or goes on there.
+    pub(crate) fn count_fallback(&self, failure: &Failure) {
         self.count_failure(failure);
         let c = self.counters;
         counters::add(

@@ -62,6 +62,8 @@ impl Body {
                 }
                 let mut inner = self.lock();
                 inner.orphan = None;
+                // It may have another file now.
+                inner.reading = Some(writing.reading());
                 inner.writing = Some(writing);
                 outcome
             }
@@ -230,7 +232,7 @@ fn as_record(
         }
     }
     let file = len + tail;
-    let written = engine.reserve_tail(writing.draft(), file).and_then(|()| {
+    let written = writing.reserve_tail(engine, len, tail).and_then(|()| {
         let result = writing.draft().file().and_then(|to| to.write_all_at(record.tail, len));
         result.map_err(|error| {
             engine.file_error("writing a record's tail", &error);

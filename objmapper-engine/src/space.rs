@@ -179,6 +179,8 @@ fn store_space(
                 engine.account.shrink(granted as u64);
                 break 'grow Err(Refused);
             }
+            // It may have another file now.
+            body.lock().reading = Some(writing.reading());
         }
         match to_draft::room(body, engine, writing, len) {
             Some(room) => Ok(Some(room)),

@@ -8,7 +8,7 @@ use common::{CHUNK, LIMITS, THRESHOLD, fixture, fixture_on, pattern, unlimited};
 use objmapper_engine::account::UNLIMITED;
 use objmapper_engine::body::Body;
 use objmapper_engine::options::Options;
-use objmapper_server::store::{MemoryMount, MemoryTier, MountAccess};
+use objmapper_server::store::{MemoryMount, MemoryTier, MountAccess, TierKind};
 
 #[test]
 fn bodies_of_every_size_read_back_and_leave_nothing() {
@@ -331,6 +331,29 @@ fn a_pass_larger_than_the_storage_goes_through_it() {
     assert_eq!(f.engine.account.used(), 0);
     body.slim(&f.engine);
     assert_eq!((f.engine.account.used(), f.stored(), f.counter(|c| &c.g_writing)), (0, 0, 0));
+}
+
+#[test]
+fn the_store_charges_for_what_is_given_back_and_not_freed_yet() {
+    let f = fixture(Options { threshold: 0, ..Options::default() }, 256 << 20);
+    let on_file_system = || {
+        let stat = nix::sys::statvfs::fstatvfs(f.store.tier_dir(TierKind::Memory).unwrap()).unwrap();
+        (stat.blocks() - stat.blocks_free()) * stat.fragment_size()
+    };
+    let empty = on_file_system();
+    let body = Body::default();
+    let mut offset = 0;
+    for round in 1..=40 {
+        assert!(f.write_more(&body, round * 900_000));
+        let (charged, taken) = (f.stored(), on_file_system() - empty);
+        assert!(charged >= taken, "round {round}: {charged} bytes charged, {taken} taken");
+        while offset < body.len() {
+            offset += f.check_next(&body, offset);
+            body.give_back(&f.engine, offset, 2 << 20);
+        }
+    }
+    body.slim(&f.engine);
+    assert_eq!((f.engine.account.used(), f.stored()), (0, 0));
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! A body that is being written to a store with extensions, and where it goes.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use objmapper_client::{CommitOptions, Fence, IfVersion, ObjUri, PrivateObject, Session, Status};
+use objmapper_client::{Client, CommitOptions, Error, Fence, IfVersion, ObjUri, PrivateObject, Session, Status, Tier};
 
 use crate::core::Core;
 use crate::head::{BodySum, Summer};
@@ -59,6 +59,7 @@ impl Grounds {
 /// A body that is being written.
 #[derive(Debug)]
 pub(crate) struct Draft {
+    client: Client,
     object: PrivateObject,
     file: OwnedFd,
     len: u64,
@@ -77,19 +78,38 @@ impl Draft {
         let reserved = expected.unwrap_or(FIRST_RESERVATION);
         let mut object = core.client.create(reserved, None, None).map_err(|why| Outage::from(&why))?;
         let file = object.take_fd().ok_or(Outage::Protocol)?;
-        Ok(Self { object, file, len: 0, reserved, sum: Summer::new() })
+        Ok(Self { client: core.client.clone(), object, file, len: 0, reserved, sum: Summer::new() })
     }
 
     pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
-    fn reserve(&mut self, needed: u64) -> Result<(), Outcome> {
-        if needed > self.reserved {
-            self.object.reserve(needed).map_err(|why| Outage::from(&why))?;
-            self.reserved = needed;
+    fn reserve_in_place(&mut self, length: u64) -> Result<(), Error> {
+        if length > self.reserved {
+            self.object.reserve(length)?;
+            self.reserved = length;
         }
         Ok(())
+    }
+
+    /// Sets the reservation; where the memory tier is full, goes on in the disk tier, if there is one.
+    fn reserve(&mut self, needed: u64) -> Result<(), Outcome> {
+        match self.reserve_in_place(needed) {
+            Err(why) if why.status() == Some(Status::Full) && self.may_move() => {
+                let copied = self.client.create_copy(Tier::Disk, needed, self.file.as_fd(), self.len);
+                let mut object = copied.map_err(|why| Outage::from(&why))?;
+                self.file = object.take_fd().ok_or(Outage::Protocol)?;
+                self.object = object;
+                self.reserved = needed;
+                Ok(())
+            }
+            other => other.map_err(|why| Outage::from(&why).into()),
+        }
+    }
+
+    fn may_move(&self) -> bool {
+        self.object.tier() == Tier::Memory && self.object.session().directory(Tier::Disk).is_some()
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Outcome> {
@@ -97,7 +117,7 @@ impl Draft {
         if needed > self.reserved {
             let ample = needed.saturating_add(needed.min(MAX_STEP));
             // The store may have room for what is needed all the same.
-            self.reserve(ample).or_else(|_| self.reserve(needed))?;
+            self.reserve_in_place(ample).or_else(|_| self.reserve(needed))?;
         }
         write_all_at(&self.file, bytes, self.len)?;
         self.sum.update(bytes);

@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
@@ -193,6 +193,35 @@ fn sigterm_ends_with_status_0_at_the_deadline_and_removes_the_socket() {
     peer.expect_end();
     let status = daemon.child.wait().unwrap();
     assert!(status.success() && !socket.exists(), "{status}");
+}
+
+#[test]
+fn sighup_is_ignored_and_said_to_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let mut command = Daemon::command(&socket);
+    command.args(["--memory", "8M"]);
+    let mut child = command.spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut until = |text: &str| {
+        let mut line = String::new();
+        while !line.contains(text) {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "the daemon ended without saying {text:?}");
+        }
+    };
+    let daemon = Daemon { child, socket: socket.clone() };
+    until("serving");
+    let mut peer = Peer::connect(&socket);
+    peer.extended();
+    peer.attach(Token::NEW);
+    put(&mut peer, "/a", b"hello", Want::ENTRY).unwrap();
+    for _ in 0..2 {
+        daemon.signal(Signal::HUP);
+        until("SIGHUP is ignored");
+    }
+    let (_, mut fds) = peer.call(&Request::Lookup { uri: uri("/a"), want: Want::FD }).unwrap();
+    assert_eq!(read_fd(fds.remove(0)), b"hello");
 }
 
 #[test]

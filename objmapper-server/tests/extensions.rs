@@ -133,9 +133,10 @@ fn a_session_is_shared_by_connections_and_ends_with_detach() {
 fn a_full_tier_says_so() {
     let server = InProcess::new();
     let mut peer = server.attached();
-    let (handle, _file) = create(&mut peer, 8 << 20);
+    let (handle, file) = create(&mut peer, 8 << 20);
     let more = Request::Create { tier: None, length: 1, uri: None };
     assert_eq!(peer.call(&more).unwrap_err(), Status::Full);
+    drop(file);
     peer.call(&Request::Abort { handle }).unwrap();
     create(&mut peer, 8 << 20);
 }

@@ -1,4 +1,5 @@
-//! The vectors of protocol V1 and V2, byte for byte, on the real server.
+//! The vectors of protocol V1 and V2, byte for byte, on the real server, as a client sees them that reads with `read` and
+//! takes descriptors with `recvmsg`.
 
 mod common;
 
@@ -10,7 +11,7 @@ use objmapper_server::store::{Commit, StoreConfig, TierChoice};
 #[test]
 fn v1_get_creates_and_gets_again() {
     let server = InProcess::new();
-    let mut peer = server.peer();
+    let mut peer = server.v01_peer();
     let get = hex("3100082f742f6d69737331");
     peer.send(&get);
     peer.expect("0000000000000000000000");
@@ -28,7 +29,7 @@ fn v1_get_creates_and_gets_again() {
 fn v1_legacy_writable_keeps_the_old_descriptors() {
     let config = StoreConfig { legacy_writable: true, ..StoreConfig::default() };
     let server = InProcess::with(config, |_| {});
-    let mut peer = server.peer();
+    let mut peer = server.v01_peer();
     for _ in 0..2 {
         peer.send(&hex("3100082f742f6d69737331"));
         peer.expect("0000000000000000000000");
@@ -39,7 +40,7 @@ fn v1_legacy_writable_keeps_the_old_descriptors() {
 #[test]
 fn v1_delete() {
     let server = InProcess::new();
-    let mut peer = server.peer();
+    let mut peer = server.v01_peer();
     peer.send(&hex("3100082f742f6d69737331"));
     peer.expect("0000000000000000000000");
     drop(peer.expect_fd());
@@ -59,7 +60,7 @@ fn v1_delete() {
 #[test]
 fn v1_list_and_backend_are_unsupported() {
     let server = InProcess::new();
-    let mut peer = server.peer();
+    let mut peer = server.v01_peer();
     for uri in ["/list", "/backend/x"] {
         peer.send(&[&hex("3100")[..], &[uri.len() as u8], uri.as_bytes()].concat());
         peer.expect("0500000000000000000028 ff0025");
@@ -70,7 +71,7 @@ fn v1_list_and_backend_are_unsupported() {
 #[test]
 fn v1_mode_2_is_unsupported_but_creates() {
     let server = InProcess::new();
-    let mut peer = server.peer();
+    let mut peer = server.v01_peer();
     peer.send(&hex("3200052f742f6d32"));
     peer.expect("0500000000000000000026 ff0023");
     peer.take(0x23);
@@ -80,7 +81,7 @@ fn v1_mode_2_is_unsupported_but_creates() {
 #[test]
 fn v1_empty_uri_is_refused_and_the_connection_stays() {
     let server = InProcess::new();
-    let mut peer = server.peer();
+    let mut peer = server.v01_peer();
     for _ in 0..2 {
         peer.send(&hex("310000"));
         peer.expect("110000000000000000001a ff0017");
@@ -91,7 +92,7 @@ fn v1_empty_uri_is_refused_and_the_connection_stays() {
 #[test]
 fn v1_uri_of_4097_bytes_ends_the_connection() {
     let server = InProcess::new();
-    let mut peer = server.peer();
+    let mut peer = server.v01_peer();
     peer.send(&[&hex("311001")[..], &[b'/'; 4097]].concat());
     peer.expect_end();
 }
@@ -99,7 +100,7 @@ fn v1_uri_of_4097_bytes_ends_the_connection() {
 #[test]
 fn v1_uris_that_alias_or_escape_are_refused() {
     let server = InProcess::new();
-    let mut peer = server.peer();
+    let mut peer = server.v01_peer();
     for uri in ["/../x", "/a//b", "/a/./b", "a", "/a/", "/a\0b"] {
         peer.send(&[&hex("3100")[..], &[uri.len() as u8], uri.as_bytes()].concat());
         let head = peer.take(11);
@@ -115,7 +116,7 @@ fn v1_a_committed_object_is_served_read_only() {
     let session = server.store.session(None).unwrap();
     let mut private = session.create(TierChoice::Any, 0, None).unwrap();
     private.commit(Commit::new(b"/t/m2", 0)).unwrap();
-    let mut peer = server.peer();
+    let mut peer = server.v01_peer();
     peer.send(&hex("3100052f742f6d32"));
     peer.expect("0000000000000000000000");
     assert!(peer.expect_fd().write_all(b"x").is_err());
@@ -127,7 +128,7 @@ fn v2_hello() {
     for (sent, received) in
         [("4f424a4d0200130010", "4f424a4d020000000102"), ("4f424a4d0200000000", "4f424a4d020000000002")]
     {
-        let mut peer = server.peer();
+        let mut peer = server.v01_peer();
         peer.send(&hex(sent));
         peer.expect(received);
     }
@@ -137,14 +138,14 @@ fn v2_hello() {
 fn v2_wrong_version_or_magic_ends_the_connection() {
     let server = InProcess::new();
     for sent in ["4f424a4d0300130010", "4f424b4d0200130010"] {
-        let mut peer = server.peer();
+        let mut peer = server.v01_peer();
         peer.send(&hex(sent));
         peer.expect_end();
     }
 }
 
-fn v2(server: &InProcess) -> Peer {
-    let mut peer = server.peer();
+fn v2(server: &InProcess) -> V01Peer {
+    let mut peer = server.v01_peer();
     peer.send(&hex("4f424a4d0200130010"));
     peer.expect("4f424a4d020000000102");
     peer
@@ -210,7 +211,7 @@ fn v2_unknown_type_or_a_second_hello_ends_the_connection() {
 #[test]
 fn every_vector_works_byte_by_byte() {
     let server = InProcess::new();
-    let mut peer = server.peer();
+    let mut peer = server.v01_peer();
     for byte in hex("4f424a4d0200130010 0101020304003100052f76322f61 0300") {
         peer.send(&[byte]);
     }
@@ -218,4 +219,43 @@ fn every_vector_works_byte_by_byte() {
     peer.expect_fd();
     peer.expect("040000000000");
     peer.expect_end();
+}
+
+const GET: &str = "3100082f742f6d69737331";
+const HEAD: &str = "0000000000000000000000";
+
+#[test]
+fn queued_replies_keep_their_descriptors() {
+    let server = InProcess::new();
+    let mut peer = server.v01_peer();
+    peer.send(&hex(GET).repeat(40));
+    // All that the server lets wait is in the socket before the first byte is read.
+    eventually("replies wait", || rustix::io::ioctl_fionread(&peer.stream).unwrap() >= 30 * 12);
+    for _ in 0..40 {
+        peer.expect(HEAD);
+        peer.expect_fd();
+    }
+}
+
+#[test]
+fn a_recvmsg_with_a_large_buffer_ends_behind_each_descriptor() {
+    let server = InProcess::new();
+    // Asserts that what comes with descriptors ends with their byte.
+    let mut peer = server.peer();
+    peer.send(&hex(GET).repeat(20));
+    for _ in 0..20 {
+        peer.expect(HEAD);
+        peer.expect_fd();
+    }
+}
+
+#[test]
+fn v2_frames_reach_a_reading_client_with_their_descriptors_too() {
+    let server = InProcess::new();
+    let mut peer = v2(&server);
+    peer.send(&hex("0100000007003100052f76322f61").repeat(30));
+    for _ in 0..30 {
+        peer.expect("02000000070000000000000000000000");
+        peer.expect_fd();
+    }
 }

@@ -189,6 +189,17 @@ impl Backing {
         }
     }
 
+    /// A draft of `room` in another tier than `draft`'s, which is full, with the `written` bytes that are in `draft`'s file.
+    /// `None` if there is no other tier.
+    pub(crate) fn create_elsewhere(&self, draft: &Draft, room: Room, written: u64) -> Option<Result<Draft, Failure>> {
+        match (self, &draft.handle, &draft.file) {
+            (Backing::Remote(store), Handle::Remote(handle), Some(file)) => {
+                store.create_on_disk(handle, file, room.expected.max(room.granted), written)
+            }
+            _ => None,
+        }
+    }
+
     /// Publishes a draft that is closed. After a failure it is still a draft, unless the store did not answer or has lost it.
     pub(crate) fn publish(
         &self,

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -20,6 +21,10 @@ use crate::log::line;
 
 /// A draft that grows reserves this much ahead with objmapperd: one round trip instead of many.
 const RESERVE_STEP: u64 = 1 << 20;
+
+/// A new draft reserves so much more than its body: room for a record's tail, which seldom needs more. Asked for when
+/// the body is there, it would cost a round trip, and a full tier might have it no more.
+const TAIL_ROOM: u64 = 16 << 10;
 
 /// More commits than this without an answer are not looked for; they end with the session.
 const MOST_DOUBTFUL: usize = 100_000;
@@ -98,9 +103,39 @@ impl Remote {
     pub(super) fn create(&self, length: u64) -> Result<Draft, Failure> {
         // Read before: a memory tier that begins anew meanwhile makes the draft's body one of the lost ones.
         let memory_epoch = self.memory_epoch.load(Relaxed);
-        let mut private = self.client.create(length, None, None).map_err(failure)?;
+        let (private, reserved) = self.create_private(length).map_err(failure)?;
+        Self::draft(private, reserved, memory_epoch)
+    }
+
+    /// A private object, and how many bytes are reserved for it: with room for a tail if that can be had.
+    fn create_private(&self, length: u64) -> objmapper_client::Result<(PrivateObject, u64)> {
+        let with_tail = length.saturating_add(TAIL_ROOM);
+        match self.client.create(with_tail, None, None) {
+            Err(Error::Status { status: Status::Full, .. }) => Ok((self.client.create(length, None, None)?, length)),
+            created => Ok((created?, with_tail)),
+        }
+    }
+
+    /// A draft in the disk tier that begins with the first `written` bytes of `file`, which is of a draft in the memory tier.
+    /// `None` if `draft` is not there, or there is no disk tier.
+    pub(super) fn create_on_disk(
+        &self,
+        draft: &Handle,
+        file: &File,
+        length: u64,
+        written: u64,
+    ) -> Option<Result<Draft, Failure>> {
+        if draft.private.tier() != Tier::Memory || draft.private.session().directory(Tier::Disk).is_none() {
+            return None;
+        }
+        let memory_epoch = self.memory_epoch.load(Relaxed);
+        let created = self.client.create_copy(Tier::Disk, length, file.as_fd(), written).map_err(failure);
+        Some(created.and_then(|private| Self::draft(private, length, memory_epoch)))
+    }
+
+    fn draft(mut private: PrivateObject, reserved: u64, memory_epoch: u64) -> Result<Draft, Failure> {
         let fd = private.take_fd().ok_or_else(|| Failure::Protocol("a new draft has no file".to_owned()))?;
-        let handle = Handle { private, reserved: length, memory_epoch };
+        let handle = Handle { private, reserved, memory_epoch };
         Ok(Draft { file: Some(File::from(fd)), handle: super::Handle::Remote(handle) })
     }
 
@@ -262,18 +297,26 @@ fn stored(
 }
 
 impl Handle {
-    /// Growth is reserved in larger steps than it is asked for; a smaller total is what was written in the end.
+    /// Growth is reserved in larger steps than it is asked for, where they can be had; a smaller total is what was written
+    /// in the end.
     pub(super) fn reserve(&mut self, length: u64) -> Result<(), Failure> {
-        let wanted = if length > self.reserved {
-            length.max(self.reserved.saturating_add(RESERVE_STEP))
+        if length > self.reserved {
+            let ample = length.max(self.reserved.saturating_add(RESERVE_STEP));
+            match self.set_reservation(ample) {
+                Err(Failure::Full(_)) if ample > length => self.set_reservation(length),
+                other => other,
+            }
         } else if self.reserved - length >= RESERVE_STEP {
-            length
+            self.set_reservation(length)
         } else {
             // The commit gives back so little.
-            return Ok(());
-        };
-        self.private.reserve(wanted).map_err(failure)?;
-        self.reserved = wanted;
+            Ok(())
+        }
+    }
+
+    fn set_reservation(&mut self, length: u64) -> Result<(), Failure> {
+        self.private.reserve(length).map_err(failure)?;
+        self.reserved = length;
         Ok(())
     }
 }

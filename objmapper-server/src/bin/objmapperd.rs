@@ -1,14 +1,17 @@
 //! `objmapperd`: the store on a Unix socket.
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use objmapper_log::RateLimited;
 use objmapper_server::config::Config;
 use objmapper_server::net::Server;
 use objmapper_server::store::Store;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+
+static HANGUPS: RateLimited = RateLimited::new(5, Duration::from_secs(60));
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
@@ -23,7 +26,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     // First, so that a signal during the start is not lost and does not kill us half-way.
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let config = Config::from_args()?;
     allow_descriptors(config.descriptors())?;
     let started = Instant::now();
@@ -35,7 +38,18 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     }
     log::info!("serving {} after {:.3} s", socket.display(), started.elapsed().as_secs_f64());
     notify(sd_notify::NotifyState::Ready);
-    if let Some(signal) = signals.forever().next() {
+    let ends = |signal: &i32| {
+        // Its default would end the process, and the memory tier with it.
+        if *signal == SIGHUP
+            && let Some(left_out) = HANGUPS.admit()
+        {
+            log::info!(
+                "SIGHUP is ignored: options are read at the start only; to change them, restart objmapperd{left_out}"
+            );
+        }
+        *signal != SIGHUP
+    };
+    if let Some(signal) = signals.forever().find(ends) {
         log::info!("signal {signal}: draining for at most {:?}", config.drain_timeout);
     }
     notify(sd_notify::NotifyState::Stopping);

@@ -2,15 +2,19 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use mio::net::UnixStream;
+use objmapper_log::RateLimited;
 use objmapper_proto::ext::{Op, Reply, ReplyFrame, Request, RequestFrame};
 use objmapper_proto::limits::MAX_PIPELINE;
 use objmapper_proto::v2::{self, ClientFrame, Dialect, Hello, HelloAck, ServerFrame};
 use objmapper_proto::{Caps, DecodeError, Status, v1 as wire_v1};
 
+use super::handover::Handover;
 use super::inbox::Inbox;
 use super::output::Output;
 use super::{Shared, ext, v1};
@@ -24,6 +28,8 @@ const MAX_UNREAD_FDS: usize = 32;
 const READ: usize = 8 << 10;
 /// Bytes read per turn: no peer keeps the loop for itself.
 const TURN: usize = 64 << 10;
+
+static SEND_FAILURES: RateLimited = RateLimited::new(5, Duration::from_secs(60));
 
 enum Protocol {
     /// The first byte decides.
@@ -110,10 +116,15 @@ impl Connection {
             Ok(next) => next,
             Err(error) => {
                 if error.kind() == io::ErrorKind::InvalidData {
-                    self.shared.protocol_errors.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    self.shared.protocol_errors.fetch_add(1, Relaxed);
                     log::info!("a connection is ended: {error}");
-                } else {
+                } else if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
                     log::debug!("a connection is ended: {error}");
+                } else {
+                    self.shared.send_failures.fetch_add(1, Relaxed);
+                    if let Some(left_out) = SEND_FAILURES.admit() {
+                        log::warn!("a connection is ended: {}{left_out}", explained(&error));
+                    }
                 }
                 Next::Close
             }
@@ -134,7 +145,7 @@ impl Connection {
             }
             budget -= self.read(budget.min(READ))?;
         }
-        let drained = self.shared.draining.load(std::sync::atomic::Ordering::Relaxed)
+        let drained = self.shared.draining.load(Relaxed)
             && self.waits.is_empty()
             && self.session.as_ref().is_none_or(|s| s.private_objects() == 0);
         let over = self.closing || drained || (self.ended && self.has_room());
@@ -212,7 +223,7 @@ impl Connection {
 
     fn serve_v1(&mut self, request: &wire_v1::Request<'_>) {
         let mut answer = v1::answer(&self.shared.store, request.mode, request.uri, false);
-        let fds = answer.fd.take().into_iter().collect();
+        let fds = Handover::of(answer.fd.take().into_iter().collect());
         self.output.push(fds, |out| answer.with_response(|r| encoded(r.encode(out))));
     }
 
@@ -220,13 +231,14 @@ impl Connection {
         let ack = if hello.caps.contains(Caps::EXTENSIONS) {
             let pipeline = hello.pipeline.clamp(1, MAX_PIPELINE);
             self.protocol = Protocol::V2 { dialect: Dialect::Extended, pipeline };
+            self.output.join_descriptors();
             HelloAck { caps: Caps::EXTENSIONS, pipeline, parallelism: self.shared.loops }
         } else {
             self.protocol = Protocol::V2 { dialect: Dialect::V2, pipeline: 1 };
             // As v0.1 answers, byte for byte.
             HelloAck { caps: Caps::NONE, pipeline: hello.pipeline.min(1), parallelism: 2 }
         };
-        self.output.push(Vec::new(), |out| ack.encode(out));
+        self.output.push(Handover::none(), |out| ack.encode(out));
     }
 
     fn serve_v2(&mut self, frame: &ClientFrame<'_>, pipeline: u16) {
@@ -234,7 +246,7 @@ impl Connection {
             ClientFrame::Request(request) => {
                 let ephemeral = request.flags & v2::FLAG_EPHEMERAL != 0;
                 let mut answer = v1::answer(&self.shared.store, request.mode, request.uri, ephemeral);
-                let fds = answer.fd.take().into_iter().collect();
+                let fds = Handover::of(answer.fd.take().into_iter().collect());
                 let id = request.id;
                 self.output.push(fds, |out| {
                     answer.with_response(|body| {
@@ -244,7 +256,7 @@ impl Connection {
             }
             ClientFrame::Close { .. } => {
                 let outstanding = u32::try_from(self.waits.len()).unwrap_or(u32::MAX);
-                self.output.push(Vec::new(), |out| encoded(ServerFrame::CloseAck { outstanding }.encode(out)));
+                self.output.push(Handover::none(), |out| encoded(ServerFrame::CloseAck { outstanding }.encode(out)));
                 self.closing = true;
             }
             ClientFrame::Ext(frame) => self.serve_ext(frame, pipeline),
@@ -262,9 +274,9 @@ impl Connection {
         }
         if let Request::Attach { session, directories, board } = request {
             match ext::attach(&self.shared.store, session, directories, board) {
-                Ok((session, reply, fds)) => {
+                Ok((session, reply, handover)) => {
                     self.session = Some(session);
-                    self.reply(id, Op::Attach, &reply, fds);
+                    self.reply(id, Op::Attach, &reply, handover);
                 }
                 Err(failure) => self.fail(id, op, failure),
             }
@@ -277,7 +289,7 @@ impl Connection {
             Request::Detach => {
                 self.session = None;
                 session.end();
-                self.reply(id, Op::Detach, &Reply::Empty, Vec::new());
+                self.reply(id, Op::Detach, &Reply::Empty, Handover::none());
             }
             Request::Lease { wait, hold, uri, want } => {
                 if self.waits.len() >= usize::from(pipeline) || self.waits.contains_key(&id) {
@@ -292,20 +304,20 @@ impl Connection {
                     Ok(LeaseOutcome::Waiting(ticket)) => {
                         self.waits.insert(id, Wait { ticket, session, fd: want.fd });
                     }
-                    Ok(outcome) => self.leased(id, Ok(outcome), want.fd),
+                    Ok(outcome) => self.leased(id, &session, Ok(outcome), want.fd),
                     Err(failure) => self.fail(id, op, failure),
                 }
             }
             Request::Batch(requests) => {
-                let (reply, fds) = ext::batch(&self.shared.store, &session, &requests);
-                self.reply(id, Op::Batch, &reply, fds);
+                let (reply, handover) = ext::batch(&self.shared.store, &session, &requests);
+                self.reply(id, Op::Batch, &reply, handover);
             }
             request => {
                 let op = request.op();
                 match ext::perform(&self.shared.store, &session, &request) {
-                    Ok((ext::Done::Reply(reply), fds)) => self.reply(id, op, &reply, fds),
-                    Ok((ext::Done::Page(listing), fds)) => {
-                        self.reply(id, op, &ext::page(&listing), fds);
+                    Ok((ext::Done::Reply(reply), handover)) => self.reply(id, op, &reply, handover),
+                    Ok((ext::Done::Page(listing), handover)) => {
+                        self.reply(id, op, &ext::page(&listing), handover);
                     }
                     Err(failure) => self.fail(id, op.code(), failure),
                 }
@@ -315,34 +327,37 @@ impl Connection {
 
     fn refused_while_draining(&self, request: &Request<'_>) -> bool {
         matches!(request, Request::Attach { .. } | Request::Create { .. } | Request::Lease { .. })
-            && self.shared.draining.load(std::sync::atomic::Ordering::Relaxed)
+            && self.shared.draining.load(Relaxed)
     }
 
     /// The outcome of a lease that waited.
     pub(super) fn lease_outcome(&mut self, id: u32, outcome: Result<LeaseOutcome, StoreError>) {
         if let Some(wait) = self.waits.remove(&id) {
-            self.leased(id, outcome, wait.fd);
+            self.leased(id, &wait.session, outcome, wait.fd);
         }
     }
 
-    fn leased(&mut self, id: u32, outcome: Result<LeaseOutcome, StoreError>, fd: bool) {
-        match ext::leased(&self.shared.store, outcome, fd) {
-            Ok((reply, fds)) => self.reply(id, Op::Lease, &reply, fds),
+    fn leased(&mut self, id: u32, session: &Session, outcome: Result<LeaseOutcome, StoreError>, fd: bool) {
+        match ext::leased(session, outcome, fd) {
+            Ok((reply, handover)) => self.reply(id, Op::Lease, &reply, handover),
             Err(failure) => self.fail(id, Op::Lease.code(), failure),
         }
     }
 
-    fn reply(&mut self, id: u32, op: Op, reply: &Reply<'_>, fds: Vec<OwnedFd>) {
-        let nfds = u8::try_from(fds.len()).unwrap_or(0);
+    fn reply(&mut self, id: u32, op: Op, reply: &Reply<'_>, handover: Handover) {
+        let nfds = u8::try_from(handover.count()).unwrap_or(0);
         let mut frame = Vec::new();
         match reply.encode(id, op, nfds, &mut frame) {
-            Ok(()) => self.output.push(fds, |out| out.extend_from_slice(&frame)),
-            Err(e) => self.fail(id, op.code(), (Status::Internal, e.to_string())),
+            Ok(()) => self.output.push(handover, |out| out.extend_from_slice(&frame)),
+            Err(e) => {
+                handover.take_back();
+                self.fail(id, op.code(), (Status::Internal, e.to_string()));
+            }
         }
     }
 
     fn fail(&mut self, id: u32, op: u8, (status, message): ext::Failure) {
-        self.output.push(Vec::new(), |out| ReplyFrame::encode_failure(id, op, status, &message, out));
+        self.output.push(Handover::none(), |out| ReplyFrame::encode_failure(id, op, status, &message, out));
     }
 
     /// Answers what waits: the server is shutting down.
@@ -366,7 +381,18 @@ impl Drop for Connection {
         for wait in self.waits.values() {
             wait.session.cancel_wait(wait.ticket);
         }
-        self.shared.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        self.shared.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A socket's error, with what an operator can do about it.
+fn explained(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ETOOMANYREFS) => format!(
+            "sending a descriptor: {error}: more descriptors of this user are sent and unread than the limit on open files \
+             allows one process; remedy: run objmapperd as a user of its own, or raise the limit (ulimit -n, LimitNOFILE=)"
+        ),
+        _ => error.to_string(),
     }
 }
 

@@ -1,6 +1,5 @@
 //! What an extension request means. EXTENSIONS.md of the crate `objmapper-proto` is its definition.
 
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use objmapper_proto::ext::{
@@ -10,6 +9,7 @@ use objmapper_proto::ext::{
 use objmapper_proto::limits::{MAX_FDS, MAX_PAYLOAD};
 use objmapper_proto::{ObjUri, Status};
 
+use super::handover::{Grant, Handover};
 use crate::store::{Commit, Entry, LeaseCallback, LeaseOutcome, Session, Store, StoreError, TierChoice, TierKind};
 
 /// Most entries of a listing page.
@@ -18,14 +18,14 @@ const MAX_PAGE: usize = 1024;
 /// A failure: its status and a message for the peer's log.
 pub(super) type Failure = (Status, String);
 
-/// What an operation other than LEASE answers, without its descriptors.
+/// What an operation other than LEASE answers, without what it hands over.
 pub(super) enum Done {
     Reply(Reply<'static>),
     /// A page borrows from the store's listing until it is encoded.
     Page(crate::store::Listing),
 }
 
-type Answered = Result<(Done, Vec<OwnedFd>), Failure>;
+type Answered = Result<(Done, Handover), Failure>;
 
 pub(super) fn status_of(error: &StoreError) -> Status {
     match error {
@@ -86,9 +86,30 @@ pub(super) fn attach(
     token: ext::Token,
     directories: bool,
     board: bool,
-) -> Result<(Session, Reply<'static>, Vec<OwnedFd>), Failure> {
+) -> Result<(Session, Reply<'static>, Handover), Failure> {
     let token = (token != ext::Token::NEW).then_some(token.0);
     let session = store.session(token).map_err(failure)?;
+    match attached(store, &session, directories, board) {
+        Ok((reply, handover)) => {
+            // A client that does not learn the name of its new session will not come back to it.
+            let grant = token.is_none().then(|| Grant::Session(session.clone()));
+            Ok((session, reply, handover.with_grant(grant)))
+        }
+        Err(failure) => {
+            if token.is_none() {
+                session.end();
+            }
+            Err(failure)
+        }
+    }
+}
+
+fn attached(
+    store: &Store,
+    session: &Session,
+    directories: bool,
+    board: bool,
+) -> Result<(Reply<'static>, Handover), Failure> {
     let stats = store.stats();
     let mut fds = Vec::new();
     if directories {
@@ -112,7 +133,7 @@ pub(super) fn attach(
             .map(|t| TierLimits { tier: wire_tier(t.tier), limit: t.limit, used: t.used })
             .collect(),
     });
-    Ok((session, reply, fds))
+    Ok((reply, Handover::of(fds)))
 }
 
 /// Every operation but ATTACH, DETACH, LEASE and BATCH.
@@ -128,10 +149,11 @@ pub(super) fn perform(store: &Store, session: &Session, request: &Request<'_>) -
             let uri = uri.as_ref().map(ObjUri::as_bytes);
             let private = session.create(choice, *length, uri).map_err(failure)?;
             let tier = wire_tier(private.tier());
-            let Some((handle, file)) = private.into_parts() else {
+            let Some((handle, writer)) = private.into_outgoing() else {
                 return Err((Status::Internal, "a private object without its file".into()));
             };
-            Ok((Done::Reply(Reply::Created { handle, tier }), vec![file]))
+            let handover = Handover::private(session.clone(), handle, writer);
+            Ok((Done::Reply(Reply::Created { handle, tier }), handover))
         }
         Request::Reserve { handle, length } => empty(session.reserve(*handle, *length)),
         Request::Commit(request) => {
@@ -144,19 +166,24 @@ pub(super) fn perform(store: &Store, session: &Session, request: &Request<'_>) -
                 ephemeral: request.ephemeral,
                 fence: request.fence,
             };
-            let (entry, fds) = commit_now(session, request.handle, commit, request.want.fd)?;
-            Ok((Done::Reply(Reply::Entry(wire_entry(&entry))), fds))
+            let (entry, fds) = if request.want.fd {
+                let (entry, fd) = session.commit_open(request.handle, commit).map_err(failure)?;
+                (entry, vec![fd])
+            } else {
+                (session.commit(request.handle, commit).map_err(failure)?, Vec::new())
+            };
+            Ok((Done::Reply(Reply::Entry(wire_entry(&entry))), Handover::of(fds)))
         }
         Request::Abort { handle } => empty(session.abort(*handle)),
         Request::Delete { if_version, uri, evict: false } => empty(store.delete(uri.as_bytes(), if_version.raw())),
         Request::Delete { if_version, uri, evict: true } => empty(store.evict(uri.as_bytes(), if_version.raw())),
-        Request::Stat => Ok((Done::Reply(stat(store)), Vec::new())),
+        Request::Stat => Ok((Done::Reply(stat(store)), Handover::none())),
         Request::List { prefix, cursor, max } => {
             if *max == 0 {
                 return Err((Status::InvalidRequest, "a page of no entries".into()));
             }
             let page = store.list(prefix, cursor, usize::from(*max).min(MAX_PAGE));
-            Ok((Done::Page(page), Vec::new()))
+            Ok((Done::Page(page), Handover::none()))
         }
         Request::Unlease { lease, refuse } => empty(session.unlease(*lease, Duration::from_millis((*refuse).into()))),
         Request::Release { objects } => {
@@ -169,31 +196,9 @@ pub(super) fn perform(store: &Store, session: &Session, request: &Request<'_>) -
     }
 }
 
-/// A commit. Our own copy of the descriptor that CREATE sent is closed behind the `sendmsg`, and a
-/// client with two connections can be quicker than that: a busy file gets a moment.
-fn commit_now(session: &Session, handle: u64, commit: Commit<'_>, fd: bool) -> Result<(Entry, Vec<OwnedFd>), Failure> {
-    const MOMENTS: u32 = 10;
-    const MOMENT: Duration = Duration::from_micros(100);
-    let mut moments = 0;
-    loop {
-        let done = if fd {
-            session.commit_open(handle, commit).map(|(entry, fd)| (entry, vec![fd]))
-        } else {
-            session.commit(handle, commit).map(|entry| (entry, Vec::new()))
-        };
-        match done {
-            Err(StoreError::Busy) if moments < MOMENTS => {
-                moments += 1;
-                std::thread::sleep(MOMENT);
-            }
-            done => return done.map_err(failure),
-        }
-    }
-}
-
 fn empty(result: Result<(), StoreError>) -> Answered {
     result.map_err(failure)?;
-    Ok((Done::Reply(Reply::Empty), Vec::new()))
+    Ok((Done::Reply(Reply::Empty), Handover::none()))
 }
 
 fn lookup(session: &Session, uri: &ObjUri<'_>, want: Want) -> Answered {
@@ -204,7 +209,7 @@ fn lookup(session: &Session, uri: &ObjUri<'_>, want: Want) -> Answered {
         session.lookup(uri.as_bytes(), want.pin).map_err(failure)?.map(|entry| (entry, Vec::new()))
     }
     .ok_or_else(|| failure(StoreError::NotFound))?;
-    Ok((Done::Reply(Reply::Entry(wire_entry(&entry))), fds))
+    Ok((Done::Reply(Reply::Entry(wire_entry(&entry))), Handover::of(fds)))
 }
 
 fn stat(store: &Store) -> Reply<'static> {
@@ -251,8 +256,8 @@ pub(super) fn page(listing: &crate::store::Listing) -> Reply<'_> {
 }
 
 /// A batch: each operation for itself, in order.
-pub(super) fn batch(store: &Store, session: &Session, requests: &[Request<'_>]) -> (Reply<'static>, Vec<OwnedFd>) {
-    let mut fds = Vec::new();
+pub(super) fn batch(store: &Store, session: &Session, requests: &[Request<'_>]) -> (Reply<'static>, Handover) {
+    let mut fds: Vec<std::os::fd::OwnedFd> = Vec::new();
     let mut replies = Vec::with_capacity(requests.len());
     for request in requests {
         let op = request.op();
@@ -267,9 +272,9 @@ pub(super) fn batch(store: &Store, session: &Session, requests: &[Request<'_>]) 
             perform(store, session, request)
         };
         replies.push(match answer {
-            Ok((Done::Reply(reply), mut more)) => {
-                let nfds = u8::try_from(more.len()).unwrap_or(0);
-                fds.append(&mut more);
+            Ok((Done::Reply(reply), handover)) => {
+                let nfds = u8::try_from(handover.count()).unwrap_or(0);
+                fds.append(&mut handover.into_owned());
                 BatchReply::Done { op, nfds, reply }
             }
             Ok((Done::Page(_), _)) => {
@@ -279,7 +284,7 @@ pub(super) fn batch(store: &Store, session: &Session, requests: &[Request<'_>]) 
             Err((status, message)) => BatchReply::Failed { op, status, message },
         });
     }
-    (Reply::Batch(replies), fds)
+    (Reply::Batch(replies), Handover::of(fds))
 }
 
 /// LEASE, up to its outcome or the wait for it.
@@ -295,24 +300,25 @@ pub(super) fn lease(
 
 /// The reply to a LEASE whose outcome is known.
 pub(super) fn leased(
-    store: &Store,
+    session: &Session,
     outcome: Result<LeaseOutcome, StoreError>,
     fd: bool,
-) -> Result<(Reply<'static>, Vec<OwnedFd>), Failure> {
+) -> Result<(Reply<'static>, Handover), Failure> {
+    let mut handover = Handover::none();
     let reply = match outcome.map_err(failure)? {
         LeaseOutcome::Present(entry) => {
-            let fds = match fd {
+            if fd {
+                let file = session.store().open_body(entry.tier, entry.object);
                 // Evicted in between: as if nobody had fetched it.
-                true => vec![
-                    store
-                        .open_body(entry.tier, entry.object)
-                        .map_err(|e| (Status::Timeout, format!("the object went again at once: {e}")))?,
-                ],
-                false => Vec::new(),
-            };
-            return Ok((Reply::Lease(ext::LeaseOutcome::Present(wire_entry(&entry))), fds));
+                let gone = |e| (Status::Timeout, format!("the object went again at once: {e}"));
+                handover = Handover::of(vec![file.map_err(gone)?]);
+            }
+            ext::LeaseOutcome::Present(wire_entry(&entry))
         }
-        LeaseOutcome::Granted(lease) => ext::LeaseOutcome::Granted { lease },
+        LeaseOutcome::Granted(lease) => {
+            handover = handover.with_grant(Some(Grant::Lease(session.clone(), lease)));
+            ext::LeaseOutcome::Granted { lease }
+        }
         LeaseOutcome::Refused(retry) => {
             let retry = u32::try_from(retry.as_millis()).unwrap_or(u32::MAX).max(1);
             ext::LeaseOutcome::Refused { retry }
@@ -322,5 +328,5 @@ pub(super) fn leased(
             return Err((Status::Internal, "still waiting is not an outcome".into()));
         }
     };
-    Ok((Reply::Lease(reply), Vec::new()))
+    Ok((Reply::Lease(reply), handover))
 }

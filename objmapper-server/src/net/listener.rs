@@ -125,6 +125,12 @@ impl Server {
         self.workers.shared.protocol_errors.load(Relaxed)
     }
 
+    /// Connections ended so far because a reply could not be sent, although the peer was there: no descriptor can be
+    /// sent while too many of this user are unread, or there is no memory.
+    pub fn send_failures(&self) -> u64 {
+        self.workers.shared.send_failures.load(Relaxed)
+    }
+
     /// Stops: takes no more connections, removes the socket, lets the present connections finish
     /// what they have begun (replies, private objects) for at most `timeout`.
     pub fn drain(mut self, timeout: Duration) {

@@ -9,12 +9,14 @@
 //! | `inbox` | what other threads have for such a loop |
 //! | `connection` | one peer: its bytes in, its protocol, its replies out |
 //! | `output` | replies that wait to be sent, and the only `sendmsg` |
+//! | `handover` | what a reply hands over: descriptors, and what is taken back if it cannot be sent |
 //! | `v1` | what a v0.1 request means (V1, and V2's request frame) |
 //! | `ext` | what an extension request means |
 
 mod connection;
 mod event_loop;
 mod ext;
+mod handover;
 mod in_process;
 mod inbox;
 mod listener;
@@ -42,4 +44,6 @@ pub(crate) struct Shared {
     pub(crate) refused: AtomicU64,
     /// Connections ended because of what they sent.
     pub(crate) protocol_errors: AtomicU64,
+    /// Connections ended because a reply could not be sent, although the peer was there.
+    pub(crate) send_failures: AtomicU64,
 }

@@ -3,11 +3,13 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
 use objmapper_proto::FD_BYTE;
 use objmapper_proto::limits::MAX_FDS;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+use super::handover::{Descriptors, Grant, Handover};
 
 /// Most bytes in one `sendmsg` that carries descriptors (EXTENSIONS.md, "Frames"); one socket
 /// buffer of the kernel, so it is taken whole or not at all.
@@ -20,33 +22,51 @@ const GATHER: usize = 64 << 10;
 struct Chunk {
     bytes: Vec<u8>,
     sent: usize,
-    fds: Vec<OwnedFd>,
+    descriptors: Descriptors,
+    /// Where the replies end that grant something.
+    grants: Vec<(usize, Grant)>,
 }
 
-/// A connection's unsent replies, in order.
+/// A connection's unsent replies, in order. Dropped, it takes back what the unsent ones grant.
 #[derive(Debug, Default)]
 pub(crate) struct Output {
     chunks: VecDeque<Chunk>,
     bytes: usize,
     fds: usize,
+    /// The peer takes `58` and its descriptors out of the same `recvmsg` as the reply before them.
+    joined: bool,
 }
 
 impl Output {
+    /// The peer has negotiated the extensions: from here on a reply and its descriptors are one `sendmsg`.
+    ///
+    /// Before, `58` and its descriptors are a `sendmsg` of their own, which the kernel keeps apart from the bytes before
+    /// it: a v0.1 client reads the reply with `read`, and a `read` that reaches into a message with descriptors drops them.
+    pub(crate) fn join_descriptors(&mut self) {
+        self.joined = true;
+    }
+
     /// Appends a reply that `encode` writes, and its descriptors with their byte `58`.
-    pub(crate) fn push(&mut self, fds: Vec<OwnedFd>, encode: impl FnOnce(&mut Vec<u8>)) {
-        let room = if fds.is_empty() { GATHER } else { WITH_FDS / 2 };
-        if !self.chunks.back().is_some_and(|c| c.fds.is_empty() && c.bytes.len() < room) {
-            self.chunks.push_back(Chunk::default());
-        }
-        let Some(chunk) = self.chunks.back_mut() else { return };
+    pub(crate) fn push(&mut self, handover: Handover, encode: impl FnOnce(&mut Vec<u8>)) {
+        let Handover { descriptors, grant } = handover;
+        let fds = descriptors.count();
+        let room = if fds > 0 && self.joined { WITH_FDS / 2 } else { GATHER };
+        let fits = self.chunks.back().is_some_and(|c| c.descriptors.count() == 0 && c.bytes.len() < room);
+        let mut chunk = if fits { self.chunks.pop_back().unwrap_or_default() } else { Chunk::default() };
         let before = chunk.bytes.len();
         encode(&mut chunk.bytes);
-        if !fds.is_empty() {
-            chunk.bytes.push(FD_BYTE);
-        }
         self.bytes += chunk.bytes.len() - before;
-        self.fds += fds.len();
-        chunk.fds = fds;
+        if fds > 0 {
+            if !self.joined {
+                self.chunks.push_back(std::mem::take(&mut chunk));
+            }
+            chunk.bytes.push(FD_BYTE);
+            chunk.descriptors = descriptors;
+            self.bytes += 1;
+            self.fds += fds;
+        }
+        chunk.grants.extend(grant.map(|grant| (chunk.bytes.len(), grant)));
+        self.chunks.push_back(chunk);
     }
 
     /// Bytes that the peer has not read.
@@ -71,10 +91,12 @@ impl Output {
                 self.chunks.pop_front();
                 continue;
             }
-            let with_fds = !chunk.fds.is_empty() && unsent.len() <= WITH_FDS;
+            let fds = chunk.descriptors.count();
+            let with_fds = fds > 0 && unsent.len() <= WITH_FDS;
             let sent = if with_fds {
-                send(socket, unsent, &chunk.fds)
-            } else if chunk.fds.is_empty() {
+                // The kernel has them afterwards, also where it took only some of the bytes.
+                chunk.descriptors.hand_over(|fds| send(socket, unsent, fds))
+            } else if fds == 0 {
                 send(socket, unsent, &[])
             } else {
                 send(socket, &unsent[..unsent.len() - WITH_FDS], &[])
@@ -82,11 +104,10 @@ impl Output {
             match sent {
                 Ok(sent) => {
                     chunk.sent += sent;
+                    chunk.grants.retain(|(end, _)| *end > chunk.sent);
                     self.bytes -= sent;
                     if with_fds {
-                        // The kernel has them, also where it took only some of the bytes.
-                        self.fds -= chunk.fds.len();
-                        chunk.fds.clear();
+                        self.fds -= fds;
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -98,12 +119,23 @@ impl Output {
     }
 }
 
+impl Drop for Output {
+    fn drop(&mut self) {
+        for chunk in self.chunks.drain(..) {
+            // Closed before an object that is given back looks for writers.
+            chunk.descriptors.close();
+            for (_, grant) in chunk.grants {
+                grant.take_back();
+            }
+        }
+    }
+}
+
 /// The only `sendmsg` of the server.
-fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<usize> {
+fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !borrowed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::other("more descriptors than a message holds"));
     }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;

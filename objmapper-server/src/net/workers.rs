@@ -64,6 +64,7 @@ impl Workers {
             accepted: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
             protocol_errors: AtomicU64::new(0),
+            send_failures: AtomicU64::new(0),
         });
         // Dropping it ends those that were started, should a later one fail.
         let mut workers = Workers { shared, loops: Vec::new(), max_connections };

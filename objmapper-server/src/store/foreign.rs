@@ -133,14 +133,10 @@ impl Inner {
         let Ok(now) = tier.measure(file.as_fd()) else { return false };
         let before = object.charge();
         if now.charge > before && self.make_room(tier, now.charge - before).is_err() {
-            log::warn!(
-                "object {:016x} grew to {} bytes, for which the {} tier has no room: deleted",
-                object.id,
-                now.length,
-                tier.kind
-            );
             self.foreign_overruns.fetch_add(1, Relaxed);
             self.discard(object);
+            // Its writers go on, and so may readers that have pinned it.
+            self.cut(tier, file.as_fd(), before, "the object of a v0.1 client deleted");
             return false;
         }
         let changed = now.charge != before || now.length != object.length.load(Relaxed);

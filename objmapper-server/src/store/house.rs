@@ -10,9 +10,10 @@ use parking_lot::{Condvar, Mutex};
 
 use super::disk_index::Op;
 use super::object::now_ms;
+use super::writers::WEIGH;
 use super::{Inner, StoreError};
 
-/// How often expiry, grace times and growing objects are looked at.
+/// How often expiry and grace times are looked at.
 const TICK: Duration = Duration::from_secs(1);
 /// How often bodies are brought to stable storage: the most that a power failure costs.
 const SYNC: Duration = Duration::from_secs(5);
@@ -92,9 +93,10 @@ pub(crate) fn start(inner: &Arc<Inner>) -> Result<Threads, StoreError> {
 
 fn housekeeping(store: &Weak<Inner>, wake: &Wake) {
     let mut tick = Instant::now() + TICK;
+    let mut weigh = Instant::now() + WEIGH;
     loop {
         let deadline = match store.upgrade() {
-            Some(inner) => inner.leases.next_deadline().map_or(tick, |at| at.min(tick)),
+            Some(inner) => inner.leases.next_deadline().map_or(weigh, |at| at.min(weigh)).min(tick),
             None => return,
         };
         if !wake.wait_until(deadline) {
@@ -106,7 +108,11 @@ fn housekeeping(store: &Weak<Inner>, wake: &Wake) {
             tick = Instant::now() + TICK;
             inner.sweep_expired();
             inner.end_abandoned_sessions();
+        }
+        if Instant::now() >= weigh {
+            inner.weigh_writers();
             inner.sweep_foreign();
+            weigh = Instant::now() + WEIGH;
         }
     }
 }

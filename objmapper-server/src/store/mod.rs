@@ -11,13 +11,14 @@
 //! | `private`, `publish` | create, reserve, abort; commit, delete, evict |
 //! | `session`, `lease` | pins and their owner; who fetches a missing URI |
 //! | `foreign` | objects of v0.1 clients |
+//! | `writers` | files that a client can still write, held to what the account carries for them |
 //! | `disk_index` | the disk tier's database |
 //! | `house` | the store's threads |
 //!
 //! Locks, in the order in which one may be taken while another is held: a private object's state, a
 //! fence's gate, `measuring`, `evicting`, a shard's `publish`, the lease table, a shard's `map` or a session's
-//! state, an object's state, a tier's order. System calls and database transactions happen under the first five only, and a
-//! look-up takes none of those (but for objects that a v0.1 client still writes).
+//! state, an object's state, a tier's order. The list of `leftovers` may be taken under any of the first five, and nothing but
+//! counters under it. System calls and database transactions happen under these six only, and a look-up takes none of those (but for objects that a v0.1 client still writes).
 //!
 //! ```
 //! use objmapper_server::store::{Commit, MemoryTier, Store, StoreConfig, TierChoice};
@@ -57,6 +58,7 @@ mod session;
 mod tier;
 mod tmpfs;
 mod userns;
+mod writers;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -73,6 +75,8 @@ pub use lease::{LeaseCallback, LeaseOutcome};
 pub use mount::{MemoryMount, MountKind, ShmDirectory};
 pub use object::{ANY_VERSION, Entry, MAX_URI, ObjectId, TierChoice, TierKind, Token, check_uri};
 pub use objmapper_proto::ext::Fence;
+#[cfg(feature = "daemon")]
+pub(crate) use private::OutgoingWriter;
 pub use private::{Commit, PrivateObject};
 pub use session::Session;
 pub use tier::body_path;
@@ -146,7 +150,7 @@ pub struct TierStats {
     pub tier: TierKind,
     /// The limit in bytes.
     pub limit: u64,
-    /// Bytes of all live files, in whole pages: listed, pinned or private. Never above the limit.
+    /// Bytes of all live files, in whole pages: listed, pinned, private, or still open for writing. Never above the limit.
     pub used: u64,
     /// Bytes of pinned objects.
     pub pinned: u64,
@@ -165,7 +169,7 @@ pub struct Stats {
     pub tiers: Vec<TierStats>,
     /// Sessions, those in their grace time included.
     pub sessions: usize,
-    /// Private objects.
+    /// Private objects, and files that were given up and that a client can still write.
     pub private: usize,
     /// Leases held.
     pub leases: usize,
@@ -173,6 +177,8 @@ pub struct Stats {
     pub lost_files: u64,
     /// Objects of v0.1 clients deleted because they outgrew the tier.
     pub foreign_overruns: u64,
+    /// Files cut because a client had written more to them than it was charged for, and the tier had no room for it.
+    pub writer_overruns: u64,
 }
 
 /// One page of a listing.
@@ -220,6 +226,9 @@ pub(crate) struct Inner {
     foreign: Mutex<BTreeMap<ObjectId, Arc<Object>>>,
     foreign_cursor: AtomicU64,
     foreign_overruns: AtomicU64,
+    /// Without a name, and still open for writing somewhere.
+    leftovers: Mutex<Vec<writers::Leftover>>,
+    writer_overruns: AtomicU64,
     lost_files: AtomicU64,
     measuring: Mutex<()>,
     evicting: Mutex<()>,
@@ -353,6 +362,7 @@ impl Store {
             leases: inner.leases.held(),
             lost_files: inner.lost_files.load(Relaxed),
             foreign_overruns: inner.foreign_overruns.load(Relaxed),
+            writer_overruns: inner.writer_overruns.load(Relaxed),
         }
     }
 }

@@ -76,6 +76,8 @@ pub(super) fn open(config: StoreConfig) -> Result<Inner, StoreError> {
         foreign: Mutex::new(BTreeMap::new()),
         foreign_cursor: AtomicU64::new(0),
         foreign_overruns: AtomicU64::new(0),
+        leftovers: Mutex::default(),
+        writer_overruns: AtomicU64::new(0),
         lost_files: AtomicU64::new(0),
         measuring: Mutex::new(()),
         evicting: Mutex::new(()),

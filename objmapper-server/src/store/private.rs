@@ -12,6 +12,7 @@ use super::account::page_round;
 use super::object::{ANY_VERSION, Entry, check_uri};
 use super::session::Session;
 use super::tier::Tier;
+use super::writers::has_writer;
 use super::{Inner, StoreError, TierChoice, TierKind};
 
 /// The store's side of a private object.
@@ -20,8 +21,10 @@ pub(crate) struct Private {
     pub(crate) handle: u64,
     pub(crate) tier: TierKind,
     /// Read-only, so that it does not count as a writer; links the file at commit.
-    pub(crate) reader: OwnedFd,
+    pub(crate) reader: Arc<OwnedFd>,
     pub(crate) uri: Option<Arc<[u8]>>,
+    /// The writable descriptor, while a server has it for its client.
+    pub(crate) outgoing: Arc<OutgoingWriter>,
     /// Its URI was deleted after it was created.
     pub(crate) doomed: AtomicBool,
     pub(crate) state: Mutex<PrivateState>,
@@ -33,6 +36,38 @@ pub(crate) struct PrivateState {
     pub(crate) reserved: u64,
     /// False once committed or aborted.
     pub(crate) open: bool,
+}
+
+/// The server's copy of a private object's writable descriptor, on its way to the client.
+///
+/// The copy is a writer that the client knows nothing of: the client can have its own, close it, and commit over another
+/// connection before the server's thread has returned from the `sendmsg` and closed the copy. Therefore both happen under
+/// this lock, and a commit takes it before it looks for writers. Nothing waits for the peer under it.
+#[derive(Debug, Default)]
+pub(crate) struct OutgoingWriter(Mutex<Option<OwnedFd>>);
+
+#[cfg(feature = "daemon")]
+impl OutgoingWriter {
+    /// Has `send` send the descriptor, and closes it if that succeeds.
+    pub(crate) fn hand_over<T>(&self, send: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<T>) -> std::io::Result<T> {
+        let mut file = self.0.lock();
+        let gone = || std::io::Error::other("a private object's descriptor was sent before");
+        let sent = send(file.as_ref().ok_or_else(gone)?.as_fd())?;
+        *file = None;
+        Ok(sent)
+    }
+
+    /// Closes a descriptor that will not be sent.
+    pub(crate) fn close(&self) {
+        *self.0.lock() = None;
+    }
+}
+
+impl OutgoingWriter {
+    /// True if the descriptor is not sent yet. Returns once one that is being sent is closed here.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.0.lock().is_some()
+    }
 }
 
 /// How to publish a private object.
@@ -65,8 +100,7 @@ impl<'a> Commit<'a> {
 #[derive(Debug)]
 pub struct PrivateObject {
     pub(super) session: Session,
-    pub(super) handle: u64,
-    pub(super) tier: TierKind,
+    pub(super) private: Arc<Private>,
     pub(super) file: Option<OwnedFd>,
     pub(super) armed: bool,
 }
@@ -79,12 +113,13 @@ impl PrivateObject {
 
     /// The tier that it is in.
     pub fn tier(&self) -> TierKind {
-        self.tier
+        self.private.tier
     }
 
-    /// Sets the reservation to `total` bytes, up or down. [`StoreError::Full`] leaves it as it was.
+    /// Sets the reservation to `total` bytes, up or down, but not below what the file takes. [`StoreError::Full`] leaves it
+    /// as it was.
     pub fn reserve(&self, total: u64) -> Result<(), StoreError> {
-        self.session.reserve(self.handle, total)
+        self.session.reserve(self.private.handle, total)
     }
 
     /// Publishes it: atomically visible under its URI, replacing what was there. Gives back what
@@ -97,7 +132,7 @@ impl PrivateObject {
         {
             log::debug!("giving back surplus space: {e}");
         }
-        let entry = self.session.commit(self.handle, commit)?;
+        let entry = self.session.commit(self.private.handle, commit)?;
         self.armed = false;
         Ok(entry)
     }
@@ -106,7 +141,15 @@ impl PrivateObject {
     /// more but [`Session::abort`] and the session's end.
     pub fn into_parts(mut self) -> Option<(u64, OwnedFd)> {
         self.armed = false;
-        self.file.take().map(|file| (self.handle, file))
+        self.file.take().map(|file| (self.private.handle, file))
+    }
+
+    /// As [`Self::into_parts`], for a server that sends the file to its client.
+    #[cfg(feature = "daemon")]
+    pub(crate) fn into_outgoing(mut self) -> Option<(u64, Arc<OutgoingWriter>)> {
+        self.armed = false;
+        *self.private.outgoing.0.lock() = Some(self.file.take()?);
+        Some((self.private.handle, self.private.outgoing.clone()))
     }
 }
 
@@ -115,7 +158,7 @@ impl Drop for PrivateObject {
         if self.armed {
             drop(self.file.take());
             // Unknown means that the session's end aborted it already.
-            let _ = self.session.abort(self.handle);
+            let _ = self.session.abort(self.private.handle);
         }
     }
 }
@@ -131,16 +174,18 @@ impl Inner {
         if let Some(uri) = uri {
             check_uri(uri)?;
         }
-        let count = self.private_count.fetch_add(1, SeqCst);
-        let made = if count < self.max_private {
-            self.create_counted(choice, length, uri)
-        } else {
-            Err(StoreError::TooMany { what: "private objects", limit: self.max_private })
-        };
-        if made.is_err() {
-            self.private_count.fetch_sub(1, SeqCst);
+        let is_counted = self.count_private() || self.settle_leftovers() && self.count_private();
+        if !is_counted {
+            return Err(StoreError::TooMany { what: "private objects", limit: self.max_private });
         }
-        made
+        self.create_counted(choice, length, uri).inspect_err(|_| {
+            self.private_count.fetch_sub(1, SeqCst);
+        })
+    }
+
+    /// Counts one more private object, if there may be one.
+    pub(crate) fn count_private(&self) -> bool {
+        self.private_count.fetch_update(SeqCst, SeqCst, |count| (count < self.max_private).then_some(count + 1)).is_ok()
     }
 
     fn create_counted(
@@ -159,8 +204,9 @@ impl Inner {
         let private = Arc::new(Private {
             handle: self.next_handle.fetch_add(1, SeqCst),
             tier: tier.kind,
-            reader,
+            reader: Arc::new(reader),
             uri: uri.clone(),
+            outgoing: Arc::default(),
             doomed: AtomicBool::new(false),
             state: Mutex::new(PrivateState { reserved, open: true }),
         });
@@ -195,8 +241,10 @@ impl Inner {
         if !state.open {
             return Err(StoreError::UnknownHandle);
         }
-        let total = page_round(total);
         let tier = self.tier(private.tier)?;
+        let measure = tier.measure(private.reader.as_fd()).map_err(StoreError::io("fstat"))?;
+        // What is written already is not given back.
+        let total = page_round(total).max(measure.allocated);
         if total > state.reserved {
             self.make_room(tier, total - state.reserved)?;
         } else {
@@ -206,21 +254,31 @@ impl Inner {
         Ok(())
     }
 
-    /// Gives the reservation back; the file goes with its last descriptor.
+    /// Gives the reservation back, once the file has no writer any more; the file goes with its last descriptor.
     pub(crate) fn abort_private(&self, private: &Private) {
         let mut state = private.state.lock();
-        self.close_private(private, &mut state);
+        if state.open && has_writer(private.reader.as_fd()) {
+            self.leave_private(private, std::mem::take(&mut state.reserved));
+            self.forget_private(private, &mut state);
+        } else {
+            self.close_private(private, &mut state);
+        }
     }
 
-    /// Ends a private object: returns what is left of its reservation and forgets its URI.
+    /// Ends a private object without a writer: returns what is left of its reservation and forgets its URI.
     pub(crate) fn close_private(&self, private: &Private, state: &mut PrivateState) {
-        if !std::mem::replace(&mut state.open, false) {
+        if !state.open {
             return;
         }
         if let Ok(tier) = self.tier(private.tier) {
             tier.account.sub(std::mem::take(&mut state.reserved));
         }
         self.private_count.fetch_sub(1, SeqCst);
+        self.forget_private(private, state);
+    }
+
+    fn forget_private(&self, private: &Private, state: &mut PrivateState) {
+        state.open = false;
         if let Some(uri) = &private.uri {
             let mut map = self.index.shard(uri).map.write();
             if let Some(list) = map.privates.get_mut(uri) {

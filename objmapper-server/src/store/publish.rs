@@ -58,6 +58,7 @@ impl Inner {
             let need = account.used().saturating_add(bytes).saturating_sub(account.limit);
             let victims = tier.policy.victims(need);
             if victims.is_empty() {
+                self.settle_leftovers();
                 return if account.try_add(bytes) { Ok(()) } else { Err(full()) };
             }
             let gone: Vec<_> = victims.into_iter().filter(|v| self.evict(v)).collect();
@@ -121,6 +122,7 @@ impl Inner {
                 session.state.lock().ephemeral.remove(&object.id);
             }
         }
+        let has_writer = object.growing.load(Relaxed) && self.leave_foreign(tier, object);
         match tier.unlink(object.id) {
             Ok(()) => {}
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -128,7 +130,10 @@ impl Inner {
             }
             Err(e) => log::error!("removing object {:016x} of the {} tier: {e}", object.id, tier.kind),
         }
-        tier.account.sub(object.charge());
+        // Else it is carried until the last writer is gone.
+        if !has_writer {
+            tier.account.sub(object.charge());
+        }
     }
 
     /// Queues the removal of the object's row.
@@ -198,6 +203,10 @@ impl Inner {
         }
         let tier = self.tier(private.tier)?;
         let file = private.reader.as_fd();
+        // First: once the server's own copy is closed, a writer is the client's.
+        if private.outgoing.is_pending() {
+            return Err(StoreError::Busy);
+        }
         if !sys::has_no_writers(file).map_err(StoreError::io("asking for a lease"))? {
             return Err(StoreError::Busy);
         }
@@ -207,6 +216,16 @@ impl Inner {
             return Err(StoreError::Invalid(format!(
                 "the commit says {} bytes, the file has {}",
                 commit.length, measure.length
+            )));
+        }
+        // The memory tier's file system allocates a hole when it is read through a mapping: where it has no room, the reader
+        // gets SIGBUS. On a disk a hole reads as zeros.
+        if tier.kind == TierKind::Memory
+            && let Some(hole) = Tier::hole(file, measure.length).map_err(StoreError::io("looking for holes"))?
+        {
+            return Err(StoreError::Invalid(format!(
+                "the file has a hole: nothing was written at byte {hole} of {}; write all bytes of a body",
+                measure.length
             )));
         }
         if measure.charge > state.reserved {

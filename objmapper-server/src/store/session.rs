@@ -72,15 +72,13 @@ impl Session {
     /// With `uri`, a delete of that URI from now on makes the commit a conflict.
     pub fn create(&self, tier: TierChoice, length: u64, uri: Option<&[u8]>) -> Result<PrivateObject, StoreError> {
         let (private, file) = self.store.inner.create_private(tier, length, uri)?;
-        let (handle, tier) = (private.handle, private.tier);
         {
             let mut state = self.core.state.lock();
             if !state.ended {
-                state.privates.insert(handle, private);
+                state.privates.insert(private.handle, private.clone());
                 return Ok(PrivateObject {
                     session: self.clone_locked(&mut state),
-                    handle,
-                    tier,
+                    private,
                     file: Some(file),
                     armed: true,
                 });

@@ -7,7 +7,10 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, fallocate, fchmod, linkat, mkdirat, openat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fchmod, ftruncate, linkat, mkdirat, openat, seek,
+    unlinkat,
+};
 use rustix::io::Errno;
 
 use super::account::{Account, page_round};
@@ -40,6 +43,8 @@ pub(crate) struct Measure {
     /// Bytes that the account must carry: whole pages of the length, or of what is allocated where
     /// that is more.
     pub(crate) charge: u64,
+    /// Bytes that it takes now: holes take nothing.
+    pub(crate) allocated: u64,
 }
 
 impl Tier {
@@ -114,19 +119,47 @@ impl Tier {
 
     /// A read-write descriptor, for v0.1 clients that overwrite.
     pub(crate) fn open_writable(&self, object: ObjectId) -> io::Result<OwnedFd> {
-        let path = body_path(object);
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        match openat(&self.dir, path.as_str(), flags, Mode::empty()) {
+        Self::reopen_writable(self.open_body(object)?.as_fd())
+    }
+
+    fn reopen_writable(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        let open = || openat(CWD, proc_path(file), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        match open() {
             // Mode 0444 binds its owner too, unless it is root: lift it for the moment.
             Err(Errno::ACCESS) => {
-                let reader = self.open_body(object)?;
-                fchmod(&reader, Mode::from_raw_mode(0o644))?;
-                let writer = openat(&self.dir, path.as_str(), flags, Mode::empty());
-                fchmod(&reader, Mode::from_raw_mode(BODY_MODE))?;
+                fchmod(file, Mode::from_raw_mode(0o644))?;
+                let writer = open();
+                fchmod(file, Mode::from_raw_mode(BODY_MODE))?;
                 Ok(writer?)
             }
             other => Ok(other?),
         }
+    }
+
+    /// Cuts a file that takes more than `bytes`, and returns what it took. `None` if that was only beyond its end, which is
+    /// given back: some file systems allocate ahead of a writer.
+    pub(crate) fn cut(&self, file: BorrowedFd<'_>, bytes: u64) -> io::Result<Option<u64>> {
+        let writer = Self::reopen_writable(file)?;
+        let before = self.measure(file)?;
+        Self::trim(writer.as_fd(), before.length)?;
+        let takes = self.measure(file)?.allocated;
+        if takes <= bytes {
+            return Ok(None);
+        }
+        ftruncate(&writer, before.length.min(bytes))?;
+        Self::trim(writer.as_fd(), bytes)?;
+        Ok(Some(takes))
+    }
+
+    /// Returns the offset of the first byte of a file of `length` bytes that was never written, if there is one.
+    pub(crate) fn hole(file: BorrowedFd<'_>, length: u64) -> io::Result<Option<u64>> {
+        if length == 0 {
+            return Ok(None);
+        }
+        let hole = seek(file, SeekFrom::Hole(0))?;
+        // A duplicate may go to a client, which begins to read where this one stands.
+        seek(file, SeekFrom::Start(0))?;
+        Ok((hole < length).then_some(hole))
     }
 
     pub(crate) fn unlink(&self, object: ObjectId) -> io::Result<()> {
@@ -175,8 +208,9 @@ impl Tier {
             TierKind::Memory => 0,
             TierKind::Disk => 64 * 1024 + pages / 64,
         };
-        let charge = if blocks > pages.saturating_add(tolerance) { blocks } else { pages };
-        Ok(Measure { length, charge })
+        let (charge, allocated) =
+            if blocks > pages.saturating_add(tolerance) { (blocks, blocks) } else { (pages, blocks.min(pages)) };
+        Ok(Measure { length, charge, allocated })
     }
 
     /// Gives back what is allocated beyond the file's end.

@@ -82,6 +82,10 @@ impl InProcess {
         Peer::connect(&self.socket())
     }
 
+    pub fn v01_peer(&self) -> V01Peer {
+        V01Peer { stream: connect(&self.socket()).unwrap() }
+    }
+
     pub fn attached(&self) -> Peer {
         let mut peer = self.peer();
         peer.extended();
@@ -135,6 +139,63 @@ impl Drop for Daemon {
     }
 }
 
+fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.set_write_timeout(Some(DEADLINE))?;
+    Ok(stream)
+}
+
+/// A peer that reads as the public v0.1 client does: bytes by `read`, which drops the descriptors of a message that it
+/// reaches into, and the one byte `58` by `recvmsg`.
+pub struct V01Peer {
+    pub stream: UnixStream,
+}
+
+impl V01Peer {
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    pub fn take(&mut self, n: usize) -> Vec<u8> {
+        let mut bytes = vec![0; n];
+        self.stream.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// Receives exactly these bytes.
+    pub fn expect(&mut self, expected: &str) {
+        let expected = hex(expected);
+        assert_eq!(to_hex(&self.take(expected.len())), to_hex(&expected));
+    }
+
+    /// The byte `58` and its one descriptor.
+    pub fn expect_fd(&mut self) -> File {
+        let mut byte = [0u8];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let got =
+            recvmsg(self.stream.as_fd(), &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)
+                .unwrap();
+        assert_eq!((got.bytes, byte), (1, [0x58]));
+        let mut fds = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        });
+        let fd = fds.next().and_then(|mut fds| fds.next());
+        File::from(fd.expect("the byte 58 came without its descriptor"))
+    }
+
+    /// Nothing more but the end.
+    pub fn expect_end(&mut self) {
+        match self.stream.read(&mut [0]) {
+            Ok(0) => {}
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 pub struct Peer {
     pub stream: UnixStream,
     pub input: Vec<u8>,
@@ -148,9 +209,7 @@ impl Peer {
     }
 
     pub fn try_connect(socket: &Path) -> io::Result<Self> {
-        let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(DEADLINE))?;
-        stream.set_write_timeout(Some(DEADLINE))?;
+        let stream = connect(socket)?;
         Ok(Peer { stream, input: Vec::new(), fds: Vec::new(), next_id: 0 })
     }
 

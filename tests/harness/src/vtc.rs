@@ -66,6 +66,10 @@ pub fn run(file: &Path, arrangement: Arrangement) -> Result<Outcome> {
         macros.push(("vmod", artefacts::stage(&artefacts::vmod()?, dir.path())?.display().to_string()));
     }
 
+    if text.contains("${objmapperd}") {
+        macros.push(("objmapperd", artefacts::objmapperd()?.display().to_string()));
+    }
+
     // Without the engine there is no store that a director could use by default.
     let director_needs_one = !arrangement.has_engine() && text.contains("${objm_store}");
     let daemon = match arrangement.has_daemon() || director_needs_one {
