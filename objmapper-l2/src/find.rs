@@ -17,7 +17,7 @@ use crate::reading::{Opened, Unreadable};
 use crate::record::Kind;
 use crate::request::Lookup;
 use crate::stored::{Mark, Stored, Target};
-use crate::ticket::{Renews, Ticket};
+use crate::ticket::{RECORD_GONE, Renews, Ticket};
 use crate::vary::{Index, VaryKey};
 
 /// How often it begins anew after what it saw is gone.
@@ -146,7 +146,8 @@ impl Search<'_> {
         Counters::add(&self.counters.g_waiting, 1);
         let leased = lease(wait);
         Counters::sub(&self.counters.g_waiting, 1);
-        self.waited |= matches!(leased, Ok(Leased::Present(_)));
+        // Whatever ended the wait: a record that replaces the one that was to be renewed is at another URI.
+        self.waited |= matches!(leased, Ok(Leased::Present(_) | Leased::Granted(_) | Leased::Refused { .. }));
         Counters::add(&self.counters.t_wait_us, began.elapsed().as_micros() as u64);
         leased
     }
@@ -362,12 +363,17 @@ impl Search<'_> {
                     let (base, indexed) = (entry.version, record.indexed);
                     let Some(hit) = self.hit(record, head, mark)? else { return Ok(Step::Again) };
                     let renews = Renews { target, vary, record_uri: uri.clone(), uri: renewal_uri };
-                    let ticket = Some(self.ticket(lease, indexed, base, Some(renews))?);
-                    return Ok(Step::Done(Finding::Stale(Stale { hit, ticket })));
+                    let ticket = self.ticket(lease, indexed, base, Some(renews))?.replacing(&hit.head);
+                    return Ok(Step::Done(Finding::Stale(Stale { hit, ticket: Some(ticket) })));
                 }
-                Leased::Refused { .. } | Leased::TimedOut => {
+                not_granted => {
+                    let why = match not_granted {
+                        Leased::Refused { retry } if retry <= RECORD_GONE => return Ok(Step::Again),
+                        Leased::Refused { retry } => MissReason::Uncacheable(retry),
+                        _ => MissReason::Waited,
+                    };
                     if !self.allows(&mark, &head) || !self.is_of_use(&head) {
-                        return Ok(miss(MissReason::Waited));
+                        return Ok(miss(why));
                     }
                     let hit = self.hit(record, head, mark)?;
                     return Ok(hit.map_or(Step::Again, |hit| Step::Done(Finding::Stale(Stale { hit, ticket: None }))));

@@ -92,7 +92,11 @@ impl Core {
             sum: None,
         };
         let hit = Hit { head, record, waited: false, text, vary, mark, grounds: grounds.clone() };
-        Ok(if fresh { Finding::Hit(hit) } else { Finding::Stale(Stale { hit, ticket: ticket() }) })
+        if fresh {
+            return Ok(Finding::Hit(hit));
+        }
+        let ticket = ticket().map(|ticket| ticket.replacing(&hit.head));
+        Ok(Finding::Stale(Stale { hit, ticket }))
     }
 
     /// What answers a request, if it validates.

@@ -181,6 +181,7 @@ impl Ban {
 pub(crate) struct Site {
     pub(crate) dir: tempfile::TempDir,
     server: Option<Server>,
+    store: Option<Store>,
     disk: bool,
 }
 
@@ -194,7 +195,7 @@ impl Site {
     }
 
     fn new(disk: bool) -> Self {
-        let mut site = Self { dir: tempfile::tempdir().unwrap(), server: None, disk };
+        let mut site = Self { dir: tempfile::tempdir().unwrap(), server: None, store: None, disk };
         site.start();
         site
     }
@@ -214,10 +215,17 @@ impl Site {
             max_connections: 100,
             threads: 1,
         };
-        self.server = Some(Server::start(config, store).unwrap());
+        self.server = Some(Server::start(config, store.clone()).unwrap());
+        self.store = Some(store);
+    }
+
+    /// Leases that are held in the store.
+    pub(crate) fn leases(&self) -> usize {
+        self.store.as_ref().map_or(0, |store| store.stats().leases)
     }
 
     pub(crate) fn stop(&mut self) {
+        self.store = None;
         if let Some(server) = self.server.take() {
             assert_eq!(server.protocol_errors(), 0);
             server.drain(Duration::ZERO);
