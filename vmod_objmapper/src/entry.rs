@@ -151,7 +151,7 @@ pub(crate) unsafe extern "C" fn vmod_restore(ctx: *const vrt_ctx, _vcl: *mut vmo
             let ctx = context(ctx);
             let oc = (*boundary::busyobj_of(ctx)).fetch_objcore;
             let restored = transaction::with_known(ctx, None, |turn| match &turn.work {
-                Work::Serving { serving, .. } if !serving.renewed => {
+                Work::Serving(serving) if !serving.renewed => {
                     let head = &serving.hit.head;
                     (*oc).t_origin = head.t_origin;
                     ((*oc).ttl, (*oc).grace, (*oc).keep) = (head.ttl, head.grace, head.keep);
@@ -325,7 +325,11 @@ pub(crate) unsafe extern "C" fn vmod_director_publish(
     // SAFETY: varnishd's own arguments, in vcl_backend_response.
     unsafe {
         boundary::vcl(ctx, "publish()", (), || {
-            transaction::with(context(ctx), om(object), |turn| turn.publish = Some(publish != 0))
+            // A response that this director did not make is not published.
+            transaction::with_known(context(ctx), Some(om(object)), |turn| {
+                turn.work.pending().map(|pending| pending.set_publish(publish != 0))
+            });
+            Ok(())
         });
     }
 }

@@ -9,19 +9,23 @@ use sha2::{Digest, Sha256};
 use varnish_stevedore_sys::bindings::{
     DIR_S_HDRS, DIR_S_NULL, H_If_Modified_Since, H_If_None_Match, HTTP_Setup, OC_F_PRIVATE, SLT_BerespMethod,
     VDI_Finish, VDI_GetHdr, VFP_Close, VFP_Push, VFP_Setup, VRT_Assign_Backend, VTIM_real, busyobj, http_SetHeader,
-    http_Unset, vrt_ctx, vsl_log,
+    http_Unset, vfp_entry, vrt_ctx, vsl_log,
 };
 
 use crate::engine::Storage;
-use crate::filter::{self, Miss, SOURCE, Serving, WITNESS};
+use crate::filter::{self, SOURCE, Serving, WITNESS};
 use crate::http::{self, View};
 use crate::om::Om;
+use crate::pending::Pending;
 use crate::publish::Work;
 use crate::transaction::{self, Status, Turn};
 use crate::{boundary, object, vsl};
 
 /// Smaller bodies are read and verified before they are used, also where they could be adopted.
 const ADOPT_FROM: u64 = 64 << 10;
+
+/// What the filter that sees a response's end takes of the workspace, and some alignment.
+const WITNESS_ROOM: usize = size_of::<vfp_entry>() + 64;
 
 /// The transaction's log.
 fn log(bo: *mut busyobj) -> *mut vsl_log {
@@ -47,15 +51,8 @@ pub(crate) fn through<T>(bo: *mut busyobj, om: &Om, call: impl FnOnce(*mut busyo
 /// `ctx` must be the calling thread's, of a fetch.
 pub(crate) unsafe fn gethdrs(ctx: &vrt_ctx, om: &Om) -> c_int {
     let bo = boundary::busyobj_of(ctx);
-    // A retry comes by again: what was begun before is given up.
     // SAFETY: by contract.
-    let begun = unsafe {
-        transaction::with(ctx, om, |turn| {
-            turn.work = Work::Nothing;
-            turn.status = None;
-            (turn.asking, turn.uri.clone())
-        })
-    };
+    let begun = unsafe { transaction::with(ctx, om, |turn| (turn.asking, turn.uri.clone())) };
     let uri = match begun {
         Ok((false, uri)) => uri,
         Ok((true, _)) => {
@@ -214,15 +211,20 @@ impl Fetch<'_> {
             self.turn(|turn| turn.status = Some(Status::Error));
             return result;
         }
-        let seen = Rc::new(Miss::default());
-        // SAFETY: varnishd has set the filters of this response up; ours comes after its own source.
+        let pending = Rc::new(Pending::new(self.om, ticket));
+        // SAFETY: varnishd has set the filters of this response up; ours comes after its own source. A failed push would fail
+        // the response, which is good without us.
         unsafe {
+            if http::free_room((&raw mut (*self.bo).ws).cast()) < WITNESS_ROOM {
+                pending.give_up("no room for a filter: raise workspace_backend", log(self.bo));
+                return result;
+            }
             let entry = VFP_Push((*self.bo).vfc, WITNESS.address());
             if !entry.is_null() {
-                filter::charge(entry, &seen);
+                filter::charge(entry, &pending);
             }
         }
-        self.turn(|turn| turn.work = Work::Miss { ticket, seen });
+        self.turn(|turn| turn.work = Work::Miss(pending));
         result
     }
 
@@ -230,13 +232,13 @@ impl Fetch<'_> {
     fn serve(&self, hit: Hit, ticket: Option<Ticket>, renewed: Option<u64>) -> Result<(), &'static str> {
         // SAFETY: VTIM_real only reads the clock.
         let age = renewed.unwrap_or_else(|| hit.age(unsafe { VTIM_real() }).ceil().clamp(0.0, 1e12) as u64);
-        let serving = Rc::new(Serving::new(self.om, hit, renewed.is_some()));
+        let serving = Rc::new(Serving::new(Pending::new(self.om, ticket), hit, renewed.is_some()));
         // SAFETY: the calling thread's fetch, with beresp and vfc set up and no connection.
         unsafe {
             let entry = object::respond(self.bo, &serving.hit, age, SOURCE.address())?;
             filter::charge(entry, &serving);
         }
-        self.turn(|turn| turn.work = Work::Serving { ticket, serving });
+        self.turn(|turn| turn.work = Work::Serving(serving));
         Ok(())
     }
 

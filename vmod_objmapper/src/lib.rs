@@ -28,6 +28,7 @@ mod filter;
 mod http;
 mod object;
 mod om;
+mod pending;
 mod place;
 mod publish;
 mod regex;
