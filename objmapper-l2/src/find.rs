@@ -293,6 +293,9 @@ impl Search<'_> {
                 return self.damaged(uri, &entry, why).map(|()| Step::Again);
             }
         };
+        if !stored.flags_known {
+            return self.remove(uri, &entry, MissReason::Outdated);
+        }
         if stored.head.is_from_the_future(self.lookup.now) {
             return self.remove(uri, &entry, MissReason::Expired);
         }
@@ -323,6 +326,10 @@ impl Search<'_> {
                 Leased::Present(found) => {
                     let Some(opened) = self.open(&renewal_uri, &found.entry)? else { continue };
                     let renewed = match Stored::decode(opened.head(), true) {
+                        Ok(renewed) if !renewed.flags_known => {
+                            self.core.evict(&renewal_uri, found.entry.version)?;
+                            continue;
+                        }
                         Ok(renewed)
                             if opened.kind() == Kind::Renewal
                                 && renewed.target == Some(target)

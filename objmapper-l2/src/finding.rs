@@ -33,6 +33,8 @@ pub enum MissReason {
     Outlawed,
     /// The record does not validate. It was removed.
     Damaged,
+    /// The record does not say whether its body was parsed for ESI: an older version published it. It was removed.
+    Outdated,
     /// The record is too old even for revalidation. It was removed.
     Expired,
     /// Another process announced a ban, and has not recorded it in time.
@@ -51,6 +53,7 @@ impl std::fmt::Display for MissReason {
             Self::Waited => f.write_str("waited"),
             Self::Outlawed => f.write_str("outlawed"),
             Self::Damaged => f.write_str("damaged"),
+            Self::Outdated => f.write_str("of an older version"),
             Self::Expired => f.write_str("expired"),
             Self::BansPending => f.write_str("bans pending"),
             Self::Busy => f.write_str("busy"),

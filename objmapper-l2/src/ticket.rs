@@ -84,7 +84,8 @@ impl Ticket {
     fn stored(&self, head: Head, vary: Option<VaryKey>, target: Option<Target>) -> Result<Stored, Outcome> {
         let head = head.clamped();
         head.validate(vary.as_ref()).map_err(|_| Outcome::Unmatchable)?;
-        Ok(Stored { target, text: self.key.text().to_vec(), vary, mark: self.grounds.mark(), head })
+        let (text, mark) = (self.key.text().to_vec(), self.grounds.mark());
+        Ok(Stored { target, text, vary, mark, head, flags_known: true })
     }
 
     fn vary(&self, head: &Head, request: &dyn RequestView) -> Result<Option<VaryKey>, Outcome> {

@@ -15,7 +15,7 @@ use crate::http::{self, View};
 use crate::om::Om;
 use crate::publish::Work;
 use crate::transaction::{self, Status};
-use crate::{deliver_place, director, fetch, vsl};
+use crate::{deliver_place, director, esi, fetch, vsl};
 
 /// What a VCL has beyond its directors: the private of PRIV_VCL.
 #[derive(Default)]
@@ -149,10 +149,17 @@ pub(crate) unsafe extern "C" fn vmod_restore(ctx: *const vrt_ctx, _vcl: *mut vmo
     unsafe {
         boundary::vcl(ctx, "restore()", 0, || {
             let ctx = context(ctx);
-            let oc = (*boundary::busyobj_of(ctx)).fetch_objcore;
+            let bo = boundary::busyobj_of(ctx);
+            let oc = (*bo).fetch_objcore;
             let restored = transaction::with_known(ctx, None, |turn| match &turn.work {
-                Work::Serving(serving) if !serving.renewed => {
+                Work::Serving(serving) => {
                     let head = &serving.hit.head;
+                    if esi::is_esi(head.flags) {
+                        (*bo).set_do_esi(1);
+                    }
+                    if serving.renewed {
+                        return false;
+                    }
                     (*oc).t_origin = head.t_origin;
                     ((*oc).ttl, (*oc).grace, (*oc).keep) = (head.ttl, head.grace, head.keep);
                     true

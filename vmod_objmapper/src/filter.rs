@@ -17,7 +17,7 @@ use crate::engine::{self, Storage};
 use crate::http::View;
 use crate::om::Om;
 use crate::pending::Pending;
-use crate::{object, vsl};
+use crate::{esi, object, vsl};
 
 /// A record that is being served.
 pub(crate) struct Serving {
@@ -142,6 +142,9 @@ unsafe extern "C" fn source_init(ctx: *const vrt_ctx, vc: *mut vfp_ctx, vfe: *mu
             let bo = busyobj_of(context(ctx));
             bound_lifetime(bo, serving);
             serving.pending.refuse_uncacheable(bo);
+            if !parse_esi(bo, vc, serving) {
+                return VFP_ERROR;
+            }
             if keep_gzip(vc, vfe, serving) && (*bo).uncacheable() == 0 {
                 adopt(bo, vc, serving);
             }
@@ -177,6 +180,28 @@ unsafe fn bound_lifetime(bo: *mut busyobj, serving: &Serving) {
     }
 }
 
+/// Has the body of a record that was parsed for ESI parsed again. `false`: it cannot be.
+///
+/// # Safety
+/// `bo` and `vc` must be those of [`source_init`].
+unsafe fn parse_esi(bo: *mut busyobj, vc: *mut vfp_ctx, serving: &Serving) -> bool {
+    if !esi::is_esi(serving.hit.head.flags) || serving.hit.record.body_len() == 0 {
+        return true;
+    }
+    // SAFETY: an entry of the list, whose filter is a static of its library's.
+    let ours = |entry: *const vfp_entry| unsafe { [SOURCE.address(), WITNESS.address()].contains(&(*entry).vfp) };
+    // SAFETY: by contract; these two are the filters that the director pushes.
+    let parser = unsafe { esi::ensure(bo, vc, ours) };
+    let why = match parser {
+        esi::Parser::There => return true,
+        esi::Parser::Unwanted => "ESI instructions stay as they are: beresp.filters has no filter for them",
+        esi::Parser::NoRoom => "ESI instructions cannot be parsed: raise workspace_backend",
+    };
+    // SAFETY: this thread's log.
+    unsafe { vsl::decision((&raw mut (*bo).vsl).cast(), &format!("{} {why}", serving.om().name)) };
+    parser == esi::Parser::Unwanted
+}
+
 /// Takes the gzip check of a record off that was checked when it was published. Whether every filter that is left hands
 /// on what it reads where it was read to.
 ///
@@ -187,6 +212,8 @@ unsafe fn keep_gzip(vc: *mut vfp_ctx, vfe: *mut vfp_entry, serving: &Serving) ->
     // to its first and takes the next one after we return.
     unsafe {
         let name = |entry: *mut vfp_entry| CStr::from_ptr((*(*entry).vfp).name).to_bytes();
+        // An ETag that was weakened because of it stays weak after varnishd's own 304.
+        (*vc).obj_flags |= u32::from(serving.hit.head.flags) & OF_CHGCE;
         let mut in_place = true;
         let mut entry = (*vc).vfp.vtqh_first;
         while !entry.is_null() && !std::ptr::eq(entry, vfe) {
@@ -198,7 +225,7 @@ unsafe fn keep_gzip(vc: *mut vfp_ctx, vfe: *mut vfp_entry, serving: &Serving) ->
                 if std::ptr::eq((*vc).vfp_nxt, entry) {
                     (*vc).vfp_nxt = next;
                 }
-                (*vc).obj_flags |= OF_GZIPED | (u32::from(serving.hit.head.flags) & OF_CHGCE);
+                (*vc).obj_flags |= OF_GZIPED;
                 serving.gzip.set(true);
             } else if !matches!(name(entry), b"testgunzip" | b"esi") {
                 in_place = false;

@@ -21,6 +21,7 @@ mod deliver_place;
 mod deliver_send;
 mod director;
 mod engine;
+mod esi;
 mod entry;
 mod fetch;
 mod ffi;

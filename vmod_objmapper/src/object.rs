@@ -7,14 +7,14 @@ use objmapper_l2::{Head, Headers, Hit};
 use varnish_stevedore_sys::attr::{FLAGS_SIZE, GZIPBITS_SIZE};
 use varnish_stevedore_sys::bindings::{
     BS_LENGTH, BS_NONE, HTTP_CONN_MAGIC, HTTP_GetStatusPack, HTTP_IterHdrPack, OA_FLAGS, OA_GZIPBITS, OF_CHGCE,
-    OF_GZIPED, ObjGetAttr, SC_NULL, VFP_Push, WS_Alloc, busyobj, http_PrintfHeader, http_PutResponse, http_SetHeader,
+    OF_ESIPROC, OF_GZIPED, ObjGetAttr, SC_NULL, VFP_Push, WS_Alloc, busyobj, http_PrintfHeader, http_PutResponse, http_SetHeader,
     http_VSL_log, http_conn, objcore, vfp, vfp_entry, worker,
 };
 
 use crate::http::{self, View};
 
 /// Flags of an object that are the body's, and travel with it.
-const BODY_FLAGS: u8 = (OF_GZIPED | OF_CHGCE) as u8;
+const BODY_FLAGS: u8 = (OF_GZIPED | OF_CHGCE | OF_ESIPROC) as u8;
 
 /// Room for what is not the head's: the connection, the filters, Age and Content-Length.
 const EXTRA_ROOM: usize = 2048;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use objmapper_abi::{Bytes, Publication, Published};
 use objmapper_l2::{Head, Outage, Outcome, SealedOutcome, Ticket, Writer};
 use varnish_stevedore_sys::bindings::{
-    BOS_FINISHED, OC_F_FAILED, ObjGetLen, ObjIterate, VTIM_real, busyobj, vrt_ctx, vsl_log,
+    BOS_FINISHED, OC_F_FAILED, OF_ESIPROC, ObjGetLen, ObjIterate, VTIM_real, busyobj, vrt_ctx, vsl_log,
 };
 use varnish_stevedore_sys::functions::HSH_Kill;
 
@@ -167,7 +167,11 @@ impl End<'_> {
             Verdict::Failed => ticket.give_up(),
             Verdict::Refuse(why) => self.refuse(ticket, why),
             Verdict::Publish(head) => {
-                let head = Head { gzip_bits: serving.hit.head.gzip_bits, flags: serving.hit.head.flags, ..head };
+                // The record's body stays as it is, whatever this varnishd's filters have made of it; what was parsed for ESI
+                // here, as the 304 or VCL asked for it, is to be parsed everywhere.
+                let record = &serving.hit.head;
+                let flags = record.flags | (head.flags & OF_ESIPROC as u8);
+                let head = Head { gzip_bits: record.gzip_bits, flags, ..head };
                 let outcome = ticket.renew(&serving.hit, &head, self.om.counters());
                 self.tell(outcome, 0);
             }
