@@ -155,11 +155,8 @@ fn candidate(bytes: &[u8], uri: &ObjUri<'_>, text: &[u8], vary: Option<&VaryKey>
     match () {
         () if !ours => Err(MissReason::Damaged),
         () if !stored.flags_known => Err(MissReason::Outdated),
-        () => Ok(Candidate {
-            stored,
-            body: body.into(),
-            uri: uri.borrowed().into_owned(),
-            file_len: bytes.len() as u64,
-        }),
+        () => {
+            Ok(Candidate { stored, body: body.into(), uri: uri.borrowed().into_owned(), file_len: bytes.len() as u64 })
+        }
     }
 }

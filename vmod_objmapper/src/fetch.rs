@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use objmapper_l2::{Adopts, Counters, Finding, Hit, Key, Lookup, MissReason, Stale, Ticket};
 use sha2::{Digest, Sha256};
@@ -293,7 +293,7 @@ impl Fetch<'_> {
             // SAFETY: as above.
             let answer = unsafe { View::new((*self.bo).beresp) };
             renewed = Some(answer.header(b"Age").map_or(0, object::seconds));
-            match object::refreshed(&hit.head, answer) {
+            match object::refreshed(&hit.head, answer, SystemTime::now()) {
                 Some(head) => hit.head = head,
                 None => {
                     self.reset();
