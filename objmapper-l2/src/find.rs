@@ -117,7 +117,7 @@ impl Core {
             wait_until,
             waited: false,
             waited_last: false,
-            why: MissReason::Absent,
+            why: if lookup.refresh { MissReason::Refresh } else { MissReason::Absent },
         };
         for _ in 0..ROUNDS {
             if let Step::Done(finding) = search.look_at_key()? {
@@ -139,7 +139,7 @@ impl Search<'_> {
         let leased = lease(Duration::ZERO)?;
         let began = Instant::now();
         let wait = self.wait_until.saturating_duration_since(began);
-        self.waited_last = matches!(leased, Leased::TimedOut) && !wait.is_zero();
+        self.waited_last = matches!(leased, Leased::TimedOut) && !wait.is_zero() && !self.lookup.refresh;
         if !self.waited_last {
             return Ok(leased);
         }
@@ -198,6 +198,23 @@ impl Search<'_> {
         ))
     }
 
+    /// A miss of a refresh, whatever there is. `record`: what was found.
+    fn refresh(
+        &self,
+        lease: Option<Lease>,
+        indexed: bool,
+        record: Option<(&ObjUri<'static>, &Entry, &Head)>,
+    ) -> Result<Step, MissReason> {
+        let fence = self.session.board().ok_or(Outage::Protocol)?.fence(self.lookup.key.uri());
+        let ticket = Ticket::without_lease(Arc::clone(self.core), self.lookup.key.clone(), self.grounds(fence));
+        let found = record.map(|(uri, entry, _)| (uri.clone(), entry.version));
+        let mut ticket = ticket.for_refresh(lease, indexed, found);
+        if let Some((.., head)) = record {
+            ticket = ticket.replacing(head);
+        }
+        Ok(Step::Done(Finding::Miss(Miss { ticket: Some(ticket), why: self.why })))
+    }
+
     fn grounds(&self, fence: Fence) -> Grounds {
         Grounds::Board { session: Arc::clone(&self.session), fence, bans: Arc::clone(&self.bans) }
     }
@@ -209,6 +226,8 @@ impl Search<'_> {
     fn look_at_key(&mut self) -> Result<Step, MissReason> {
         let uri = self.lookup.key.uri();
         match self.lease(uri)? {
+            Leased::Granted(lease) if self.lookup.refresh => self.refresh(Some(lease), false, None),
+            Leased::Refused { .. } | Leased::TimedOut if self.lookup.refresh => self.refresh(None, false, None),
             Leased::Granted(lease) => {
                 let ticket = Some(self.ticket(lease, false, 0, None)?);
                 Ok(Step::Done(Finding::Miss(Miss { ticket, why: self.why })))
@@ -253,6 +272,8 @@ impl Search<'_> {
             return Ok(miss(MissReason::Absent));
         };
         match self.lease(uri)? {
+            Leased::Granted(lease) if self.lookup.refresh => self.refresh(Some(lease), true, None),
+            Leased::Refused { .. } | Leased::TimedOut if self.lookup.refresh => self.refresh(None, true, None),
             Leased::Granted(lease) => {
                 if self.waited_last && !self.is_there(key.uri(), &at_key)? {
                     // Who had the lease published something else.
@@ -293,6 +314,9 @@ impl Search<'_> {
                 return self.damaged(uri, &entry, why).map(|()| Step::Again);
             }
         };
+        if self.lookup.refresh {
+            return self.refresh(None, vary.is_some(), Some((uri, &entry, &stored.head)));
+        }
         if !stored.flags_known {
             return self.remove(uri, &entry, MissReason::Outdated);
         }

@@ -25,6 +25,8 @@ pub enum Finding {
 pub enum MissReason {
     /// There is no record.
     Absent,
+    /// The caller wants the origin's answer: [`Lookup::refresh`](crate::Lookup::refresh).
+    Refresh,
     /// Who asked the origin before says that there is nothing to share, for this much longer.
     Uncacheable(Duration),
     /// Another is asking the origin and has not finished in time.
@@ -49,6 +51,7 @@ impl std::fmt::Display for MissReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Absent => f.write_str("absent"),
+            Self::Refresh => f.write_str("refresh"),
             Self::Uncacheable(_) => f.write_str("uncacheable"),
             Self::Waited => f.write_str("waited"),
             Self::Outlawed => f.write_str("outlawed"),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use objmapper_client::{Lease, Leased, ObjUri, Want};
+use objmapper_client::{IfVersion, Lease, Leased, ObjUri, Want};
 
 use crate::core::Core;
 use crate::counters::Counters;
@@ -45,8 +45,10 @@ pub struct Ticket {
     /// The version of what was at the key, or of the variant that shall be renewed; 0: there was nothing.
     pub(crate) base: u64,
     renews: Option<Renews>,
-    /// Until when the stale record that the answer would replace is in grace; 0 without one.
+    /// Until when the record that the answer would replace may be served; 0 without one.
     grace_end: f64,
+    /// Of a refresh: the record that it is for, and its version.
+    refreshes: Option<(ObjUri<'static>, u64)>,
 }
 
 impl Ticket {
@@ -59,21 +61,34 @@ impl Ticket {
         base: u64,
         renews: Option<Renews>,
     ) -> Self {
-        Self { core, key, lease: Some(lease), grounds, indexed, base, renews, grace_end: 0.0 }
+        Self { core, key, lease: Some(lease), grounds, indexed, base, renews, grace_end: 0.0, refreshes: None }
     }
 
     /// For a v0.1 peer, where nobody waits.
     pub(crate) fn without_lease(core: Arc<Core>, key: Key, grounds: Grounds) -> Self {
-        Self { core, key, lease: None, grounds, indexed: false, base: 0, renews: None, grace_end: 0.0 }
+        let (lease, renews, refreshes) = (None, None, None);
+        Self { core, key, lease, grounds, indexed: false, base: 0, renews, grace_end: 0.0, refreshes }
     }
 
-    /// The answer to it would replace the stale record with this head.
-    pub(crate) fn replacing(mut self, stale: &Head) -> Self {
-        self.grace_end = stale.grace_end();
+    /// For a refresh: the answer replaces whatever is at the key when it comes.
+    pub(crate) fn for_refresh(
+        mut self,
+        lease: Option<Lease>,
+        indexed: bool,
+        record: Option<(ObjUri<'static>, u64)>,
+    ) -> Self {
+        (self.lease, self.indexed, self.refreshes) = (lease, indexed, record);
+        self.base = IfVersion::Any.raw();
         self
     }
 
-    /// Returns true if and only if there is a stale record that may still be served for a while, at this time. An error of
+    /// The answer to it would replace the record with this head.
+    pub(crate) fn replacing(mut self, head: &Head) -> Self {
+        self.grace_end = head.grace_end();
+        self
+    }
+
+    /// Returns true if and only if there is a record that is fresh or in grace at this time. An error of
     /// the origin's must not take its place.
     #[must_use]
     pub fn replaces_graced(&self, now: f64) -> bool {
@@ -205,13 +220,17 @@ impl Ticket {
             Err(outcome) => return outcome,
         };
         let Some(bytes) = stored.tail(0, None) else { return Outcome::TooLarge };
-        self.put(&renews.uri, &bytes, objmapper_client::IfVersion::Any, stored.head.end_ms())
+        self.put(&renews.uri, &bytes, IfVersion::Any, stored.head.end_ms())
     }
 
-    /// There is nothing to share: for this long others are told so, and do not wait. A stale record that was to be renewed
-    /// goes.
+    /// There is nothing to share: for this long others are told so, and do not wait. The record that was to be renewed or
+    /// refreshed goes.
     pub fn refuse(mut self, retry: Duration, counters: &Counters) {
         Counters::add(&counters.c_uncacheable, 1);
+        if let Some((uri, version)) = self.refreshes.take() {
+            // Should this fail, it stays for as long as it would have without the refresh.
+            let _ = self.core.evict(&uri, version);
+        }
         let Some(lease) = self.lease.take() else { return };
         let Some(renews) = self.renews.take() else {
             lease.refuse_later(retry);

@@ -52,6 +52,9 @@ impl Core {
         let grounds = Grounds::V01 { mark: log.mark() };
         let ticket = || Some(Ticket::without_lease(Arc::clone(self), lookup.key.clone(), grounds.clone()));
         let miss = |why| Ok(Finding::Miss(Miss { ticket: ticket(), why }));
+        if lookup.refresh {
+            return miss(MissReason::Refresh);
+        }
         let record = match self.candidate_v01(lookup)? {
             Ok(record) => record,
             Err(why) => {

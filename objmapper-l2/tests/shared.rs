@@ -499,8 +499,8 @@ fn a_sealed_body() {
         // The adopting reader does not read the body, the others do.
         let instance = b.l2.instance().unwrap();
         let key = b.key("/a");
-        let mut lookup =
-            Lookup { key: &key, request: &r, client: &r, wait: PATIENCE, hold: PATIENCE, now: NOW, adopts: None };
+        let (wait, hold, now) = (PATIENCE, PATIENCE, NOW);
+        let mut lookup = Lookup { key: &key, request: &r, client: &r, wait, hold, now, refresh: false, adopts: None };
         for (adopts, reads) in [
             (None, true),
             (Some(Adopts { instance, from: 100_001 }), true),

@@ -15,7 +15,7 @@ use crate::http::{self, View};
 use crate::om::Om;
 use crate::publish::Work;
 use crate::transaction::{self, Status};
-use crate::{deliver_place, director, esi, fetch, vsl};
+use crate::{deliver_place, director, esi, fetch, refresh, vsl};
 
 /// What a VCL has beyond its directors: the private of PRIV_VCL.
 #[derive(Default)]
@@ -180,6 +180,13 @@ pub(crate) unsafe extern "C" fn vmod_status(ctx: *const vrt_ctx, _vcl: *mut vmod
             Ok(status(transaction::with_known(context(ctx), None, |turn| turn.status).flatten()))
         })
     }
+}
+
+/// `objmapper.refresh()`
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn vmod_refresh(ctx: *const vrt_ctx) {
+    // SAFETY: varnishd's own arguments, in vcl_miss.
+    unsafe { boundary::vcl(ctx, "refresh()", (), || refresh::request(context(ctx))) };
 }
 
 /// `objmapper.deliver()`

@@ -19,7 +19,7 @@ use crate::om::Om;
 use crate::pending::Pending;
 use crate::publish::Work;
 use crate::transaction::{self, Status, Turn};
-use crate::{boundary, object, vsl};
+use crate::{boundary, object, refresh, vsl};
 
 /// Smaller bodies are read and verified before they are used, also where they could be adopted.
 const ADOPT_FROM: u64 = 64 << 10;
@@ -166,6 +166,8 @@ impl Fetch<'_> {
         let key = key(om, self.bo, uri);
         // SAFETY: the fetch's own flag.
         let hit_for_miss = unsafe { (*self.bo).is_hitmiss() } != 0;
+        // SAFETY: the fetch's own object.
+        let refresh = refresh::is_requested(unsafe { (*self.bo).fetch_objcore });
         let instance = Storage::default_one().and_then(Storage::instance);
         let finding = om.l2.find(
             &Lookup {
@@ -178,6 +180,7 @@ impl Fetch<'_> {
                 hold: arguments.hold,
                 // SAFETY: VTIM_real only reads the clock.
                 now: unsafe { VTIM_real() },
+                refresh,
                 adopts: instance.map(|instance| Adopts { instance, from: ADOPT_FROM }),
             },
             om.counters(),

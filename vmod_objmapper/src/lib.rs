@@ -32,6 +32,7 @@ mod om;
 mod pending;
 mod place;
 mod publish;
+mod refresh;
 mod regex;
 mod store;
 mod transaction;

@@ -332,8 +332,18 @@ impl Cache {
     }
 
     pub(crate) fn get_at(&self, req: &Req, now: f64, wait: Duration) -> Got {
+        self.look_up(req, now, wait, false)
+    }
+
+    /// Asks the origin, whatever there is.
+    pub(crate) fn refresh(&self, req: &Req) -> Got {
+        self.look_up(req, NOW, PATIENCE, true)
+    }
+
+    fn look_up(&self, req: &Req, now: f64, wait: Duration, refresh: bool) -> Got {
         let key = self.l2.key(b"www", &req.url, None);
-        let lookup = Lookup { key: &key, request: req, client: req, wait, hold: PATIENCE, now, adopts: None };
+        let hold = PATIENCE;
+        let lookup = Lookup { key: &key, request: req, client: req, wait, hold, now, refresh, adopts: None };
         match self.l2.find(&lookup, &self.counters) {
             Finding::Hit(hit) => Got::Hit(body(&hit), hit),
             Finding::Stale(stale) => Got::Stale(body(&stale.hit), stale),
