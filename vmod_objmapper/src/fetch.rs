@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 use objmapper_l2::{Adopts, Counters, Finding, Hit, Key, Lookup, MissReason, Stale, Ticket};
 use sha2::{Digest, Sha256};
 use varnish_stevedore_sys::bindings::{
-    DIR_S_HDRS, DIR_S_NULL, H_If_Modified_Since, H_If_None_Match, HTTP_Setup, OC_F_PRIVATE, SLT_BerespMethod,
-    VDI_Finish, VDI_GetHdr, VFP_Close, VFP_Push, VFP_Setup, VRT_Assign_Backend, VTIM_real, busyobj, http_SetHeader,
-    http_Unset, vfp_entry, vrt_ctx, vsl_log,
+    DIR_S_HDRS, DIR_S_NULL, H_If_Modified_Since, H_If_None_Match, HTTP_Setup, OC_F_FAILED, OC_F_PRIVATE, OF_IMSCAND,
+    ObjCheckFlag, SLT_BerespMethod, VDI_Finish, VDI_GetHdr, VFP_Close, VFP_Push, VFP_Setup, VRT_Assign_Backend,
+    VTIM_real, busyobj, http_SetHeader, http_Unset, vfp_entry, vrt_ctx, vsl_log,
 };
 
 use crate::engine::Storage;
@@ -23,6 +23,9 @@ use crate::{boundary, object, refresh, vsl};
 
 /// Smaller bodies are read and verified before they are used, also where they could be adopted.
 const ADOPT_FROM: u64 = 64 << 10;
+
+/// Seconds by which the age of one response may differ between a record and an object: Age is a whole number.
+const SAME_ORIGIN: f64 = 1.0;
 
 /// What the filter that sees a response's end takes of the workspace, and some alignment.
 const WITNESS_ROOM: usize = size_of::<vfp_entry>() + 64;
@@ -105,6 +108,12 @@ pub(crate) fn key_of(om: &Om, request: View<'_>, digest: Option<&[u8; 32]>) -> K
     om.l2.key(host.unwrap_or_default(), request.url(), own.map(|digest| &digest[..]))
 }
 
+/// Bodies that the storage engine can adopt.
+fn adopts() -> Option<Adopts> {
+    let instance = Storage::default_one().and_then(Storage::instance);
+    instance.map(|instance| Adopts { instance, from: ADOPT_FROM })
+}
+
 struct Fetch<'a> {
     ctx: &'a vrt_ctx,
     bo: *mut busyobj,
@@ -168,7 +177,6 @@ impl Fetch<'_> {
         let hit_for_miss = unsafe { (*self.bo).is_hitmiss() } != 0;
         // SAFETY: the fetch's own object.
         let refresh = refresh::is_requested(unsafe { (*self.bo).fetch_objcore });
-        let instance = Storage::default_one().and_then(Storage::instance);
         let finding = om.l2.find(
             &Lookup {
                 key: &key,
@@ -181,7 +189,7 @@ impl Fetch<'_> {
                 // SAFETY: VTIM_real only reads the clock.
                 now: unsafe { VTIM_real() },
                 refresh,
-                adopts: instance.map(|instance| Adopts { instance, from: ADOPT_FROM }),
+                adopts: adopts(),
             },
             om.counters(),
         );
@@ -205,16 +213,16 @@ impl Fetch<'_> {
     fn miss(&self, ticket: Option<Ticket>, why: &str, text: &str) -> c_int {
         self.say(Status::Miss, format_args!("{text} ({why})"));
         let result = self.ask();
-        self.asked(result, ticket)
+        self.asked(result, Pending::new(self.om, ticket))
     }
 
     /// The origin has answered, or has not.
-    fn asked(&self, result: c_int, ticket: Option<Ticket>) -> c_int {
+    fn asked(&self, result: c_int, pending: Pending) -> c_int {
         if result != 0 {
             self.turn(|turn| turn.status = Some(Status::Error));
             return result;
         }
-        let pending = Rc::new(Pending::new(self.om, ticket));
+        let pending = Rc::new(pending);
         // SAFETY: varnishd has set the filters of this response up; ours comes after its own source. A failed push would fail
         // the response, which is good without us.
         unsafe {
@@ -273,6 +281,7 @@ impl Fetch<'_> {
         let before = if hit.has_validator() { self.make_conditional(&hit) } else { None };
         let result = self.ask();
         let conditional = before.is_some();
+        let own = before.as_ref().is_some_and(|before| self.is_own_object(&hit, before));
         if let Some(before) = before {
             // What a retry sends is not for this record.
             self.set_conditional(&before);
@@ -282,7 +291,12 @@ impl Fetch<'_> {
         if result == 0 && !(status == 304 && conditional) {
             Counters::add(&self.om.counters().c_misses, 1);
             self.say(Status::Miss, format_args!("{text} (stale)"));
-            return self.asked(result, ticket);
+            return self.asked(result, Pending::new(self.om, ticket));
+        }
+        if result == 0 && own {
+            Counters::add(&self.om.counters().c_revalidated, 1);
+            self.say(Status::Revalidated, text);
+            return self.asked(result, Pending::confirming(self.om, ticket, hit));
         }
         // SAFETY: VTIM_real only reads the clock.
         let now = unsafe { VTIM_real() };
@@ -326,6 +340,26 @@ impl Fetch<'_> {
         }
     }
 
+    /// Whether a 304 confirms a stale object of varnishd's own as much as the record: it was asked for by the same validators,
+    /// and was as new. Then varnishd's own 304 logic makes of it what it makes of any (`beresp.was_304`), by a copy of the
+    /// object's body. A body that can be adopted is not copied.
+    fn is_own_object(&self, hit: &Hit, condition: &Conditional) -> bool {
+        let len = hit.record.body_len();
+        if adopts().is_some_and(|adopts| adopts.instance == hit.record.instance() && len >= adopts.from) {
+            return false;
+        }
+        // SAFETY: the fetch holds a reference to the stale object; its flags and boc are read as vbf_stp_condfetch reads them.
+        unsafe {
+            let oc = (*self.bo).stale_oc;
+            !oc.is_null()
+                && (*oc).boc.is_null()
+                && u32::from((&raw const (*oc).flags).read_volatile()) & OC_F_FAILED == 0
+                && ObjCheckFlag((*self.bo).wrk, oc, OF_IMSCAND) != 0
+                && ((*oc).t_origin - hit.head.t_origin).abs() <= SAME_ORIGIN
+                && *condition == Conditional::of_record(hit)
+        }
+    }
+
     /// Asks for the record's validator in place of that of a stale object of varnishd's, which it returns. `None`: there was
     /// no room.
     fn make_conditional(&self, hit: &Hit) -> Option<Conditional> {
@@ -333,11 +367,7 @@ impl Fetch<'_> {
             none_match: self.request().header(b"If-None-Match").map(<[u8]>::to_vec),
             modified_since: self.request().header(b"If-Modified-Since").map(<[u8]>::to_vec),
         };
-        let of_record = Conditional {
-            none_match: hit.head.headers.get(b"ETag").map(<[u8]>::to_vec),
-            modified_since: hit.head.last_modified().map(<[u8]>::to_vec),
-        };
-        if self.set_conditional(&of_record) {
+        if self.set_conditional(&Conditional::of_record(hit)) {
             return Some(before);
         }
         self.set_conditional(&before);
@@ -371,9 +401,19 @@ impl Fetch<'_> {
 }
 
 /// The conditions of a request.
+#[derive(PartialEq)]
 struct Conditional {
     none_match: Option<Vec<u8>>,
     modified_since: Option<Vec<u8>>,
+}
+
+impl Conditional {
+    fn of_record(hit: &Hit) -> Conditional {
+        Conditional {
+            none_match: hit.head.headers.get(b"ETag").map(<[u8]>::to_vec),
+            modified_since: hit.head.last_modified().map(<[u8]>::to_vec),
+        }
+    }
 }
 
 fn why(reason: MissReason) -> String {

@@ -15,7 +15,7 @@
 use std::cell::Cell;
 use std::ptr::NonNull;
 
-use objmapper_l2::{Headers, Ticket};
+use objmapper_l2::{Headers, Hit, Ticket};
 use varnish_stevedore_sys::bindings::{OC_F_HFM, OC_F_HFP, OC_F_PRIVATE, busyobj, vsl_log};
 
 use crate::http::View;
@@ -29,12 +29,23 @@ pub(crate) struct Pending {
     /// Set by `.publish()`.
     publish: Cell<Option<bool>>,
     accepted: Cell<bool>,
+    confirms: Option<Hit>,
 }
 
 impl Pending {
     pub(crate) fn new(om: &Om, ticket: Option<Ticket>) -> Pending {
         let (publish, accepted) = (Cell::new(None), Cell::new(false));
-        Pending { om: NonNull::from(om), ticket: Cell::new(ticket), publish, accepted }
+        Pending { om: NonNull::from(om), ticket: Cell::new(ticket), publish, accepted, confirms: None }
+    }
+
+    /// Of a 304 that varnishd takes for an object of its own, and that confirms this record, too.
+    pub(crate) fn confirming(om: &Om, ticket: Option<Ticket>, hit: Hit) -> Pending {
+        Pending { confirms: Some(hit), ..Pending::new(om, ticket) }
+    }
+
+    /// The record that the response, a 304, confirms.
+    pub(crate) fn confirms(&self) -> Option<&Hit> {
+        self.confirms.as_ref()
     }
 
     pub(crate) fn om(&self) -> &Om {

@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::rc::Rc;
 
 use objmapper_abi::{Bytes, Publication, Published};
-use objmapper_l2::{Head, Outage, Outcome, SealedOutcome, Ticket, Writer};
+use objmapper_l2::{Head, Hit, Outage, Outcome, SealedOutcome, Ticket, Writer};
 use varnish_stevedore_sys::bindings::{
     BOS_FINISHED, OC_F_FAILED, OF_ESIPROC, ObjGetLen, ObjIterate, VTIM_real, busyobj, vrt_ctx, vsl_log,
 };
@@ -51,8 +51,11 @@ pub(crate) unsafe fn settle(ctx: &vrt_ctx, works: impl Iterator<Item = Work>) {
         let Some(pending) = work.pending() else { continue };
         let end = End { bo, pending, om: pending.om() };
         match (pending.take_ticket(), &work) {
-            (Some(ticket), Work::Serving(serving)) => end.renewed(ticket, serving),
-            (Some(ticket), _) => end.miss(ticket),
+            (Some(ticket), Work::Serving(serving)) => end.renewed(ticket, &serving.hit),
+            (Some(ticket), _) => match pending.confirms() {
+                Some(hit) => end.renewed(ticket, hit),
+                None => end.miss(ticket),
+            },
             (None, Work::Serving(serving)) => {
                 // An earlier try's response is not the object.
                 if pending.is_accepted() && end.complete() && !serving.hit.still_valid(&end.om.l2, &end.client()) {
@@ -162,17 +165,17 @@ impl End<'_> {
         }
     }
 
-    fn renewed(&self, ticket: Ticket, serving: &Serving) {
+    fn renewed(&self, ticket: Ticket, hit: &Hit) {
         match self.verdict(&ticket) {
             Verdict::Failed => ticket.give_up(),
             Verdict::Refuse(why) => self.refuse(ticket, why),
             Verdict::Publish(head) => {
                 // The record's body stays as it is, whatever this varnishd's filters have made of it; what was parsed for ESI
                 // here, as the 304 or VCL asked for it, is to be parsed everywhere.
-                let record = &serving.hit.head;
+                let record = &hit.head;
                 let flags = record.flags | (head.flags & OF_ESIPROC as u8);
                 let head = Head { gzip_bits: record.gzip_bits, flags, ..head };
-                let outcome = ticket.renew(&serving.hit, &head, self.om.counters());
+                let outcome = ticket.renew(hit, &head, self.om.counters());
                 self.tell(outcome, 0);
             }
         }
