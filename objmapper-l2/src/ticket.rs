@@ -19,7 +19,7 @@ use crate::stored::{Stored, Target};
 use crate::vary::{Spec, VaryKey};
 
 /// For how long the lease on a renewal is refused when its record is gone or was replaced. This wakes all callers that wait
-/// for the renewal; they look at the key again, and so do callers that ask within it.
+/// for the renewal; they look at the key again, and so do callers that ask within that time.
 pub(crate) const RECORD_GONE: Duration = Duration::from_millis(1);
 
 /// The record that a ticket may renew. The ticket's lease is on the renewal's URI.
@@ -223,7 +223,7 @@ impl Ticket {
         self.put(&renews.uri, &bytes, IfVersion::Any, stored.head.end_ms())
     }
 
-    /// There is nothing to share: for this long others are told so, and do not wait. The record that was to be renewed or
+    /// There is nothing to share: for this long other callers are told so, and do not wait. The record that was to be renewed or
     /// refreshed goes.
     pub fn refuse(mut self, retry: Duration, counters: &Counters) {
         Counters::add(&counters.c_uncacheable, 1);
@@ -248,7 +248,7 @@ impl Ticket {
         lease.refuse_later(RECORD_GONE);
     }
 
-    /// The origin's answer is an error that is not shared: for this long others are told so, and do not wait. A stale
+    /// The origin's answer is an error that is not shared: for this long other callers are told so, and do not wait. A stale
     /// record that was to be renewed stays as it is.
     pub fn refuse_error(mut self, retry: Duration, counters: &Counters) {
         Counters::add(&counters.c_uncacheable, 1);
