@@ -15,6 +15,7 @@
 # It decides nothing about what is cached:
 #
 # * PURGE of one URL from this machine, here and in objmapper, before it is answered;
+# * req.hash_always_miss asks the backend, and what it says takes the record's place;
 # * what comes from objmapper keeps the lifetime that was decided when it was published;
 # * bodies that the storage engine has in files are sent from there, without a copy.
 #
@@ -40,6 +41,13 @@ sub vcl_purge {
 	# Varnish has purged its cache before it came here: once more, for what came from objmapper in between.
 	if (req.restarts == 0) {
 		return (restart);
+	}
+}
+
+# A forced refresh is one of the record, too.
+sub vcl_miss {
+	if (req.hash_always_miss) {
+		objmapper.refresh();
 	}
 }
 

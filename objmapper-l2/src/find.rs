@@ -17,7 +17,7 @@ use crate::reading::{Opened, Unreadable};
 use crate::record::Kind;
 use crate::request::Lookup;
 use crate::stored::{Mark, Stored, Target};
-use crate::ticket::{Renews, Ticket};
+use crate::ticket::{RECORD_GONE, Renews, Ticket};
 use crate::vary::{Index, VaryKey};
 
 /// How often it begins anew after what it saw is gone.
@@ -117,7 +117,7 @@ impl Core {
             wait_until,
             waited: false,
             waited_last: false,
-            why: MissReason::Absent,
+            why: if lookup.refresh { MissReason::Refresh } else { MissReason::Absent },
         };
         for _ in 0..ROUNDS {
             if let Step::Done(finding) = search.look_at_key()? {
@@ -139,14 +139,15 @@ impl Search<'_> {
         let leased = lease(Duration::ZERO)?;
         let began = Instant::now();
         let wait = self.wait_until.saturating_duration_since(began);
-        self.waited_last = matches!(leased, Leased::TimedOut) && !wait.is_zero();
+        self.waited_last = matches!(leased, Leased::TimedOut) && !wait.is_zero() && !self.lookup.refresh;
         if !self.waited_last {
             return Ok(leased);
         }
         Counters::add(&self.counters.g_waiting, 1);
         let leased = lease(wait);
         Counters::sub(&self.counters.g_waiting, 1);
-        self.waited |= matches!(leased, Ok(Leased::Present(_)));
+        // Whatever ended the wait: a record that replaces the one that was to be renewed is at another URI.
+        self.waited |= matches!(leased, Ok(Leased::Present(_) | Leased::Granted(_) | Leased::Refused { .. }));
         Counters::add(&self.counters.t_wait_us, began.elapsed().as_micros() as u64);
         leased
     }
@@ -197,6 +198,23 @@ impl Search<'_> {
         ))
     }
 
+    /// A miss of a refresh, whatever there is. `record`: what was found.
+    fn refresh(
+        &self,
+        lease: Option<Lease>,
+        indexed: bool,
+        record: Option<(&ObjUri<'static>, &Entry, &Head)>,
+    ) -> Result<Step, MissReason> {
+        let fence = self.session.board().ok_or(Outage::Protocol)?.fence(self.lookup.key.uri());
+        let ticket = Ticket::without_lease(Arc::clone(self.core), self.lookup.key.clone(), self.grounds(fence));
+        let found = record.map(|(uri, entry, _)| (uri.clone(), entry.version));
+        let mut ticket = ticket.for_refresh(lease, indexed, found);
+        if let Some((.., head)) = record {
+            ticket = ticket.replacing(head);
+        }
+        Ok(Step::Done(Finding::Miss(Miss { ticket: Some(ticket), why: self.why })))
+    }
+
     fn grounds(&self, fence: Fence) -> Grounds {
         Grounds::Board { session: Arc::clone(&self.session), fence, bans: Arc::clone(&self.bans) }
     }
@@ -208,6 +226,8 @@ impl Search<'_> {
     fn look_at_key(&mut self) -> Result<Step, MissReason> {
         let uri = self.lookup.key.uri();
         match self.lease(uri)? {
+            Leased::Granted(lease) if self.lookup.refresh => self.refresh(Some(lease), false, None),
+            Leased::Refused { .. } | Leased::TimedOut if self.lookup.refresh => self.refresh(None, false, None),
             Leased::Granted(lease) => {
                 let ticket = Some(self.ticket(lease, false, 0, None)?);
                 Ok(Step::Done(Finding::Miss(Miss { ticket, why: self.why })))
@@ -252,6 +272,8 @@ impl Search<'_> {
             return Ok(miss(MissReason::Absent));
         };
         match self.lease(uri)? {
+            Leased::Granted(lease) if self.lookup.refresh => self.refresh(Some(lease), true, None),
+            Leased::Refused { .. } | Leased::TimedOut if self.lookup.refresh => self.refresh(None, true, None),
             Leased::Granted(lease) => {
                 if self.waited_last && !self.is_there(key.uri(), &at_key)? {
                     // Who had the lease published something else.
@@ -292,6 +314,12 @@ impl Search<'_> {
                 return self.damaged(uri, &entry, why).map(|()| Step::Again);
             }
         };
+        if self.lookup.refresh {
+            return self.refresh(None, vary.is_some(), Some((uri, &entry, &stored.head)));
+        }
+        if !stored.flags_known {
+            return self.remove(uri, &entry, MissReason::Outdated);
+        }
         if stored.head.is_from_the_future(self.lookup.now) {
             return self.remove(uri, &entry, MissReason::Expired);
         }
@@ -322,6 +350,10 @@ impl Search<'_> {
                 Leased::Present(found) => {
                     let Some(opened) = self.open(&renewal_uri, &found.entry)? else { continue };
                     let renewed = match Stored::decode(opened.head(), true) {
+                        Ok(renewed) if !renewed.flags_known => {
+                            self.core.evict(&renewal_uri, found.entry.version)?;
+                            continue;
+                        }
                         Ok(renewed)
                             if opened.kind() == Kind::Renewal
                                 && renewed.target == Some(target)
@@ -362,12 +394,17 @@ impl Search<'_> {
                     let (base, indexed) = (entry.version, record.indexed);
                     let Some(hit) = self.hit(record, head, mark)? else { return Ok(Step::Again) };
                     let renews = Renews { target, vary, record_uri: uri.clone(), uri: renewal_uri };
-                    let ticket = Some(self.ticket(lease, indexed, base, Some(renews))?);
-                    return Ok(Step::Done(Finding::Stale(Stale { hit, ticket })));
+                    let ticket = self.ticket(lease, indexed, base, Some(renews))?.replacing(&hit.head);
+                    return Ok(Step::Done(Finding::Stale(Stale { hit, ticket: Some(ticket) })));
                 }
-                Leased::Refused { .. } | Leased::TimedOut => {
+                not_granted => {
+                    let why = match not_granted {
+                        Leased::Refused { retry } if retry <= RECORD_GONE => return Ok(Step::Again),
+                        Leased::Refused { retry } => MissReason::Uncacheable(retry),
+                        _ => MissReason::Waited,
+                    };
                     if !self.allows(&mark, &head) || !self.is_of_use(&head) {
-                        return Ok(miss(MissReason::Waited));
+                        return Ok(miss(why));
                     }
                     let hit = self.hit(record, head, mark)?;
                     return Ok(hit.map_or(Step::Again, |hit| Step::Done(Finding::Stale(Stale { hit, ticket: None }))));

@@ -25,6 +25,8 @@ pub enum Finding {
 pub enum MissReason {
     /// There is no record.
     Absent,
+    /// The caller wants the origin's answer: [`Lookup::refresh`](crate::Lookup::refresh).
+    Refresh,
     /// Who asked the origin before says that there is nothing to share, for this much longer.
     Uncacheable(Duration),
     /// Another is asking the origin and has not finished in time.
@@ -33,6 +35,8 @@ pub enum MissReason {
     Outlawed,
     /// The record does not validate. It was removed.
     Damaged,
+    /// The record does not say whether its body was parsed for ESI: an older version published it. It was removed.
+    Outdated,
     /// The record is too old even for revalidation. It was removed.
     Expired,
     /// Another process announced a ban, and has not recorded it in time.
@@ -47,10 +51,12 @@ impl std::fmt::Display for MissReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Absent => f.write_str("absent"),
+            Self::Refresh => f.write_str("refresh"),
             Self::Uncacheable(_) => f.write_str("uncacheable"),
             Self::Waited => f.write_str("waited"),
             Self::Outlawed => f.write_str("outlawed"),
             Self::Damaged => f.write_str("damaged"),
+            Self::Outdated => f.write_str("of an older version"),
             Self::Expired => f.write_str("expired"),
             Self::BansPending => f.write_str("bans pending"),
             Self::Busy => f.write_str("busy"),

@@ -12,7 +12,12 @@ impl Head {
     /// Whether it may be served while the origin is asked, or does not answer.
     #[must_use]
     pub fn in_grace(&self, now: f64) -> bool {
-        now < self.t_origin + f64::from(self.ttl) + f64::from(self.grace)
+        now < self.grace_end()
+    }
+
+    /// Until when it may be served while the origin is asked, or does not answer.
+    pub(crate) fn grace_end(&self) -> f64 {
+        self.t_origin + f64::from(self.ttl) + f64::from(self.grace)
     }
 
     /// When it is of no more use: neither fresh, nor in grace, nor kept for revalidation.

@@ -96,7 +96,7 @@ pub struct Head {
     pub keep: f32,
     /// varnishd's OA_GZIPBITS, if the body is a gzip file.
     pub gzip_bits: Option<[u8; 32]>,
-    /// varnishd's object flags (OF_*).
+    /// The flags of varnishd's object (OF_*) that describe the body; the highest bit is not theirs.
     pub flags: u8,
 }
 

@@ -57,3 +57,4 @@ pub use regex::{Regex, Regexes};
 pub use request::{Adopts, Lookup, RequestView};
 pub use space::{L2, OpenError, State};
 pub use ticket::{Sealed, SealedOutcome, Ticket, Writer};
+pub use validation::unshareable;

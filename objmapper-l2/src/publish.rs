@@ -79,12 +79,20 @@ impl Ticket {
         }
     }
 
-    /// A body was committed: makes sure that it is found.
+    /// A body was committed: makes sure that it is found, and ends the lease.
     pub(crate) fn committed(&mut self, place: Place) -> Result<(), Outcome> {
-        let Place::Variant { uri, mut index, change } = place else {
-            self.fulfilled();
-            return Ok(());
-        };
+        match place {
+            Place::Key { .. } => self.fulfilled(),
+            Place::Variant { uri, index, change } => {
+                self.enter(uri, index, change)?;
+                self.variant_fulfilled();
+            }
+        }
+        Ok(())
+    }
+
+    /// Enters a variant into the index at the key, if it is not there.
+    fn enter(&self, uri: ObjUri<'static>, mut index: Index, change: Option<IfVersion>) -> Result<(), Outcome> {
         let Some(mut there) = change else { return Ok(()) };
         for _ in 0..ROUNDS {
             let bytes = tail(Kind::Vary, index.encode(), 0, None).ok_or(Outcome::TooLarge)?;

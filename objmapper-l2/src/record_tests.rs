@@ -50,7 +50,8 @@ fn a_head() -> impl Strategy<Value = Head> {
             for line in lines {
                 assert!(headers.push(line.as_bytes()));
             }
-            Head { status, reason: reason.into_bytes(), headers, t_origin, ttl, grace, keep, gzip_bits, flags }
+            let (reason, flags) = (reason.into_bytes(), flags & 0x7f);
+            Head { status, reason, headers, t_origin, ttl, grace, keep, gzip_bits, flags }
         })
 }
 
@@ -61,15 +62,15 @@ fn a_stored() -> impl Strategy<Value = Stored> {
         "[a-z]{0,20}".prop_map(|v| Some(vary_key("X, accept-language", &[("x", &v)]))),
     ];
     let target = proptest::option::of(any::<(u64, u64)>());
-    (target, any::<Vec<u8>>(), vary, any::<([u8; 16], u64)>(), a_head()).prop_map(
-        |(target, text, vary, (nonce, seq), mut head)| {
+    (target, any::<Vec<u8>>(), vary, any::<([u8; 16], u64, bool)>(), a_head()).prop_map(
+        |(target, text, vary, (nonce, seq, flags_known), mut head)| {
             if let Some(vary) = &vary
                 && !vary.spec().is_empty()
             {
                 assert!(head.headers.push(&[b"Vary: ", vary.spec()].concat()));
             }
             let target = target.map(|(object, version)| Target { object, version });
-            Stored { target, text, vary, mark: Mark { nonce, seq }, head }
+            Stored { target, text, vary, mark: Mark { nonce, seq }, head, flags_known }
         },
     )
 }
@@ -151,6 +152,7 @@ fn limits() {
             gzip_bits: None,
             flags: 0,
         },
+        flags_known: true,
     };
     assert_eq!(read(&file(&stored, b"")), Err(Malformed("number")), "a time that is none");
     // The sum of a body whose publisher made none.

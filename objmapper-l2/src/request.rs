@@ -36,6 +36,8 @@ pub struct Lookup<'a> {
     pub hold: Duration,
     /// The time.
     pub now: f64,
+    /// Whether the caller asks the origin whatever there is, and only wants to publish its answer. It waits for nobody.
+    pub refresh: bool,
     /// Bodies that need not be read. All others of at most [`RecordFile::READ_LIMIT`](crate::RecordFile::READ_LIMIT)
     /// bytes are read and verified before they are a hit.
     pub adopts: Option<Adopts>,

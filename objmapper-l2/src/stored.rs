@@ -4,6 +4,10 @@ use crate::bytes::{Malformed, Reader, put_bytes};
 use crate::head::{Head, Headers};
 use crate::vary::VaryKey;
 
+/// Set in the byte of a head's flags: its publisher has recorded every flag of the body. One without it is of a publisher that
+/// did not record whether the body was parsed for ESI.
+const FLAGS_KNOWN: u8 = 0x80;
+
 /// Which bans a record is newer than: a place in a ban log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mark {
@@ -31,6 +35,8 @@ pub(crate) struct Stored {
     pub(crate) vary: Option<VaryKey>,
     pub(crate) mark: Mark,
     pub(crate) head: Head,
+    /// Whether the head's flags are all of the body's. One of which this is not known cannot be served.
+    pub(crate) flags_known: bool,
 }
 
 impl Stored {
@@ -53,7 +59,7 @@ impl Stored {
         for duration in [head.ttl, head.grace, head.keep] {
             out.extend_from_slice(&duration.to_be_bytes());
         }
-        out.push(head.flags);
+        out.push(head.flags & !FLAGS_KNOWN | if self.flags_known { FLAGS_KNOWN } else { 0 });
         out.push(head.gzip_bits.is_some().into());
         if let Some(bits) = &head.gzip_bits {
             out.extend_from_slice(bits);
@@ -88,8 +94,9 @@ impl Stored {
             }
         }
         r.end()?;
+        let (flags, flags_known) = (flags & !FLAGS_KNOWN, flags & FLAGS_KNOWN != 0);
         let head = Head { status, reason, headers, t_origin, ttl, grace, keep, gzip_bits, flags }.clamped();
         head.validate(vary.as_ref())?;
-        Ok(Self { target, text, vary, mark, head })
+        Ok(Self { target, text, vary, mark, head, flags_known })
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use objmapper_client::{Lease, Leased, ObjUri, Want};
+use objmapper_client::{IfVersion, Lease, Leased, ObjUri, Want};
 
 use crate::core::Core;
 use crate::counters::Counters;
@@ -18,7 +18,11 @@ use crate::request::RequestView;
 use crate::stored::{Stored, Target};
 use crate::vary::{Spec, VaryKey};
 
-/// The record that a ticket may renew.
+/// For how long the lease on a renewal is refused when its record is gone or was replaced. This wakes all callers that wait
+/// for the renewal; they look at the key again, and so do callers that ask within that time.
+pub(crate) const RECORD_GONE: Duration = Duration::from_millis(1);
+
+/// The record that a ticket may renew. The ticket's lease is on the renewal's URI.
 #[derive(Debug)]
 pub(crate) struct Renews {
     pub(crate) target: Target,
@@ -41,6 +45,10 @@ pub struct Ticket {
     /// The version of what was at the key, or of the variant that shall be renewed; 0: there was nothing.
     pub(crate) base: u64,
     renews: Option<Renews>,
+    /// Until when the record that the answer would replace may be served; 0 without one.
+    grace_end: f64,
+    /// Of a refresh: the record that it is for, and its version.
+    refreshes: Option<(ObjUri<'static>, u64)>,
 }
 
 impl Ticket {
@@ -53,19 +61,46 @@ impl Ticket {
         base: u64,
         renews: Option<Renews>,
     ) -> Self {
-        Self { core, key, lease: Some(lease), grounds, indexed, base, renews }
+        Self { core, key, lease: Some(lease), grounds, indexed, base, renews, grace_end: 0.0, refreshes: None }
     }
 
     /// For a v0.1 peer, where nobody waits.
     pub(crate) fn without_lease(core: Arc<Core>, key: Key, grounds: Grounds) -> Self {
-        Self { core, key, lease: None, grounds, indexed: false, base: 0, renews: None }
+        let (lease, renews, refreshes) = (None, None, None);
+        Self { core, key, lease, grounds, indexed: false, base: 0, renews, grace_end: 0.0, refreshes }
+    }
+
+    /// For a refresh: the answer replaces whatever is at the key when it comes.
+    pub(crate) fn for_refresh(
+        mut self,
+        lease: Option<Lease>,
+        indexed: bool,
+        record: Option<(ObjUri<'static>, u64)>,
+    ) -> Self {
+        (self.lease, self.indexed, self.refreshes) = (lease, indexed, record);
+        self.base = IfVersion::Any.raw();
+        self
+    }
+
+    /// The answer to it would replace the record with this head.
+    pub(crate) fn replacing(mut self, head: &Head) -> Self {
+        self.grace_end = head.grace_end();
+        self
+    }
+
+    /// Returns true if and only if there is a record that is fresh or in grace at this time. An error of
+    /// the origin's must not take its place.
+    #[must_use]
+    pub fn replaces_graced(&self, now: f64) -> bool {
+        now < self.grace_end
     }
 
     /// The head of a record. A head that no reader would accept is [`Outcome::Unmatchable`].
     fn stored(&self, head: Head, vary: Option<VaryKey>, target: Option<Target>) -> Result<Stored, Outcome> {
         let head = head.clamped();
         head.validate(vary.as_ref()).map_err(|_| Outcome::Unmatchable)?;
-        Ok(Stored { target, text: self.key.text().to_vec(), vary, mark: self.grounds.mark(), head })
+        let (text, mark) = (self.key.text().to_vec(), self.grounds.mark());
+        Ok(Stored { target, text, vary, mark, head, flags_known: true })
     }
 
     fn vary(&self, head: &Head, request: &dyn RequestView) -> Result<Option<VaryKey>, Outcome> {
@@ -185,25 +220,39 @@ impl Ticket {
             Err(outcome) => return outcome,
         };
         let Some(bytes) = stored.tail(0, None) else { return Outcome::TooLarge };
-        self.put(&renews.uri, &bytes, objmapper_client::IfVersion::Any, stored.head.end_ms())
+        self.put(&renews.uri, &bytes, IfVersion::Any, stored.head.end_ms())
     }
 
-    /// There is nothing to share: for this long others are told so, and do not wait.
+    /// There is nothing to share: for this long other callers are told so, and do not wait. The record that was to be renewed or
+    /// refreshed goes.
     pub fn refuse(mut self, retry: Duration, counters: &Counters) {
         Counters::add(&counters.c_uncacheable, 1);
+        if let Some((uri, version)) = self.refreshes.take() {
+            // Should this fail, it stays for as long as it would have without the refresh.
+            let _ = self.core.evict(&uri, version);
+        }
         let Some(lease) = self.lease.take() else { return };
         let Some(renews) = self.renews.take() else {
             lease.refuse_later(retry);
             return;
         };
-        // What the stale record said is over: it goes, and who asks for the key is told.
-        drop(lease);
+        // Dropped before its end, the lease goes to the next caller, which finds the stale record.
         if self.core.evict(&renews.record_uri, renews.target.version).is_err() {
             return;
         }
-        if let Ok(Leased::Granted(lease)) =
+        if let Ok(Leased::Granted(at_key)) =
             self.core.client.lease(&renews.record_uri, Duration::ZERO, retry, Want::ENTRY)
         {
+            at_key.refuse_later(retry);
+        }
+        lease.refuse_later(RECORD_GONE);
+    }
+
+    /// The origin's answer is an error that is not shared: for this long other callers are told so, and do not wait. A stale
+    /// record that was to be renewed stays as it is.
+    pub fn refuse_error(mut self, retry: Duration, counters: &Counters) {
+        Counters::add(&counters.c_uncacheable, 1);
+        if let Some(lease) = self.lease.take() {
             lease.refuse_later(retry);
         }
     }
@@ -211,10 +260,21 @@ impl Ticket {
     /// The fetch failed: the next one who waits is given the ticket. The same as dropping it.
     pub fn give_up(self) {}
 
-    /// After a commit to the URI that the lease is for.
+    /// After a commit to the key. It has ended a lease on the key, but not one on the renewal of the record that it has
+    /// replaced.
     pub(crate) fn fulfilled(&mut self) {
-        if let Some(lease) = self.lease.take() {
-            lease.fulfilled();
+        match (self.lease.take(), &self.renews) {
+            (Some(lease), None) => lease.fulfilled(),
+            (Some(lease), Some(_)) => lease.refuse_later(RECORD_GONE),
+            (None, _) => {}
+        }
+    }
+
+    /// After a commit of a variant. A lease on its URI, or on the key, has ended if that was committed; the next caller is
+    /// granted any other one.
+    pub(crate) fn variant_fulfilled(&mut self) {
+        if self.renews.is_some() {
+            self.fulfilled();
         }
     }
 }

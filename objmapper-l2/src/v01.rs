@@ -52,6 +52,9 @@ impl Core {
         let grounds = Grounds::V01 { mark: log.mark() };
         let ticket = || Some(Ticket::without_lease(Arc::clone(self), lookup.key.clone(), grounds.clone()));
         let miss = |why| Ok(Finding::Miss(Miss { ticket: ticket(), why }));
+        if lookup.refresh {
+            return miss(MissReason::Refresh);
+        }
         let record = match self.candidate_v01(lookup)? {
             Ok(record) => record,
             Err(why) => {
@@ -92,7 +95,11 @@ impl Core {
             sum: None,
         };
         let hit = Hit { head, record, waited: false, text, vary, mark, grounds: grounds.clone() };
-        Ok(if fresh { Finding::Hit(hit) } else { Finding::Stale(Stale { hit, ticket: ticket() }) })
+        if fresh {
+            return Ok(Finding::Hit(hit));
+        }
+        let ticket = ticket().map(|ticket| ticket.replacing(&hit.head));
+        Ok(Finding::Stale(Stale { hit, ticket }))
     }
 
     /// What answers a request, if it validates.
@@ -104,18 +111,17 @@ impl Core {
         }
         let Some(kind) = kind_of(&bytes) else { return Ok(Err(MissReason::Damaged)) };
         if kind == Kind::Record {
-            return Ok(candidate(&bytes, uri, key.text(), None).ok_or(MissReason::Damaged));
+            return Ok(candidate(&bytes, uri, key.text(), None));
         }
         let Some(index) = index_of(&bytes, key.text()) else { return Ok(Err(MissReason::Damaged)) };
         let mut why = MissReason::Absent;
         for vary in index.specs().iter().filter_map(|spec| spec.key(lookup.request).ok()) {
             let uri = self.space.uri(&[b"v", &index.variant(&vary)]);
             let bytes = file::read_uri(self, &uri)?;
-            if let Some(candidate) = candidate(&bytes, &uri, key.text(), Some(&vary)) {
-                return Ok(Ok(candidate));
-            }
-            if !bytes.is_empty() {
-                why = MissReason::Damaged;
+            match candidate(&bytes, &uri, key.text(), Some(&vary)) {
+                Ok(candidate) => return Ok(Ok(candidate)),
+                Err(unusable) if !bytes.is_empty() => why = unusable,
+                Err(_) => {}
             }
         }
         Ok(Err(why))
@@ -141,17 +147,19 @@ fn index_of(bytes: &[u8], text: &[u8]) -> Option<Index> {
     (trailer.kind == Kind::Vary && index.text == text).then_some(index)
 }
 
-/// A valid record, with a checksum of its body, of the key with this text.
-fn candidate(bytes: &[u8], uri: &ObjUri<'_>, text: &[u8], vary: Option<&VaryKey>) -> Option<Candidate> {
-    let (trailer, head, body) = parse_whole(bytes).ok()?;
-    let stored = Stored::decode(head, false).ok()?;
-    stored.head.validate_gzip(body.len() as u64, body.last_chunk().copied()).ok()?;
+/// A valid record, with a checksum of its body, of the key with this text, or why it is none.
+fn candidate(bytes: &[u8], uri: &ObjUri<'_>, text: &[u8], vary: Option<&VaryKey>) -> Result<Candidate, MissReason> {
+    let damaged = |_| MissReason::Damaged;
+    let (trailer, head, body) = parse_whole(bytes).map_err(damaged)?;
+    let stored = Stored::decode(head, false).map_err(damaged)?;
+    stored.head.validate_gzip(body.len() as u64, body.last_chunk().copied()).map_err(damaged)?;
     let ours =
         trailer.kind == Kind::Record && trailer.sum.is_some() && stored.text == text && stored.vary.as_ref() == vary;
-    ours.then(|| Candidate {
-        stored,
-        body: body.into(),
-        uri: uri.borrowed().into_owned(),
-        file_len: bytes.len() as u64,
-    })
+    match () {
+        () if !ours => Err(MissReason::Damaged),
+        () if !stored.flags_known => Err(MissReason::Outdated),
+        () => {
+            Ok(Candidate { stored, body: body.into(), uri: uri.borrowed().into_owned(), file_len: bytes.len() as u64 })
+        }
+    }
 }

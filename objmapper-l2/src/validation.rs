@@ -15,7 +15,7 @@
 //! | Cache-Control, Set-Cookie | nothing that is never shared | [`Head::unshareable`] |
 
 use crate::bytes::Malformed;
-use crate::head::Head;
+use crate::head::{Head, Headers};
 use crate::vary::{Spec, VaryKey, is_token};
 
 /// The longest ttl, grace or keep of a record, in seconds: 100 years. Longer ones are cut to it.
@@ -72,31 +72,37 @@ impl Head {
         }
     }
 
-    /// Why a response is its own request's only, whatever VCL decides; `None` if it may be shared.
+    /// [`unshareable`] of this head.
     #[must_use]
     pub fn unshareable(&self) -> Option<&'static str> {
-        let lists = |name: &[u8], token: &[u8]| {
-            self.headers.values(name).any(|value| {
-                value.split(|b| *b == b',').any(|part| {
-                    let part = part.split(|b| *b == b'=').next().unwrap_or_default();
-                    part.trim_ascii().eq_ignore_ascii_case(token)
-                })
-            })
-        };
-        match () {
-            () if self.status == 206 || self.status < 200 => Some("status"),
-            () if self.headers.get(b"Set-Cookie").is_some() => Some("Set-Cookie"),
-            () if lists(b"Cache-Control", b"private") => Some("private"),
-            () if lists(b"Cache-Control", b"no-store") => Some("no-store"),
-            () if lists(b"Vary", b"*") => Some("Vary: *"),
-            () => None,
-        }
+        unshareable(self.status, &self.headers)
     }
 
     /// Returns true if the response was made later than any clock of this cache's machines can say: the clock was set
     /// back, or the record is wrong. Its age is unknown, so that it is not used.
     pub(crate) fn is_from_the_future(&self, now: f64) -> bool {
         self.t_origin > now + MAX_CLOCK_SKEW
+    }
+}
+
+/// Why a response is its own request's only, whatever VCL decides; `None` if it may be shared.
+#[must_use]
+pub fn unshareable(status: u16, headers: &Headers) -> Option<&'static str> {
+    let lists = |name: &[u8], token: &[u8]| {
+        headers.values(name).any(|value| {
+            value.split(|b| *b == b',').any(|part| {
+                let part = part.split(|b| *b == b'=').next().unwrap_or_default();
+                part.trim_ascii().eq_ignore_ascii_case(token)
+            })
+        })
+    };
+    match () {
+        () if status == 206 || status < 200 => Some("status"),
+        () if headers.get(b"Set-Cookie").is_some() => Some("Set-Cookie"),
+        () if lists(b"Cache-Control", b"private") => Some("private"),
+        () if lists(b"Cache-Control", b"no-store") => Some("no-store"),
+        () if lists(b"Vary", b"*") => Some("Vary: *"),
+        () => None,
     }
 }
 
@@ -125,7 +131,6 @@ fn is_header_line(line: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::head::Headers;
 
     fn head(lines: &[&[u8]]) -> Head {
         let mut headers = Headers::default();

@@ -304,6 +304,59 @@ fn a_stale_record_is_revalidated_once() {
     assert!(miss.ticket.is_some() && miss.why == MissReason::Expired);
 }
 
+/// The origin has something new: the lease on the renewal ends with its publication, and all who wait find it.
+#[test]
+fn a_new_response_ends_the_lease_on_the_renewal() {
+    for lines in [&["ETag: \"1\""][..], &["ETag: \"1\"", "Vary: Accept-Language"]] {
+        let site = Site::memory();
+        let a = site.cache();
+        let others: Vec<_> = (0..4).map(|_| site.cache()).collect();
+        let r = req("/a").with("Accept-Language", "de");
+        a.put(&r, head(60.0, lines), b"old");
+        let later = NOW + 61.0;
+        let (_, stale) = a.get_at(&r, later, PATIENCE).stale();
+        std::thread::scope(|scope| {
+            let waiting: Vec<_> = others
+                .iter()
+                .map(|cache| {
+                    let r = r.clone();
+                    scope.spawn(move || {
+                        let body = cache.get_at(&r, later, PATIENCE).body();
+                        (body, cache.counters.c_waited.load(Relaxed))
+                    })
+                })
+                .collect();
+            wait_for("all who wait", || others.iter().all(|cache| cache.counters.g_waiting.load(Relaxed) == 1));
+            let mut new = head(60.0, lines);
+            new.t_origin = later;
+            assert_eq!(a.publish(stale.ticket.unwrap(), &r, new, b"new"), Outcome::Published);
+            for thread in waiting {
+                assert_eq!(thread.join().unwrap(), (b"new".to_vec(), 1));
+            }
+        });
+        wait_for("the end of all leases", || site.leases() == 0);
+    }
+}
+
+/// An error of the origin's ends neither the stale record nor anybody's right to serve it; others do not wait.
+#[test]
+fn an_error_leaves_a_stale_record() {
+    let site = Site::memory();
+    let (a, b) = (site.cache(), site.cache());
+    let r = req("/a");
+    a.put(&r, head(60.0, &["ETag: \"1\""]), b"body");
+    let later = NOW + 61.0;
+    let (_, stale) = b.get_at(&r, later, PATIENCE).stale();
+    let ticket = stale.ticket.unwrap();
+    assert!(ticket.replaces_graced(later) && !ticket.replaces_graced(later + 10.0));
+    ticket.refuse_error(PATIENCE, &b.counters);
+    wait_for("the end of all leases", || site.leases() == 0);
+    let (body, stale) = a.get_at(&r, later, PATIENCE).stale();
+    assert_eq!(body, b"body");
+    assert!(stale.ticket.is_none());
+    assert!(!b.get_at(&req("/b"), later, PATIENCE).ticket().replaces_graced(0.0));
+}
+
 #[test]
 fn a_304_that_varies_otherwise_ends_the_record() {
     let site = Site::memory();
@@ -446,8 +499,8 @@ fn a_sealed_body() {
         // The adopting reader does not read the body, the others do.
         let instance = b.l2.instance().unwrap();
         let key = b.key("/a");
-        let mut lookup =
-            Lookup { key: &key, request: &r, client: &r, wait: PATIENCE, hold: PATIENCE, now: NOW, adopts: None };
+        let (wait, hold, now) = (PATIENCE, PATIENCE, NOW);
+        let mut lookup = Lookup { key: &key, request: &r, client: &r, wait, hold, now, refresh: false, adopts: None };
         for (adopts, reads) in [
             (None, true),
             (Some(Adopts { instance, from: 100_001 }), true),

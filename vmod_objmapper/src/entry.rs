@@ -15,7 +15,7 @@ use crate::http::{self, View};
 use crate::om::Om;
 use crate::publish::Work;
 use crate::transaction::{self, Status};
-use crate::{deliver_place, director, fetch, vsl};
+use crate::{deliver_place, director, esi, fetch, refresh, vsl};
 
 /// What a VCL has beyond its directors: the private of PRIV_VCL.
 #[derive(Default)]
@@ -149,10 +149,17 @@ pub(crate) unsafe extern "C" fn vmod_restore(ctx: *const vrt_ctx, _vcl: *mut vmo
     unsafe {
         boundary::vcl(ctx, "restore()", 0, || {
             let ctx = context(ctx);
-            let oc = (*boundary::busyobj_of(ctx)).fetch_objcore;
+            let bo = boundary::busyobj_of(ctx);
+            let oc = (*bo).fetch_objcore;
             let restored = transaction::with_known(ctx, None, |turn| match &turn.work {
-                Work::Serving { serving, .. } if !serving.renewed => {
+                Work::Serving(serving) => {
                     let head = &serving.hit.head;
+                    if esi::is_esi(head.flags) {
+                        (*bo).set_do_esi(1);
+                    }
+                    if serving.renewed {
+                        return false;
+                    }
                     (*oc).t_origin = head.t_origin;
                     ((*oc).ttl, (*oc).grace, (*oc).keep) = (head.ttl, head.grace, head.keep);
                     true
@@ -173,6 +180,13 @@ pub(crate) unsafe extern "C" fn vmod_status(ctx: *const vrt_ctx, _vcl: *mut vmod
             Ok(status(transaction::with_known(context(ctx), None, |turn| turn.status).flatten()))
         })
     }
+}
+
+/// `objmapper.refresh()`
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn vmod_refresh(ctx: *const vrt_ctx) {
+    // SAFETY: varnishd's own arguments, in vcl_miss.
+    unsafe { boundary::vcl(ctx, "refresh()", (), || refresh::request(context(ctx))) };
 }
 
 /// `objmapper.deliver()`
@@ -325,7 +339,11 @@ pub(crate) unsafe extern "C" fn vmod_director_publish(
     // SAFETY: varnishd's own arguments, in vcl_backend_response.
     unsafe {
         boundary::vcl(ctx, "publish()", (), || {
-            transaction::with(context(ctx), om(object), |turn| turn.publish = Some(publish != 0))
+            // A response that this director did not make is not published.
+            transaction::with_known(context(ctx), Some(om(object)), |turn| {
+                turn.work.pending().map(|pending| pending.set_publish(publish != 0))
+            });
+            Ok(())
         });
     }
 }

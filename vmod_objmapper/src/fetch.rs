@@ -2,26 +2,33 @@
 
 use std::ffi::c_int;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use objmapper_l2::{Adopts, Counters, Finding, Hit, Key, Lookup, MissReason, Stale, Ticket};
 use sha2::{Digest, Sha256};
 use varnish_stevedore_sys::bindings::{
-    DIR_S_HDRS, DIR_S_NULL, H_If_Modified_Since, H_If_None_Match, HTTP_Setup, OC_F_PRIVATE, SLT_BerespMethod,
-    VDI_Finish, VDI_GetHdr, VFP_Close, VFP_Push, VFP_Setup, VRT_Assign_Backend, VTIM_real, busyobj, http_SetHeader,
-    http_Unset, vrt_ctx, vsl_log,
+    DIR_S_HDRS, DIR_S_NULL, H_If_Modified_Since, H_If_None_Match, HTTP_Setup, OC_F_FAILED, OC_F_PRIVATE, OF_IMSCAND,
+    ObjCheckFlag, SLT_BerespMethod, VDI_Finish, VDI_GetHdr, VFP_Close, VFP_Push, VFP_Setup, VRT_Assign_Backend,
+    VTIM_real, busyobj, http_SetHeader, http_Unset, vfp_entry, vrt_ctx, vsl_log,
 };
 
 use crate::engine::Storage;
-use crate::filter::{self, Miss, SOURCE, Serving, WITNESS};
+use crate::filter::{self, SOURCE, Serving, WITNESS};
 use crate::http::{self, View};
 use crate::om::Om;
+use crate::pending::Pending;
 use crate::publish::Work;
 use crate::transaction::{self, Status, Turn};
-use crate::{boundary, object, vsl};
+use crate::{boundary, object, refresh, vsl};
 
 /// Smaller bodies are read and verified before they are used, also where they could be adopted.
 const ADOPT_FROM: u64 = 64 << 10;
+
+/// Seconds by which the age of one response may differ between a record and an object: Age is a whole number.
+const SAME_ORIGIN: f64 = 1.0;
+
+/// What the filter that sees a response's end takes of the workspace, and some alignment.
+const WITNESS_ROOM: usize = size_of::<vfp_entry>() + 64;
 
 /// The transaction's log.
 fn log(bo: *mut busyobj) -> *mut vsl_log {
@@ -47,15 +54,8 @@ pub(crate) fn through<T>(bo: *mut busyobj, om: &Om, call: impl FnOnce(*mut busyo
 /// `ctx` must be the calling thread's, of a fetch.
 pub(crate) unsafe fn gethdrs(ctx: &vrt_ctx, om: &Om) -> c_int {
     let bo = boundary::busyobj_of(ctx);
-    // A retry comes by again: what was begun before is given up.
     // SAFETY: by contract.
-    let begun = unsafe {
-        transaction::with(ctx, om, |turn| {
-            turn.work = Work::Nothing;
-            turn.status = None;
-            (turn.asking, turn.uri.clone())
-        })
-    };
+    let begun = unsafe { transaction::with(ctx, om, |turn| (turn.asking, turn.uri.clone())) };
     let uri = match begun {
         Ok((false, uri)) => uri,
         Ok((true, _)) => {
@@ -106,6 +106,12 @@ pub(crate) fn key_of(om: &Om, request: View<'_>, digest: Option<&[u8; 32]>) -> K
     let builtin = builtin.finalize();
     let own = digest.filter(|digest| host.is_none() || builtin[..] != digest[..]);
     om.l2.key(host.unwrap_or_default(), request.url(), own.map(|digest| &digest[..]))
+}
+
+/// Bodies that the storage engine can adopt.
+fn adopts() -> Option<Adopts> {
+    let instance = Storage::default_one().and_then(Storage::instance);
+    instance.map(|instance| Adopts { instance, from: ADOPT_FROM })
 }
 
 struct Fetch<'a> {
@@ -169,7 +175,8 @@ impl Fetch<'_> {
         let key = key(om, self.bo, uri);
         // SAFETY: the fetch's own flag.
         let hit_for_miss = unsafe { (*self.bo).is_hitmiss() } != 0;
-        let instance = Storage::default_one().and_then(Storage::instance);
+        // SAFETY: the fetch's own object.
+        let refresh = refresh::is_requested(unsafe { (*self.bo).fetch_objcore });
         let finding = om.l2.find(
             &Lookup {
                 key: &key,
@@ -181,7 +188,8 @@ impl Fetch<'_> {
                 hold: arguments.hold,
                 // SAFETY: VTIM_real only reads the clock.
                 now: unsafe { VTIM_real() },
-                adopts: instance.map(|instance| Adopts { instance, from: ADOPT_FROM }),
+                refresh,
+                adopts: adopts(),
             },
             om.counters(),
         );
@@ -205,24 +213,29 @@ impl Fetch<'_> {
     fn miss(&self, ticket: Option<Ticket>, why: &str, text: &str) -> c_int {
         self.say(Status::Miss, format_args!("{text} ({why})"));
         let result = self.ask();
-        self.asked(result, ticket)
+        self.asked(result, Pending::new(self.om, ticket))
     }
 
     /// The origin has answered, or has not.
-    fn asked(&self, result: c_int, ticket: Option<Ticket>) -> c_int {
+    fn asked(&self, result: c_int, pending: Pending) -> c_int {
         if result != 0 {
             self.turn(|turn| turn.status = Some(Status::Error));
             return result;
         }
-        let seen = Rc::new(Miss::default());
-        // SAFETY: varnishd has set the filters of this response up; ours comes after its own source.
+        let pending = Rc::new(pending);
+        // SAFETY: varnishd has set the filters of this response up; ours comes after its own source. A failed push would fail
+        // the response, which is good without us.
         unsafe {
+            if http::free_room((&raw mut (*self.bo).ws).cast()) < WITNESS_ROOM {
+                pending.give_up("no room for a filter: raise workspace_backend", log(self.bo));
+                return result;
+            }
             let entry = VFP_Push((*self.bo).vfc, WITNESS.address());
             if !entry.is_null() {
-                filter::charge(entry, &seen);
+                filter::charge(entry, &pending);
             }
         }
-        self.turn(|turn| turn.work = Work::Miss { ticket, seen });
+        self.turn(|turn| turn.work = Work::Miss(pending));
         result
     }
 
@@ -230,13 +243,13 @@ impl Fetch<'_> {
     fn serve(&self, hit: Hit, ticket: Option<Ticket>, renewed: Option<u64>) -> Result<(), &'static str> {
         // SAFETY: VTIM_real only reads the clock.
         let age = renewed.unwrap_or_else(|| hit.age(unsafe { VTIM_real() }).ceil().clamp(0.0, 1e12) as u64);
-        let serving = Rc::new(Serving::new(self.om, hit, renewed.is_some()));
+        let serving = Rc::new(Serving::new(Pending::new(self.om, ticket), hit, renewed.is_some()));
         // SAFETY: the calling thread's fetch, with beresp and vfc set up and no connection.
         unsafe {
             let entry = object::respond(self.bo, &serving.hit, age, SOURCE.address())?;
             filter::charge(entry, &serving);
         }
-        self.turn(|turn| turn.work = Work::Serving { ticket, serving });
+        self.turn(|turn| turn.work = Work::Serving(serving));
         Ok(())
     }
 
@@ -268,6 +281,7 @@ impl Fetch<'_> {
         let before = if hit.has_validator() { self.make_conditional(&hit) } else { None };
         let result = self.ask();
         let conditional = before.is_some();
+        let own = before.as_ref().is_some_and(|before| self.is_own_object(&hit, before));
         if let Some(before) = before {
             // What a retry sends is not for this record.
             self.set_conditional(&before);
@@ -277,7 +291,12 @@ impl Fetch<'_> {
         if result == 0 && !(status == 304 && conditional) {
             Counters::add(&self.om.counters().c_misses, 1);
             self.say(Status::Miss, format_args!("{text} (stale)"));
-            return self.asked(result, ticket);
+            return self.asked(result, Pending::new(self.om, ticket));
+        }
+        if result == 0 && own {
+            Counters::add(&self.om.counters().c_revalidated, 1);
+            self.say(Status::Revalidated, text);
+            return self.asked(result, Pending::confirming(self.om, ticket, hit));
         }
         // SAFETY: VTIM_real only reads the clock.
         let now = unsafe { VTIM_real() };
@@ -291,7 +310,7 @@ impl Fetch<'_> {
             // SAFETY: as above.
             let answer = unsafe { View::new((*self.bo).beresp) };
             renewed = Some(answer.header(b"Age").map_or(0, object::seconds));
-            match object::refreshed(&hit.head, answer) {
+            match object::refreshed(&hit.head, answer, SystemTime::now()) {
                 Some(head) => hit.head = head,
                 None => {
                     self.reset();
@@ -321,6 +340,26 @@ impl Fetch<'_> {
         }
     }
 
+    /// Whether a 304 confirms a stale object of varnishd's own as much as the record: it was asked for by the same validators,
+    /// and was as new. Then varnishd's own 304 logic makes of it what it makes of any (`beresp.was_304`), by a copy of the
+    /// object's body. A body that can be adopted is not copied.
+    fn is_own_object(&self, hit: &Hit, condition: &Conditional) -> bool {
+        let len = hit.record.body_len();
+        if adopts().is_some_and(|adopts| adopts.instance == hit.record.instance() && len >= adopts.from) {
+            return false;
+        }
+        // SAFETY: the fetch holds a reference to the stale object; its flags and boc are read as vbf_stp_condfetch reads them.
+        unsafe {
+            let oc = (*self.bo).stale_oc;
+            !oc.is_null()
+                && (*oc).boc.is_null()
+                && u32::from((&raw const (*oc).flags).read_volatile()) & OC_F_FAILED == 0
+                && ObjCheckFlag((*self.bo).wrk, oc, OF_IMSCAND) != 0
+                && ((*oc).t_origin - hit.head.t_origin).abs() <= SAME_ORIGIN
+                && *condition == Conditional::of_record(hit)
+        }
+    }
+
     /// Asks for the record's validator in place of that of a stale object of varnishd's, which it returns. `None`: there was
     /// no room.
     fn make_conditional(&self, hit: &Hit) -> Option<Conditional> {
@@ -328,11 +367,7 @@ impl Fetch<'_> {
             none_match: self.request().header(b"If-None-Match").map(<[u8]>::to_vec),
             modified_since: self.request().header(b"If-Modified-Since").map(<[u8]>::to_vec),
         };
-        let of_record = Conditional {
-            none_match: hit.head.headers.get(b"ETag").map(<[u8]>::to_vec),
-            modified_since: hit.head.last_modified().map(<[u8]>::to_vec),
-        };
-        if self.set_conditional(&of_record) {
+        if self.set_conditional(&Conditional::of_record(hit)) {
             return Some(before);
         }
         self.set_conditional(&before);
@@ -366,9 +401,19 @@ impl Fetch<'_> {
 }
 
 /// The conditions of a request.
+#[derive(PartialEq)]
 struct Conditional {
     none_match: Option<Vec<u8>>,
     modified_since: Option<Vec<u8>>,
+}
+
+impl Conditional {
+    fn of_record(hit: &Hit) -> Conditional {
+        Conditional {
+            none_match: hit.head.headers.get(b"ETag").map(<[u8]>::to_vec),
+            modified_since: hit.head.last_modified().map(<[u8]>::to_vec),
+        }
+    }
 }
 
 fn why(reason: MissReason) -> String {

@@ -29,6 +29,7 @@ same_types! {
     vmod_restore(_, _),
     vmod_status(_, _),
     vmod_purge(_, _),
+    vmod_refresh(_),
     vmod_deliver(_),
     vmod_director__init(_, _, _, _, _, _, _, _, _, _, _),
     vmod_director__fini(_),

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_void};
-use std::ptr::{NonNull, null, null_mut};
+use std::ptr::{null, null_mut};
 use std::rc::Rc;
 
 use objmapper_abi::{Adoption, Bytes, Record};
@@ -16,16 +16,15 @@ use crate::boundary::{Constant, busyobj_of, context, fallible};
 use crate::engine::{self, Storage};
 use crate::http::View;
 use crate::om::Om;
-use crate::{object, vsl};
+use crate::pending::Pending;
+use crate::{esi, object, vsl};
 
 /// A record that is being served.
 pub(crate) struct Serving {
-    pub(crate) om: NonNull<Om>,
+    pub(crate) pending: Pending,
     pub(crate) hit: Hit,
     /// Whether the origin has just confirmed it: then its lifetime is what VCL makes of the new head.
     pub(crate) renewed: bool,
-    /// Whether it has become the fetch's object.
-    pub(crate) accepted: Cell<bool>,
     /// How much of the body the object has.
     offset: Cell<u64>,
     /// Whether the storage engine was told to adopt it.
@@ -36,14 +35,13 @@ pub(crate) struct Serving {
 }
 
 impl Serving {
-    pub(crate) fn new(om: &Om, hit: Hit, renewed: bool) -> Serving {
+    pub(crate) fn new(pending: Pending, hit: Hit, renewed: bool) -> Serving {
         // What has been read already is verified.
         let sum = (hit.record.bytes().is_none() && hit.record.sum().is_some()).then(Summer::new);
         Serving {
-            om: NonNull::from(om),
+            pending,
             hit,
             renewed,
-            accepted: Cell::new(false),
             offset: Cell::new(0),
             announced: Cell::new(false),
             gzip: Cell::new(false),
@@ -51,24 +49,16 @@ impl Serving {
         }
     }
 
-    pub(crate) fn om(&self) -> &Om {
-        // SAFETY: a director lives as long as its VCL, which the fetch holds a reference to.
-        unsafe { Om::checked(self.om.as_ptr()) }
+    fn om(&self) -> &Om {
+        self.pending.om()
     }
-}
-
-/// A response of the origin's that may be published.
-#[derive(Default)]
-pub(crate) struct Miss {
-    /// Whether it has become the fetch's object.
-    pub(crate) accepted: Cell<bool>,
 }
 
 /// The filter that is the source of a record's body.
 // SAFETY: varnishd only reads a filter.
 pub(crate) static SOURCE: Constant<vfp> =
     unsafe { Constant::new(vfp_of(Some(source_init), Some(source_pull), Some(source_fini))) };
-/// The filter that sees whether the origin's response becomes an object, and lets itself be bypassed.
+/// The filter that sees what becomes of the origin's response, and lets itself be bypassed.
 // SAFETY: varnishd only reads a filter.
 pub(crate) static WITNESS: Constant<vfp> =
     unsafe { Constant::new(vfp_of(Some(witness_init), None, Some(witness_fini))) };
@@ -119,18 +109,26 @@ unsafe fn is_object(vc: *const vfp_ctx) -> bool {
     unsafe { (*vc).failed == 0 && !(*(*vc).oc).stobj[0].stevedore.is_null() }
 }
 
-unsafe extern "C" fn witness_init(_ctx: *const vrt_ctx, _vc: *mut vfp_ctx, _vfe: *mut vfp_entry) -> vfp_status {
-    VFP_NULL
+unsafe extern "C" fn witness_init(ctx: *const vrt_ctx, _vc: *mut vfp_ctx, vfe: *mut vfp_entry) -> vfp_status {
+    fallible("witness_init", VFP_NULL, || {
+        // SAFETY: varnishd's own context and our own entry, in the fetch thread, after vcl_backend_response.
+        unsafe {
+            if let Some(pending) = charged::<Pending>(vfe) {
+                pending.refuse_uncacheable(busyobj_of(context(ctx)));
+            }
+        }
+        VFP_NULL
+    })
 }
 
 unsafe extern "C" fn witness_fini(vc: *mut vfp_ctx, vfe: *mut vfp_entry) {
     fallible("witness", (), || {
         // SAFETY: varnishd's own filter context and our own entry.
         unsafe {
-            if let Some(miss) = charged::<Miss>(vfe) {
-                miss.accepted.set(is_object(vc));
+            if let Some(pending) = charged::<Pending>(vfe) {
+                pending.closed(is_object(vc), (*(*vc).wrk).vsl.cast());
             }
-            discharge::<Miss>(vfe);
+            discharge::<Pending>(vfe);
         }
     });
 }
@@ -143,6 +141,10 @@ unsafe extern "C" fn source_init(ctx: *const vrt_ctx, vc: *mut vfp_ctx, vfe: *mu
             let Some(serving) = charged::<Serving>(vfe) else { return VFP_ERROR };
             let bo = busyobj_of(context(ctx));
             bound_lifetime(bo, serving);
+            serving.pending.refuse_uncacheable(bo);
+            if !parse_esi(bo, vc, serving) {
+                return VFP_ERROR;
+            }
             if keep_gzip(vc, vfe, serving) && (*bo).uncacheable() == 0 {
                 adopt(bo, vc, serving);
             }
@@ -163,7 +165,9 @@ unsafe fn bound_lifetime(bo: *mut busyobj, serving: &Serving) {
         let head = &serving.hit.head;
         let om = serving.om();
         if !serving.hit.still_valid(&om.l2, &View::new((*bo).bereq0)) {
-            vsl::decision((&raw mut (*bo).vsl).cast(), &format!("{} outlawed meanwhile", om.name));
+            let vsl = (&raw mut (*bo).vsl).cast();
+            vsl::decision(vsl, &format!("{} outlawed meanwhile", om.name));
+            serving.pending.give_up("outlawed meanwhile", vsl);
             ((*oc).ttl, (*oc).grace, (*oc).keep) = (0.0, 0.0, 0.0);
             return;
         }
@@ -176,6 +180,28 @@ unsafe fn bound_lifetime(bo: *mut busyobj, serving: &Serving) {
     }
 }
 
+/// Has the body of a record that was parsed for ESI parsed again. `false`: it cannot be.
+///
+/// # Safety
+/// `bo` and `vc` must be those of [`source_init`].
+unsafe fn parse_esi(bo: *mut busyobj, vc: *mut vfp_ctx, serving: &Serving) -> bool {
+    if !esi::is_esi(serving.hit.head.flags) || serving.hit.record.body_len() == 0 {
+        return true;
+    }
+    // SAFETY: an entry of the list, whose filter is a static of its library's.
+    let ours = |entry: *const vfp_entry| unsafe { [SOURCE.address(), WITNESS.address()].contains(&(*entry).vfp) };
+    // SAFETY: by contract; these two are the filters that the director pushes.
+    let parser = unsafe { esi::ensure(bo, vc, ours) };
+    let why = match parser {
+        esi::Parser::There => return true,
+        esi::Parser::Unwanted => "ESI instructions stay as they are: beresp.filters has no filter for them",
+        esi::Parser::NoRoom => "ESI instructions cannot be parsed: raise workspace_backend",
+    };
+    // SAFETY: this thread's log.
+    unsafe { vsl::decision((&raw mut (*bo).vsl).cast(), &format!("{} {why}", serving.om().name)) };
+    parser == esi::Parser::Unwanted
+}
+
 /// Takes the gzip check of a record off that was checked when it was published. Whether every filter that is left hands
 /// on what it reads where it was read to.
 ///
@@ -186,6 +212,8 @@ unsafe fn keep_gzip(vc: *mut vfp_ctx, vfe: *mut vfp_entry, serving: &Serving) ->
     // to its first and takes the next one after we return.
     unsafe {
         let name = |entry: *mut vfp_entry| CStr::from_ptr((*(*entry).vfp).name).to_bytes();
+        // An ETag that was weakened because of it stays weak after varnishd's own 304.
+        (*vc).obj_flags |= u32::from(serving.hit.head.flags) & OF_CHGCE;
         let mut in_place = true;
         let mut entry = (*vc).vfp.vtqh_first;
         while !entry.is_null() && !std::ptr::eq(entry, vfe) {
@@ -197,7 +225,7 @@ unsafe fn keep_gzip(vc: *mut vfp_ctx, vfe: *mut vfp_entry, serving: &Serving) ->
                 if std::ptr::eq((*vc).vfp_nxt, entry) {
                     (*vc).vfp_nxt = next;
                 }
-                (*vc).obj_flags |= OF_GZIPED | (u32::from(serving.hit.head.flags) & OF_CHGCE);
+                (*vc).obj_flags |= OF_GZIPED;
                 serving.gzip.set(true);
             } else if !matches!(name(entry), b"testgunzip" | b"esi") {
                 in_place = false;
@@ -343,7 +371,7 @@ unsafe extern "C" fn source_fini(vc: *mut vfp_ctx, vfe: *mut vfp_entry) {
         // SAFETY: varnishd's own filter context and our own entry.
         let announced = unsafe { charged::<Serving>(vfe) }.is_some_and(|serving| {
             // SAFETY: as above.
-            serving.accepted.set(unsafe { is_object(vc) });
+            unsafe { serving.pending.closed(is_object(vc), (*(*vc).wrk).vsl.cast()) };
             serving.announced.get()
         });
         if announced && let Some(table) = engine::table() {

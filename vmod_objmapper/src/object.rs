@@ -2,29 +2,48 @@
 
 use std::ffi::{c_char, c_void};
 use std::ptr::null;
+use std::time::SystemTime;
 
 use objmapper_l2::{Head, Headers, Hit};
 use varnish_stevedore_sys::attr::{FLAGS_SIZE, GZIPBITS_SIZE};
 use varnish_stevedore_sys::bindings::{
     BS_LENGTH, BS_NONE, HTTP_CONN_MAGIC, HTTP_GetStatusPack, HTTP_IterHdrPack, OA_FLAGS, OA_GZIPBITS, OF_CHGCE,
-    OF_GZIPED, ObjGetAttr, SC_NULL, VFP_Push, WS_Alloc, busyobj, http_PrintfHeader, http_PutResponse, http_SetHeader,
-    http_VSL_log, http_conn, objcore, vfp, vfp_entry, worker,
+    OF_ESIPROC, OF_GZIPED, ObjGetAttr, SC_NULL, VFP_Push, WS_Alloc, busyobj, http_PrintfHeader, http_PutResponse,
+    http_SetHeader, http_VSL_log, http_conn, objcore, vfp, vfp_entry, worker,
 };
 
 use crate::http::{self, View};
 
 /// Flags of an object that are the body's, and travel with it.
-const BODY_FLAGS: u8 = (OF_GZIPED | OF_CHGCE) as u8;
+const BODY_FLAGS: u8 = (OF_GZIPED | OF_CHGCE | OF_ESIPROC) as u8;
 
 /// Room for what is not the head's: the connection, the filters, Age and Content-Length.
 const EXTRA_ROOM: usize = 2048;
 /// Lines for Age, Content-Length and what varnishd may add.
 const EXTRA_LINES: usize = 4;
 
-/// Headers of a record that are said anew by whoever serves it.
+/// Headers of one connection (RFC 9110, section 7.6.1), and those that varnishd takes for such (`tbl/http_headers.h`).
+const HOP_BY_HOP: [&[u8]; 10] = [
+    b"Connection",
+    b"Proxy-Connection",
+    b"Keep-Alive",
+    b"TE",
+    b"Trailer",
+    b"Transfer-Encoding",
+    b"Upgrade",
+    b"HTTP2-Settings",
+    b"Proxy-Authenticate",
+    b"Proxy-Authorization",
+];
+
+fn is_one_of(name: &[u8], names: &[&[u8]]) -> bool {
+    names.iter().any(|one| one.eq_ignore_ascii_case(name))
+}
+
+/// Headers that a record does not have: each connection has its own, and each response from the record says its own.
 fn is_said_anew(line: &[u8]) -> bool {
     let name = http::name_of(line);
-    [&b"Age"[..], b"Content-Length", b"Transfer-Encoding", b"Connection"].iter().any(|n| n.eq_ignore_ascii_case(name))
+    is_one_of(name, &[b"Age", b"Content-Length"]) || is_one_of(name, &HOP_BY_HOP)
 }
 
 /// Makes the response of a fetch from a record, with a filter in place of a connection.
@@ -127,27 +146,32 @@ pub(crate) unsafe fn head(bo: *mut busyobj) -> Option<Head> {
 }
 
 /// The head of a record after the origin's 304, as varnishd's own 304 logic makes it (`vbf_304_logic`): what the 304 says
-/// replaces what the record said, but for what describes its body.
-pub(crate) fn refreshed(old: &Head, answer: View<'_>) -> Option<Head> {
-    let describes_body = |name: &[u8]| {
-        [&b"Content-Encoding"[..], b"Content-Length", b"Transfer-Encoding", b"Connection"]
-            .iter()
-            .any(|n| n.eq_ignore_ascii_case(name))
-    };
-    // Between the origin and us only.
-    let hop_by_hop: Vec<&[u8]> = answer
+/// replaces what the record said, but for what describes its body, and for headers of the connection, which go. A 304
+/// without a Date was made now (RFC 9110, section 6.6.1): with the record's old one, which is as far from Expires as ever, it
+/// would be fresh again.
+pub(crate) fn refreshed(old: &Head, answer: View<'_>, now: SystemTime) -> Option<Head> {
+    let named: Vec<&[u8]> = answer
         .lines()
         .filter_map(|line| http::value_of(line, b"Connection"))
         .flat_map(|value| value.split(|b| *b == b',').map(<[u8]>::trim_ascii))
         .collect();
     let mut headers = Headers::default();
-    let mut said = Vec::new();
-    for line in answer.lines().filter(|line| !describes_body(http::name_of(line))) {
+    let mut said: Vec<&[u8]> = Vec::new();
+    if answer.header(b"Date").is_none() {
+        said.push(b"Date");
+        if !headers.push(format!("Date: {}", httpdate::fmt_http_date(now.max(SystemTime::UNIX_EPOCH))).as_bytes()) {
+            return None;
+        }
+    }
+    for line in answer.lines() {
         let name = http::name_of(line);
-        if hop_by_hop.iter().any(|hop| hop.eq_ignore_ascii_case(name)) {
+        if is_one_of(name, &[b"Content-Encoding", b"Content-Length", b"Content-Range"]) {
             continue;
         }
         said.push(name);
+        if is_one_of(name, &HOP_BY_HOP) || is_one_of(name, &named) {
+            continue;
+        }
         // The origin's ETag is of its own coding of the body, ours is of another.
         let strong = name.eq_ignore_ascii_case(b"ETag") && u32::from(old.flags) & OF_CHGCE != 0;
         let fits = match http::value_of(line, b"ETag") {
@@ -158,7 +182,7 @@ pub(crate) fn refreshed(old: &Head, answer: View<'_>) -> Option<Head> {
             return None;
         }
     }
-    for line in old.headers.iter() {
+    for line in old.headers.iter().filter(|line| !is_said_anew(line)) {
         if !said.iter().any(|name| name.eq_ignore_ascii_case(http::name_of(line))) && !headers.push(line) {
             return None;
         }

@@ -1,59 +1,68 @@
 //! The end of a fetch: what it brought is published, or others are told that there is nothing to share.
 
 use std::ffi::{c_int, c_uint, c_void};
-use std::ptr::NonNull;
 use std::rc::Rc;
 
 use objmapper_abi::{Bytes, Publication, Published};
-use objmapper_l2::{Head, Outage, Outcome, SealedOutcome, Ticket, Writer};
+use objmapper_l2::{Head, Hit, Outage, Outcome, SealedOutcome, Ticket, Writer};
 use varnish_stevedore_sys::bindings::{
-    BOS_FINISHED, OC_F_FAILED, OC_F_HFM, OC_F_HFP, OC_F_PRIVATE, ObjGetLen, ObjIterate, busyobj, vrt_ctx, vsl_log,
+    BOS_FINISHED, OC_F_FAILED, OF_ESIPROC, ObjGetLen, ObjIterate, VTIM_real, busyobj, vrt_ctx, vsl_log,
 };
 use varnish_stevedore_sys::functions::HSH_Kill;
 
 use crate::boundary::{busyobj_of, fallible};
 use crate::engine::{self, Storage};
-use crate::filter::{Miss, Serving};
+use crate::filter::Serving;
 use crate::http::View;
-use crate::object;
 use crate::om::Om;
-use crate::vsl;
+use crate::pending::{self, Pending, is_error};
+use crate::{object, vsl};
 
 /// What is to be done when the fetch is over.
-#[derive(Default)]
 pub(crate) enum Work {
-    #[default]
     Nothing,
     /// The origin was asked.
-    Miss { ticket: Option<Ticket>, seen: Rc<Miss> },
+    Miss(Rc<Pending>),
     /// A record was served; with a ticket: as the origin confirmed it (304).
-    Serving { ticket: Option<Ticket>, serving: Rc<Serving> },
+    Serving(Rc<Serving>),
+}
+
+impl Work {
+    /// What is pending for the response, if it is of ours.
+    pub(crate) fn pending(&self) -> Option<&Pending> {
+        match self {
+            Work::Nothing => None,
+            Work::Miss(pending) => Some(pending),
+            Work::Serving(serving) => Some(&serving.pending),
+        }
+    }
 }
 
 /// Settles what the directors of a task have begun.
 ///
 /// # Safety
 /// `ctx` must be that of the task's end, in its thread.
-pub(crate) unsafe fn settle(ctx: &vrt_ctx, turns: impl Iterator<Item = (NonNull<Om>, Option<bool>, Work)>) {
+pub(crate) unsafe fn settle(ctx: &vrt_ctx, works: impl Iterator<Item = Work>) {
     let bo = busyobj_of(ctx);
-    for (om, publish, work) in turns {
+    for work in works {
         if bo.is_null() {
             continue;
         }
-        // SAFETY: a director lives as long as its VCL, which the fetch holds a reference to.
-        let end = End { bo, om: unsafe { Om::checked(om.as_ptr()) }, publish };
-        match work {
-            Work::Nothing => {}
-            Work::Miss { ticket: None, .. } => {}
-            Work::Miss { ticket: Some(ticket), seen } => end.miss(ticket, seen.accepted.get()),
-            Work::Serving { ticket, serving } => {
-                let valid = serving.hit.still_valid(&end.om.l2, &end.client());
-                match ticket {
-                    Some(ticket) => end.renewed(ticket, &serving),
-                    None if !valid && end.complete() => end.kill("outlawed meanwhile"),
-                    None => {}
+        let Some(pending) = work.pending() else { continue };
+        let end = End { bo, pending, om: pending.om() };
+        match (pending.take_ticket(), &work) {
+            (Some(ticket), Work::Serving(serving)) => end.renewed(ticket, &serving.hit),
+            (Some(ticket), _) => match pending.confirms() {
+                Some(hit) => end.renewed(ticket, hit),
+                None => end.miss(ticket),
+            },
+            (None, Work::Serving(serving)) => {
+                // An earlier try's response is not the object.
+                if pending.is_accepted() && end.complete() && !serving.hit.still_valid(&end.om.l2, &end.client()) {
+                    end.kill("outlawed meanwhile");
                 }
             }
+            (None, _) => {}
         }
     }
 }
@@ -70,8 +79,8 @@ enum Verdict {
 
 struct End<'a> {
     bo: *mut busyobj,
+    pending: &'a Pending,
     om: &'a Om,
-    publish: Option<bool>,
 }
 
 impl End<'_> {
@@ -112,25 +121,22 @@ impl End<'_> {
         unsafe { HSH_Kill((*self.bo).fetch_objcore) };
     }
 
-    /// `accepted`: whether the object is what the director brought.
-    fn verdict(&self, accepted: bool) -> Verdict {
-        // SAFETY: the fetch's own state; the flags that are looked at do not change any more, the times may be changed by a
-        // purge at any moment, and any of their values will do.
-        let (flags, ttl) = unsafe {
-            let oc = (*self.bo).fetch_objcore;
-            (u32::from((&raw const (*oc).flags).read_volatile()), (*oc).ttl)
-        };
-        if !self.complete() || flags & OC_F_FAILED != 0 || !accepted {
+    fn verdict(&self, ticket: &Ticket) -> Verdict {
+        // SAFETY: the fetch's own object, whose failure does not change any more.
+        let flags = unsafe { u32::from((&raw const (*(*self.bo).fetch_objcore).flags).read_volatile()) };
+        if !self.complete() || flags & OC_F_FAILED != 0 || !self.pending.is_accepted() {
             return Verdict::Failed;
         }
-        if flags & (OC_F_HFM | OC_F_HFP | OC_F_PRIVATE) != 0 || ttl <= 0.0 {
-            return Verdict::Refuse("uncacheable");
-        }
-        if !self.publish.unwrap_or(self.om.arguments.publish) {
-            return Verdict::Refuse("publish is off");
+        // SAFETY: the fetch's own busyobj.
+        if let Some(why) = unsafe { self.pending.uncacheable(self.bo) } {
+            return Verdict::Refuse(why);
         }
         // SAFETY: the fetch has ended well.
         let Some(head) = (unsafe { object::head(self.bo) }) else { return Verdict::Refuse("head too large") };
+        // SAFETY: VTIM_real only reads the clock.
+        if is_error(head.status) && ticket.replaces_graced(unsafe { VTIM_real() }) {
+            return Verdict::Refuse("an error, and the stale record is in grace");
+        }
         match head.unshareable() {
             Some(why) => Verdict::Refuse(why),
             None => Verdict::Publish(head),
@@ -138,12 +144,13 @@ impl End<'_> {
     }
 
     fn refuse(&self, ticket: Ticket, why: &str) {
-        self.say(format_args!("not published: {why}"));
-        ticket.refuse(self.om.arguments.uncacheable, self.om.counters());
+        // SAFETY: the fetch's own response.
+        let status = unsafe { View::new((*self.bo).beresp) }.status();
+        pending::refuse(self.om, ticket, status, why, self.log());
     }
 
-    fn miss(&self, ticket: Ticket, accepted: bool) {
-        match self.verdict(accepted) {
+    fn miss(&self, ticket: Ticket) {
+        match self.verdict(&ticket) {
             Verdict::Failed => {
                 self.say("not published: the fetch has failed");
                 ticket.give_up();
@@ -158,13 +165,17 @@ impl End<'_> {
         }
     }
 
-    fn renewed(&self, ticket: Ticket, serving: &Serving) {
-        match self.verdict(serving.accepted.get()) {
+    fn renewed(&self, ticket: Ticket, hit: &Hit) {
+        match self.verdict(&ticket) {
             Verdict::Failed => ticket.give_up(),
             Verdict::Refuse(why) => self.refuse(ticket, why),
             Verdict::Publish(head) => {
-                let head = Head { gzip_bits: serving.hit.head.gzip_bits, flags: serving.hit.head.flags, ..head };
-                let outcome = ticket.renew(&serving.hit, &head, self.om.counters());
+                // The record's body stays as it is, whatever this varnishd's filters have made of it; what was parsed for ESI
+                // here, as the 304 or VCL asked for it, is to be parsed everywhere.
+                let record = &hit.head;
+                let flags = record.flags | (head.flags & OF_ESIPROC as u8);
+                let head = Head { gzip_bits: record.gzip_bits, flags, ..head };
+                let outcome = ticket.renew(hit, &head, self.om.counters());
                 self.tell(outcome, 0);
             }
         }

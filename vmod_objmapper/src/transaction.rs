@@ -1,5 +1,8 @@
 //! What is known of one task (a fetch, or a client request) beyond one call: kept as varnishd's PRIV_TASK, whose end in a
 //! fetch is the end of the fetch, with the object complete and its boc still referenced.
+//!
+//! A task is one or more tries (`return (retry)`), each with a backend and a response of its own. What a director knows is
+//! of one try: it is not lent to another one, whose response may be another backend's.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -8,7 +11,7 @@ use varnish_stevedore_sys::bindings::{
     VMOD_PRIV_METHODS_MAGIC, VRT_priv_task, VRT_priv_task_get, vmod_priv, vmod_priv_methods, vrt_ctx,
 };
 
-use crate::boundary::{Constant, context, fallible};
+use crate::boundary::{Constant, busyobj_of, context, fallible};
 use crate::om::Om;
 use crate::publish::{self, Work};
 
@@ -37,13 +40,13 @@ impl Status {
     }
 }
 
-/// One director's part in a task.
+/// One director's part in a try.
 pub(crate) struct Turn {
     om: NonNull<Om>,
+    /// Which try: `busyobj.retries` when it began.
+    attempt: u32,
     /// Set by `.set_uri()`.
     pub(crate) uri: Option<Vec<u8>>,
-    /// Set by `.publish()`.
-    pub(crate) publish: Option<bool>,
     pub(crate) status: Option<Status>,
     /// While the director asks its backend: who comes by again goes round in a circle.
     pub(crate) asking: bool,
@@ -73,14 +76,21 @@ unsafe extern "C" fn fini(ctx: *const vrt_ctx, task: *mut c_void) {
         // SAFETY: `of` leaked it, and varnishd calls this once.
         let task = unsafe { Box::from_raw(task.cast::<Task>()) };
         // SAFETY: varnishd's own context of the task that ends, in its thread.
-        unsafe { publish::settle(context(ctx), task.turns.into_iter().map(|turn| turn.settled())) };
+        unsafe { publish::settle(context(ctx), task.turns.into_iter().map(|turn| turn.work)) };
     });
 }
 
 impl Turn {
-    fn settled(mut self) -> (NonNull<Om>, Option<bool>, Work) {
-        (self.om, self.publish, std::mem::take(&mut self.work))
+    fn new(om: &Om, attempt: u32) -> Turn {
+        Turn { om: NonNull::from(om), attempt, uri: None, status: None, asking: false, work: Work::Nothing }
     }
+}
+
+/// The try that a context is of.
+fn attempt(ctx: &vrt_ctx) -> u32 {
+    let bo = busyobj_of(ctx);
+    // SAFETY: a checked busyobj of the calling thread's.
+    if bo.is_null() { 0 } else { unsafe { (*bo).retries } }
 }
 
 /// # Safety
@@ -90,7 +100,7 @@ unsafe fn of_slot<'a>(slot: *mut vmod_priv) -> Option<&'a mut Task> {
     unsafe { slot.as_ref()?.priv_.cast::<Task>().as_mut() }
 }
 
-/// Lends the director's part in the task of `ctx`, which begins with this call if it is the first.
+/// Lends the director's part in the try of `ctx`, which begins with this call if it is the first.
 ///
 /// # Safety
 /// `ctx` must be the calling thread's, of a client request or a fetch; `call` must not come by here again.
@@ -109,12 +119,15 @@ pub(crate) unsafe fn with<T>(ctx: &vrt_ctx, om: &Om, call: impl FnOnce(&mut Turn
         of_slot(slot)
     };
     let Some(task) = task else { return Err("no state".to_owned()) };
+    let attempt = attempt(ctx);
     let index = task.turns.iter().position(|turn| std::ptr::eq(turn.om.as_ptr(), om)).unwrap_or_else(|| {
-        let (uri, publish, status, asking) = (None, None, None, false);
-        task.turns.push(Turn { om: NonNull::from(om), uri, publish, status, asking, work: Work::Nothing });
+        task.turns.push(Turn::new(om, attempt));
         task.turns.len() - 1
     });
     let turn = &mut task.turns[index];
+    if turn.attempt != attempt {
+        *turn = Turn::new(om, attempt);
+    }
     let before = turn.status;
     let value = call(turn);
     if turn.status != before {
@@ -123,7 +136,7 @@ pub(crate) unsafe fn with<T>(ctx: &vrt_ctx, om: &Om, call: impl FnOnce(&mut Turn
     Ok(value)
 }
 
-/// Lends the director's part if there is one; without a director the one of whichever was asked last.
+/// Lends the director's part in the try of `ctx`, if there is one; without a director the one of whichever was asked last.
 ///
 /// # Safety
 /// As for [`with`].
@@ -134,5 +147,5 @@ pub(crate) unsafe fn with_known<T>(ctx: &vrt_ctx, om: Option<&Om>, call: impl Fn
         Some(om) => task.turns.iter().position(|turn| std::ptr::eq(turn.om.as_ptr(), om)),
         None => task.last,
     };
-    task.turns.get_mut(index?).map(call)
+    task.turns.get_mut(index?).filter(|turn| turn.attempt == attempt(ctx)).map(call)
 }

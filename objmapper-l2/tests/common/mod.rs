@@ -181,6 +181,7 @@ impl Ban {
 pub(crate) struct Site {
     pub(crate) dir: tempfile::TempDir,
     server: Option<Server>,
+    store: Option<Store>,
     disk: bool,
 }
 
@@ -194,7 +195,7 @@ impl Site {
     }
 
     fn new(disk: bool) -> Self {
-        let mut site = Self { dir: tempfile::tempdir().unwrap(), server: None, disk };
+        let mut site = Self { dir: tempfile::tempdir().unwrap(), server: None, store: None, disk };
         site.start();
         site
     }
@@ -214,10 +215,17 @@ impl Site {
             max_connections: 100,
             threads: 1,
         };
-        self.server = Some(Server::start(config, store).unwrap());
+        self.server = Some(Server::start(config, store.clone()).unwrap());
+        self.store = Some(store);
+    }
+
+    /// Leases that are held in the store.
+    pub(crate) fn leases(&self) -> usize {
+        self.store.as_ref().map_or(0, |store| store.stats().leases)
     }
 
     pub(crate) fn stop(&mut self) {
+        self.store = None;
         if let Some(server) = self.server.take() {
             assert_eq!(server.protocol_errors(), 0);
             server.drain(Duration::ZERO);
@@ -324,8 +332,18 @@ impl Cache {
     }
 
     pub(crate) fn get_at(&self, req: &Req, now: f64, wait: Duration) -> Got {
+        self.look_up(req, now, wait, false)
+    }
+
+    /// Asks the origin, whatever there is.
+    pub(crate) fn refresh(&self, req: &Req) -> Got {
+        self.look_up(req, NOW, PATIENCE, true)
+    }
+
+    fn look_up(&self, req: &Req, now: f64, wait: Duration, refresh: bool) -> Got {
         let key = self.l2.key(b"www", &req.url, None);
-        let lookup = Lookup { key: &key, request: req, client: req, wait, hold: PATIENCE, now, adopts: None };
+        let hold = PATIENCE;
+        let lookup = Lookup { key: &key, request: req, client: req, wait, hold, now, refresh, adopts: None };
         match self.l2.find(&lookup, &self.counters) {
             Finding::Hit(hit) => Got::Hit(body(&hit), hit),
             Finding::Stale(stale) => Got::Stale(body(&stale.hit), stale),
