@@ -25,7 +25,7 @@ use varnish::Vsc;
 use varnish_stevedore_sys::bindings::VNUM_2bytes;
 use varnish_stevedore_sys::functions::LRU_Alloc;
 use varnish_stevedore_sys::stevedore::Stevedore;
-use varnish_stevedore_sys::vsc::{VSC_sma_New, VscSma};
+use varnish_stevedore_sys::vsc::{VSC_sma_New, VscSma, is_first_child};
 
 use crate::boundary::{fallible, infallible, stevedore_ref};
 use crate::house;
@@ -35,6 +35,9 @@ const OPTIONS: &str = "OBJMAPPER_OPTIONS";
 
 /// Drafts at a time; what else limits them is RLIMIT_NOFILE.
 const MOST_DRAFTS: usize = 1 << 20;
+
+/// By then the manager has counted the child that it has forked.
+const BEHIND_FORK: Duration = Duration::from_secs(1);
 
 const STORAGE_MAGIC: u32 = 0x6f62_7374;
 
@@ -197,10 +200,18 @@ pub(crate) unsafe extern "C" fn open(stv: *mut Stevedore) {
         // An ident is letters, digits, '_' and '-' (MGT_NamedArg): no format directive can be in it.
         let counters: &'static Vsc<Counters> = Box::leak(Box::new(Vsc::new("OBJM", &ident_text)));
         let house = Arc::new(House::default());
-        let backing = match backing(storage, &ident_text, &house) {
-            Ok(backing) => backing,
-            Err(message) => refuse(&format!("(-sobjmapper) {ident_text}: {message}")),
-        };
+        let backing = backing(storage, &ident_text, &house).unwrap_or_else(|problem| match problem {
+            Problem::Mistake(message) if is_first_child(BEHIND_FORK) => {
+                refuse(&format!("(-sobjmapper) {ident_text}: {message}"))
+            }
+            // A full disk, or something that has changed since an earlier child could be started: a cache does not keep
+            // varnishd from serving.
+            Problem::Mistake(message) | Problem::NoSpace(message) => {
+                let all = "all bodies stay in heap until varnishd starts its child again";
+                objmapper_engine::log::line(&ident_text, &format!("{all}: {message}"));
+                Backing::Absent(message)
+            }
+        });
         let nonce = RandomState::new().build_hasher().finish();
         let uri_base = format!("{}/{ident_text}/{nonce:016x}", storage.options.prefix);
         let account = Account::new(storage.options.size, sma);
@@ -215,14 +226,27 @@ pub(crate) unsafe extern "C" fn open(stv: *mut Stevedore) {
     });
 }
 
-fn backing(storage: &Storage, ident: &str, house: &Arc<House>) -> Result<Backing, String> {
+/// Why a storage has no store.
+enum Problem {
+    /// At the first start: the operator's.
+    Mistake(String),
+    /// The file system of `dir` has no room for an empty store.
+    NoSpace(String),
+}
+
+fn backing(storage: &Storage, ident: &str, house: &Arc<House>) -> Result<Backing, Problem> {
     let options = &storage.options;
     if let Some(socket) = &options.socket {
         let remote = Remote::new(ident, socket, options.timeout, house.clone());
-        return remote.map(Backing::Remote).map_err(|error| error.to_string());
+        return remote.map(Backing::Remote).map_err(|error| Problem::Mistake(error.to_string()));
     }
-    // Nobody but us uses this store: what an earlier process left in it goes at once.
-    let mut config = StoreConfig { session_grace: Duration::ZERO, max_private: MOST_DRAFTS, ..StoreConfig::default() };
+    // Nobody but us uses this store: what an earlier process had in it alone is evictable at once.
+    let mut config = StoreConfig {
+        on_damage: options.on_damage,
+        session_grace: Duration::ZERO,
+        max_private: MOST_DRAFTS,
+        ..StoreConfig::default()
+    };
     let kind = match &options.dir {
         Some(dir) => {
             config.disk = Some(DiskTier { dir: dir.clone(), limit: store_limit(options) });
@@ -233,8 +257,8 @@ fn backing(storage: &Storage, ident: &str, house: &Arc<House>) -> Result<Backing
                 Some(Ok(mount)) => mount,
                 // Made as the user that has to remove it.
                 Some(Err(failures)) => MemoryMount::directory(store_limit(options), MountAccess::Owner, failures)
-                    .map_err(|error| format!("no memory for bodies: {error}"))?,
-                None => return Err("no memory for bodies".to_owned()),
+                    .map_err(|error| Problem::Mistake(format!("no memory for bodies: {error}")))?,
+                None => return Err(Problem::Mistake("no memory for bodies".to_owned())),
             };
             *storage.directory.lock() = mount.take_directory();
             if mount.kind() == MountKind::SharedMemoryDirectory {
@@ -250,11 +274,14 @@ fn backing(storage: &Storage, ident: &str, house: &Arc<House>) -> Result<Backing
             TierKind::Memory
         }
     };
-    let store = Store::open(config).map_err(|error| match &options.dir {
-        Some(dir) => format!("dir \"{}\": {error}", dir.display()),
-        None => error.to_string(),
+    let store = Store::open(config).map_err(|error| {
+        let message = match &options.dir {
+            Some(dir) => format!("dir \"{}\": {error}", dir.display()),
+            None => error.to_string(),
+        };
+        if error.is_no_space() { Problem::NoSpace(message) } else { Problem::Mistake(message) }
     })?;
-    let embedded = Embedded::new(&store, kind).map_err(|error| error.to_string())?;
+    let embedded = Embedded::new(&store, kind).map_err(|error| Problem::Mistake(error.to_string()))?;
     storage.store.get_or_init(|| store);
     Ok(Backing::Embedded(embedded))
 }

@@ -2,6 +2,8 @@
 
 use core::ffi::c_char;
 use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use crate::bindings::worker;
 
@@ -39,9 +41,36 @@ pub struct VscSeg {
     _opaque: [u8; 0],
 }
 
+/// The beginning of `struct VSC_mgt` (generated from Varnish's `lib/libvsc/VSC_mgt.vsc`): the manager's counters.
+#[repr(C)]
+struct VscMgt {
+    uptime: AtomicU64,
+    child_start: AtomicU64,
+}
+
 unsafe extern "C" {
+    /// The manager's counters (Varnish: `mgt/mgt_main.c`).
+    static VSC_C_mgt: *const VscMgt;
     /// Publishes `SMA.<ident>.*`. The format is printf's.
     pub fn VSC_sma_New(cluster: *mut VsmwCluster, seg: *mut *mut VscSeg, fmt: *const c_char, ...) -> *mut VscSma;
+}
+
+/// Tells a child whether it is the first of its manager (Varnish: `mgt_launch_child`). The manager counts a child right behind
+/// the fork, so that the second one may see 1 for a moment, as the first one does from then on: this waits up to
+/// `patience` for the 2.
+pub fn is_first_child(patience: Duration) -> bool {
+    // SAFETY: `VSC_C_mgt` is set once, in `main` of the manager before any child is forked, to memory that is never freed
+    // and that a child inherits; the layout is that of the supported branch (checked by `version::check`), and a counter is a
+    // 64-bit word that is read atomically.
+    let Some(counters) = (unsafe { VSC_C_mgt.as_ref() }) else { return true };
+    let asked = Instant::now();
+    loop {
+        match counters.child_start.load(Relaxed) {
+            0 => return true,
+            1 if asked.elapsed() < patience => std::thread::sleep(Duration::from_millis(1)),
+            started => return started == 1,
+        }
+    }
 }
 
 /// Where `n_object` is in `struct VSC_main_wrk`: the 35th of the members of group `wrk` in Varnish 7.7's

@@ -152,8 +152,8 @@ impl Drop for Handle {
 fn failure(error: StoreError) -> Failure {
     match error {
         StoreError::Conflict(_) => Failure::Conflict,
-        StoreError::Full { .. } => Failure::Full(error.to_string()),
-        StoreError::Io { .. } | StoreError::TooMany { .. } => Failure::Io(error.to_string()),
+        StoreError::Full { .. } | StoreError::NoSpace { .. } => Failure::Full(error.to_string()),
+        StoreError::Io { .. } | StoreError::Index(_) | StoreError::TooMany { .. } => Failure::Io(error.to_string()),
         other => Failure::Protocol(other.to_string()),
     }
 }

@@ -1,4 +1,5 @@
-//! Where published bodies are: the store inside this process, or an objmapperd.
+//! Where published bodies are: the store inside this process, or an objmapperd; or nowhere, if the former could not be
+//! opened.
 
 mod embedded;
 mod pins;
@@ -164,12 +165,14 @@ pub(crate) struct Room {
     pub(crate) expected: u64,
 }
 
-/// One of the two.
+/// One of the three.
 pub enum Backing {
     /// The store is in this process.
     Embedded(Embedded),
     /// The store is an objmapperd.
     Remote(Remote),
+    /// The store in this process could not be opened, for this reason: it is down until varnishd starts another child.
+    Absent(String),
 }
 
 impl Backing {
@@ -178,6 +181,7 @@ impl Backing {
         match self {
             Backing::Embedded(store) => store.create(room.granted),
             Backing::Remote(store) => store.create(room.expected.max(room.granted)),
+            Backing::Absent(why) => Err(Failure::Down(why.clone())),
         }
     }
 
@@ -220,6 +224,7 @@ impl Backing {
         match self {
             Backing::Embedded(store) => store.pin(uri, object, lengths, key),
             Backing::Remote(store) => store.pin(uri, object, lengths, key),
+            Backing::Absent(why) => Err(Failure::Down(why.clone())),
         }
     }
 
@@ -228,6 +233,7 @@ impl Backing {
         match self {
             Backing::Embedded(store) => Some(store.instance()),
             Backing::Remote(store) => store.instance(),
+            Backing::Absent(_) => None,
         }
     }
 
@@ -236,13 +242,14 @@ impl Backing {
         match self {
             Backing::Embedded(store) => store.release(stored),
             Backing::Remote(store) => store.release(stored),
+            Backing::Absent(_) => {}
         }
     }
 
     /// See [`crate::engine::Engine::tidy`].
     pub(crate) fn tidy(&self) {
         match self {
-            Backing::Embedded(_) => {}
+            Backing::Embedded(_) | Backing::Absent(_) => {}
             Backing::Remote(store) => store.tidy(),
         }
     }
@@ -252,6 +259,7 @@ impl Backing {
         match self {
             Backing::Embedded(_) => true,
             Backing::Remote(store) => store.answers(),
+            Backing::Absent(_) => false,
         }
     }
 
@@ -259,7 +267,7 @@ impl Backing {
     pub fn detach(&self) -> Result<(), Failure> {
         match self {
             // It ends with the process.
-            Backing::Embedded(_) => Ok(()),
+            Backing::Embedded(_) | Backing::Absent(_) => Ok(()),
             Backing::Remote(store) => store.detach(),
         }
     }
@@ -267,7 +275,7 @@ impl Backing {
     /// Connections lost and made again.
     pub(crate) fn connection_counts(&self) -> (u64, u64) {
         match self {
-            Backing::Embedded(_) => (0, 0),
+            Backing::Embedded(_) | Backing::Absent(_) => (0, 0),
             Backing::Remote(store) => store.connection_counts(),
         }
     }

@@ -340,6 +340,8 @@ fn failure(error: Error) -> Failure {
         Error::Status { status: Status::Conflict, .. } => Failure::Conflict,
         Error::Status { status: Status::Full, .. } => Failure::Full(text),
         Error::Status { status: Status::Timeout, .. } => Failure::Timeout(text),
+        // Its disk, its memory, its descriptors.
+        Error::Status { status: Status::Storage | Status::Memory | Status::Unavailable, .. } => Failure::Io(text),
         Error::Io { .. } => Failure::Io(text),
         _ => Failure::Protocol(text),
     }

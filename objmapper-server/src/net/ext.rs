@@ -35,7 +35,7 @@ pub(super) fn status_of(error: &StoreError) -> Status {
         StoreError::Busy => Status::Busy,
         StoreError::UnknownSession => Status::UnknownSession,
         StoreError::UnknownHandle => Status::UnknownHandle,
-        StoreError::Full { .. } => Status::Full,
+        StoreError::Full { .. } | StoreError::NoSpace { .. } => Status::Full,
         StoreError::TooMany { .. } => Status::Unavailable,
         StoreError::Io { source, .. } => match source.raw_os_error() {
             Some(libc::EMFILE | libc::ENFILE) => Status::Unavailable,

@@ -1,5 +1,6 @@
 //! Exact accounting of a tier's bytes.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// The unit of accounting: a page of page cache, a block of the usual file systems.
@@ -10,12 +11,18 @@ pub(crate) fn page_round(bytes: u64) -> u64 {
     bytes.saturating_add(PAGE - 1) / PAGE * PAGE
 }
 
-/// A tier's byte and object counts. `used` covers every live file of the tier (listed, pinned but
-/// unlisted, private) in whole pages, and never passes `limit`.
+/// A tier's byte and object counts. `bodies` covers every live file of the tier (listed, pinned but
+/// unlisted, private) in whole pages. No reservation takes `bodies` and `index` together past `limit` or past
+/// `ceiling`, whichever is lower.
 #[derive(Debug)]
 pub(crate) struct Account {
+    /// What the operator allows.
     pub(crate) limit: u64,
-    used: AtomicU64,
+    /// What the file system has room for ([`super::room`]); `u64::MAX` while that is more than the limit.
+    ceiling: AtomicU64,
+    /// Bytes of the disk tier's index, which is on the same file system. It counts itself.
+    pub(crate) index: Arc<AtomicU64>,
+    bodies: AtomicU64,
     pub(crate) pinned: AtomicU64,
     pub(crate) objects: AtomicU64,
     pub(crate) evictions: AtomicU64,
@@ -26,7 +33,9 @@ impl Account {
     pub(crate) fn new(limit: u64) -> Self {
         Account {
             limit,
-            used: AtomicU64::new(0),
+            ceiling: AtomicU64::new(u64::MAX),
+            index: Arc::default(),
+            bodies: AtomicU64::new(0),
             pinned: AtomicU64::new(0),
             objects: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
@@ -34,26 +43,43 @@ impl Account {
         }
     }
 
-    /// Takes `bytes` if they fit below the limit; all or nothing.
+    /// The most bytes that the tier may hold now.
+    pub(crate) fn bound(&self) -> u64 {
+        self.limit.min(self.ceiling.load(Relaxed))
+    }
+
+    /// Sets what the file system has room for.
+    pub(crate) fn set_ceiling(&self, bytes: u64) {
+        self.ceiling.store(bytes, Relaxed);
+    }
+
+    /// Takes `bytes` if they fit below the bound; all or nothing.
     pub(crate) fn try_add(&self, bytes: u64) -> bool {
-        self.used
-            .fetch_update(Relaxed, Relaxed, |used| used.checked_add(bytes).filter(|sum| *sum <= self.limit))
+        let room = self.bound().saturating_sub(self.index.load(Relaxed));
+        self.bodies
+            .fetch_update(Relaxed, Relaxed, |bodies| bodies.checked_add(bytes).filter(|sum| *sum <= room))
             .is_ok()
     }
 
     /// Counts what a restarted disk tier holds already, even above a limit that was lowered
     /// meanwhile: the first reservation then evicts down to it.
     pub(crate) fn add_existing(&self, bytes: u64) {
-        self.used.fetch_add(bytes, Relaxed);
+        self.bodies.fetch_add(bytes, Relaxed);
     }
 
     pub(crate) fn sub(&self, bytes: u64) {
-        let before = self.used.fetch_sub(bytes, Relaxed);
+        let before = self.bodies.fetch_sub(bytes, Relaxed);
         debug_assert!(before >= bytes, "account below zero");
     }
 
+    /// Bytes of bodies and index.
     pub(crate) fn used(&self) -> u64 {
-        self.used.load(Relaxed)
+        self.bodies().saturating_add(self.index.load(Relaxed))
+    }
+
+    /// Bytes of bodies.
+    pub(crate) fn bodies(&self) -> u64 {
+        self.bodies.load(Relaxed)
     }
 }
 
@@ -79,5 +105,18 @@ mod tests {
         account.sub(PAGE);
         assert!(account.try_add(PAGE));
         assert_eq!(account.used(), account.limit);
+    }
+
+    #[test]
+    fn the_index_and_a_small_file_system_leave_less() {
+        let account = Account::new(10 * PAGE);
+        account.index.store(2 * PAGE, Relaxed);
+        assert!(!account.try_add(9 * PAGE) && account.try_add(8 * PAGE));
+        assert_eq!(account.used(), account.limit);
+        account.set_ceiling(9 * PAGE);
+        account.sub(PAGE);
+        assert!(!account.try_add(PAGE));
+        account.set_ceiling(u64::MAX);
+        assert!(account.try_add(PAGE));
     }
 }

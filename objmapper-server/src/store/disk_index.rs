@@ -7,16 +7,26 @@
 //!
 //! Writers combine: whoever finds the connection free carries out everything that waits, in one
 //! transaction, so many threads pay for one commit.
+//!
+//! The write-ahead log begins anew only when a checkpoint has moved all of it and no commit has appended meanwhile. A commit that finds
+//! it long has `objm-disk` do that: most of it beside the writers, the rest with the writers' lock. A commit that finds
+//! it twice as long does it itself. There are no readers: look-ups and listings use the index in memory.
 
 use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
+use objmapper_log::RateLimited;
 use parking_lot::Mutex;
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 
-use super::StoreError;
+use super::disk_dir::{index_bytes, wal_bytes};
+use super::house::Wake;
+use super::index_error::IndexError;
 use super::object::{ObjectId, Token};
+use super::room::{LOG_INTERVAL, warn};
 
 const SCHEMA_VERSION: i64 = 1;
 const SCHEMA: &str = "
@@ -76,18 +86,54 @@ pub(crate) struct Loaded {
     pub(crate) sessions: Vec<Token>,
     pub(crate) next_id: ObjectId,
     pub(crate) instance: Token,
+    /// There was no index: what files there are have no rows.
+    pub(crate) fresh: bool,
+    /// The machine went down: the end of the write-ahead log, with the last ids, may be lost.
+    pub(crate) cut: bool,
     /// Rows dropped because the machine went down before their bodies were safe.
     pub(crate) lost: usize,
 }
 
-type Slot = Arc<Mutex<Option<Result<(), String>>>>;
+type Outcome = Result<(), IndexError>;
+type Slot = Arc<Mutex<Option<Outcome>>>;
+type Submission = (Vec<Op>, Option<Slot>);
+
+/// Most queued submissions that are kept for another try after a failure.
+const MAX_KEPT: usize = 1 << 16;
+
+/// Where the index is, and how long its log may grow.
+#[derive(Debug)]
+pub(crate) struct IndexPlace<'a> {
+    /// For SQLite.
+    pub(crate) path: &'a Path,
+    /// The same directory.
+    pub(crate) directory: OwnedFd,
+    /// Bytes of the write-ahead log from which on it is moved into the database.
+    pub(crate) max_wal: u64,
+    /// Told what the index's files take.
+    pub(crate) bytes: Arc<AtomicU64>,
+    /// Told that the log is long.
+    pub(crate) wake: Arc<Wake>,
+}
 
 /// The open index.
 pub(crate) struct DiskIndex {
-    queue: Mutex<Vec<(Vec<Op>, Option<Slot>)>>,
+    queue: Mutex<Vec<Submission>>,
     writer: Mutex<Connection>,
+    /// `None`: the index is in memory.
+    files: Option<Files>,
+    log: RateLimited,
+}
+
+struct Files {
     /// For checkpoints, which then do not stop the writer.
     checkpointer: Mutex<Connection>,
+    directory: OwnedFd,
+    max_wal: u64,
+    bytes: Arc<AtomicU64>,
+    /// The log is long.
+    due: AtomicBool,
+    wake: Arc<Wake>,
 }
 
 impl std::fmt::Debug for DiskIndex {
@@ -97,45 +143,33 @@ impl std::fmt::Debug for DiskIndex {
 }
 
 impl DiskIndex {
-    /// Opens or makes the index at `path` and reads all of it.
-    pub(crate) fn open(path: &Path) -> Result<(Self, Loaded), StoreError> {
-        let explain = |e: rusqlite::Error| {
-            StoreError::Setup(format!(
-                "the disk tier's index {} cannot be used: {e}; remedy: stop the store and remove \
-                 the directory that holds it (the cache starts empty)",
-                path.display()
-            ))
-        };
-        let mut writer = connect(path).map_err(explain)?;
-        let version: i64 = writer.pragma_query_value(None, "user_version", |r| r.get(0)).map_err(explain)?;
-        match version {
-            0 => {
-                let t = writer.transaction().map_err(explain)?;
-                t.execute_batch(SCHEMA).map_err(explain)?;
-                t.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(explain)?;
-                t.commit().map_err(explain)?;
-            }
-            SCHEMA_VERSION => {}
-            other => {
-                return Err(StoreError::Setup(format!(
-                    "the disk tier's index {} has format {other}, this program knows {SCHEMA_VERSION}; \
-                     remedy: use the program that wrote it, or remove the directory that holds it",
-                    path.display()
-                )));
-            }
-        }
-        let loaded = load(&mut writer).map_err(explain)?;
-        let checkpointer = connect(path).map_err(explain)?;
-        let index = DiskIndex {
-            queue: Mutex::new(Vec::new()),
-            writer: Mutex::new(writer),
-            checkpointer: Mutex::new(checkpointer),
-        };
-        Ok((index, loaded))
+    /// Opens the index, or makes it in an empty file, and reads all of it.
+    pub(crate) fn open(place: IndexPlace<'_>) -> Result<(Self, Loaded), IndexError> {
+        let IndexPlace { path, directory, max_wal, bytes, wake } = place;
+        let mut writer = connect(path, max_wal)?;
+        let fresh = prepare(&mut writer)?;
+        let mut loaded = load(&mut writer)?;
+        loaded.fresh = fresh;
+        let checkpointer = Mutex::new(connect(path, max_wal)?);
+        let files = Files { checkpointer, directory, max_wal, bytes, due: AtomicBool::new(false), wake };
+        files.measure();
+        Ok((DiskIndex::new(writer, Some(files)), loaded))
+    }
+
+    /// An empty index that ends with the process: for a file system that has no room for one.
+    pub(crate) fn in_memory() -> Result<(Self, Loaded), IndexError> {
+        let mut writer = Connection::open_in_memory()?;
+        prepare(&mut writer)?;
+        let loaded = Loaded { fresh: true, ..load(&mut writer)? };
+        Ok((DiskIndex::new(writer, None), loaded))
+    }
+
+    fn new(writer: Connection, files: Option<Files>) -> Self {
+        DiskIndex { queue: Mutex::default(), writer: Mutex::new(writer), files, log: RateLimited::new(1, LOG_INTERVAL) }
     }
 
     /// Carries `ops` out, in one transaction, and returns when it is committed.
-    pub(crate) fn apply(&self, ops: Vec<Op>) -> Result<(), StoreError> {
+    pub(crate) fn apply(&self, ops: Vec<Op>) -> Outcome {
         let slot = Slot::default();
         self.queue.lock().push((ops, Some(slot.clone())));
         let mut writer = self.writer.lock();
@@ -144,11 +178,7 @@ impl DiskIndex {
         }
         drop(writer);
         let outcome = slot.lock().take();
-        match outcome {
-            Some(Ok(())) => Ok(()),
-            Some(Err(text)) => Err(StoreError::Index(text)),
-            None => Err(StoreError::Index("a change was not carried out".into())),
-        }
+        outcome.unwrap_or_else(|| Err(IndexError::Other("a change was not carried out".into())))
     }
 
     /// Queues `ops` for the next transaction. For changes whose loss through the death of this
@@ -168,59 +198,119 @@ impl DiskIndex {
         if batch.is_empty() {
             return;
         }
-        let result = run(writer, &batch);
-        let (outcomes, all) = match result {
-            Ok(outcomes) => (outcomes, None),
-            Err(e) => (Vec::new(), Some(e.to_string())),
+        let outcomes = match run(writer, &batch) {
+            Ok(outcomes) => outcomes,
+            Err(e) => {
+                let error = IndexError::from(e);
+                batch.iter().map(|_| Err(error.clone())).collect()
+            }
         };
-        for (i, (ops, slot)) in batch.iter().enumerate() {
-            let outcome = match (&all, outcomes.get(i)) {
-                (Some(text), _) | (None, Some(Err(text))) => Err(text.clone()),
-                _ => Ok(()),
-            };
-            match slot {
-                Some(slot) => *slot.lock() = Some(outcome),
-                None => {
-                    if let Err(text) = outcome {
-                        log::error!("disk index: {text} in {ops:?}");
+        let mut again = Vec::new();
+        for ((ops, slot), outcome) in batch.into_iter().zip(outcomes) {
+            match (slot, outcome) {
+                (Some(slot), outcome) => *slot.lock() = Some(outcome),
+                (None, Ok(())) => {}
+                (None, Err(error)) => {
+                    warn(&self.log, &format_args!("the disk tier's index: {error}"));
+                    // No caller repeats it, and room may be made.
+                    if !matches!(error, IndexError::Damaged(_)) && again.len() < MAX_KEPT {
+                        again.push((ops, None));
                     }
                 }
             }
         }
+        if !again.is_empty() {
+            self.queue.lock().splice(0..0, again);
+        }
+        self.bound_log();
     }
 
-    /// Moves the write-ahead log into the database. Does not stop writers.
-    pub(crate) fn checkpoint(&self) {
-        if let Err(e) = self.checkpointer.lock().execute_batch("PRAGMA wal_checkpoint(PASSIVE)") {
-            log::warn!("disk index: checkpoint: {e}");
+    /// Has a long log moved. The caller has the writers' lock.
+    fn bound_log(&self) {
+        let Some(files) = &self.files else { return };
+        let wal = wal_bytes(files.directory.as_fd());
+        if wal >= files.max_wal.saturating_mul(2) {
+            self.move_log(files, "TRUNCATE");
+        } else if wal >= files.max_wal && !files.due.swap(true, Relaxed) {
+            files.wake.notify();
+        }
+        files.measure();
+    }
+
+    fn move_log(&self, files: &Files, how: &str) {
+        if let Err(e) = files.checkpointer.lock().execute_batch(&format!("PRAGMA wal_checkpoint({how})")) {
+            warn(&self.log, &format_args!("the disk tier's index: checkpoint: {e}"));
         }
     }
 
+    /// Moves the write-ahead log into the database and begins it anew. Writers wait for the end of it only.
+    pub(crate) fn checkpoint(&self) {
+        let Some(files) = &self.files else { return };
+        files.due.store(false, Relaxed);
+        self.move_log(files, "PASSIVE");
+        let _writers = self.writer.lock();
+        self.move_log(files, "TRUNCATE");
+        files.measure();
+    }
+
+    /// Returns true if a commit found the log long.
+    pub(crate) fn is_checkpoint_due(&self) -> bool {
+        self.files.as_ref().is_some_and(|files| files.due.load(Relaxed))
+    }
+
     /// Marks a clean end: everything is on stable storage, whatever becomes of the machine.
-    pub(crate) fn close_cleanly(&self) -> Result<(), StoreError> {
+    pub(crate) fn close_cleanly(&self) -> Outcome {
         let mut writer = self.writer.lock();
         self.drain(&mut writer);
         set_meta(&writer, "clean", &[1])?;
-        writer.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?;
+        if self.files.is_some() {
+            writer.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?;
+        }
         Ok(())
     }
 }
 
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open(path)?;
+impl Files {
+    fn measure(&self) {
+        self.bytes.store(index_bytes(self.directory.as_fd()), Relaxed);
+    }
+}
+
+fn connect(path: &Path, max_wal: u64) -> rusqlite::Result<Connection> {
+    // The file is there, and so is what was checked about it.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW
+        | OpenFlags::SQLITE_OPEN_EXRESCODE;
+    let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(std::time::Duration::from_secs(10))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // The log is synced at checkpoints: power loss costs the last moments, never the database.
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-    connection.pragma_update(None, "journal_size_limit", 16 << 20)?;
+    connection.pragma_update(None, "journal_size_limit", i64::try_from(max_wal).unwrap_or(i64::MAX))?;
     connection.pragma_update(None, "cache_size", -8192)?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(connection)
 }
 
+/// Makes the tables where there are none, and says whether that was so.
+fn prepare(writer: &mut Connection) -> Result<bool, IndexError> {
+    match writer.pragma_query_value(None, "user_version", |r| r.get::<_, i64>(0))? {
+        0 => {
+            let t = writer.transaction()?;
+            t.execute_batch(SCHEMA)?;
+            t.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            t.commit()?;
+            Ok(true)
+        }
+        SCHEMA_VERSION => Ok(false),
+        other => Err(IndexError::Damaged(format!("it has format {other}, this program knows {SCHEMA_VERSION}"))),
+    }
+}
+
 /// One transaction; each submission in a savepoint of its own, so that one's failure is its own.
-fn run(writer: &mut Connection, batch: &[(Vec<Op>, Option<Slot>)]) -> rusqlite::Result<Vec<Result<(), String>>> {
+fn run(writer: &mut Connection, batch: &[Submission]) -> rusqlite::Result<Vec<Outcome>> {
     let mut t = writer.transaction()?;
     let mut outcomes = Vec::with_capacity(batch.len());
     for (ops, _) in batch {
@@ -232,7 +322,7 @@ fn run(writer: &mut Connection, batch: &[(Vec<Op>, Option<Slot>)]) -> rusqlite::
                 outcomes.push(Ok(()));
             }
             // Dropped, a savepoint rolls back.
-            Err(e) => outcomes.push(Err(e.to_string())),
+            Err(e) => outcomes.push(Err(e.into())),
         }
     }
     t.commit()?;
@@ -316,7 +406,8 @@ fn load(writer: &mut Connection) -> rusqlite::Result<Loaded> {
     let boot = boot_id();
     let same_boot = !boot.is_empty() && meta(&t, "boot")?.as_deref() == Some(&boot[..]);
     let clean = meta(&t, "clean")?.as_deref() == Some(&[1]);
-    if !same_boot && !clean {
+    loaded.cut = !same_boot && !clean;
+    if loaded.cut {
         let durable = meta_id(&t, "durable")?;
         loaded.lost = t.execute("DELETE FROM objects WHERE id>?", [durable as i64])?;
     }

@@ -57,6 +57,14 @@ pub enum StoreError {
     /// The configuration or the environment is unusable; the text names the thing and the remedy.
     #[error("{0}")]
     Setup(String),
+    /// The file system, or this user's quota on it, has no room left: bytes or inodes.
+    #[error("{what}: the file system has no room left: {source}")]
+    NoSpace {
+        /// The operation.
+        what: &'static str,
+        /// Its error.
+        source: io::Error,
+    },
     /// A file operation failed.
     #[error("{what}: {source}")]
     Io {
@@ -70,15 +78,22 @@ pub enum StoreError {
     Index(String),
 }
 
-impl From<rusqlite::Error> for StoreError {
-    fn from(error: rusqlite::Error) -> Self {
-        StoreError::Index(error.to_string())
-    }
-}
-
 impl StoreError {
     /// Wraps an I/O error with the operation that failed; for `map_err`.
     pub(crate) fn io<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> StoreError {
-        move |source| StoreError::Io { what, source: source.into() }
+        move |source| {
+            let source = source.into();
+            if is_no_space(&source) { StoreError::NoSpace { what, source } } else { StoreError::Io { what, source } }
+        }
     }
+
+    /// Returns true if a file system or a quota has no room left.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, StoreError::NoSpace { .. })
+    }
+}
+
+/// Returns true for ENOSPC (bytes or inodes) and EDQUOT.
+pub(crate) fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }

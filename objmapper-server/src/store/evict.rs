@@ -54,14 +54,14 @@ impl Policy {
         self.0.lock().pop(&object);
     }
 
-    /// Takes least recently used objects out until they weigh `bytes` or none is left.
-    pub(crate) fn victims(&self, bytes: u64) -> Vec<Arc<Object>> {
+    /// Takes least recently used objects out until they weigh `bytes` and are `count`, or none is left.
+    pub(crate) fn victims(&self, bytes: u64, count: usize) -> Vec<Arc<Object>> {
         // Bounded, so that one large reservation does not hold the lock for a million objects.
         const BATCH: usize = 256;
         let mut order = self.0.lock();
         let mut victims = Vec::new();
         let mut weight = 0u64;
-        while weight < bytes && victims.len() < BATCH {
+        while (weight < bytes || victims.len() < count) && victims.len() < BATCH {
             let Some((_, object)) = order.pop_lru() else { break };
             weight = weight.saturating_add(object.charge());
             victims.push(object);

@@ -29,7 +29,7 @@ impl Inner {
                     Ok(file) => return Ok((object.entry(false), file)),
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                         if object.state.lock().listed {
-                            log::error!("object {:016x} has lost its file", object.id);
+                            self.note_lost_file(&object);
                             self.discard(&object);
                         }
                         continue;
@@ -64,7 +64,7 @@ impl Inner {
     fn create_foreign(&self, choice: TierChoice, uri: &[u8]) -> Result<Option<(Entry, OwnedFd)>, StoreError> {
         let tier = self.reserve_in(choice, PAGE)?;
         let shard = self.index.shard(uri);
-        let made = (|| {
+        let made = self.with_room(tier, || {
             let _publishing = shard.publish.lock();
             let now = now_ms();
             let current = shard.map.read().get(uri).cloned();
@@ -73,7 +73,7 @@ impl Inner {
             }
             let (writer, reader) = tier.create().map_err(StoreError::io("creating a file"))?;
             let object = Arc::new(Object {
-                id: self.next_id()?,
+                id: self.link_new(tier, reader.as_fd())?,
                 uri: Arc::from(uri),
                 tier: tier.kind,
                 length: AtomicU64::new(0),
@@ -85,14 +85,13 @@ impl Inner {
                 growing: AtomicBool::new(true),
                 state: Mutex::new(ObjectState { pins: 0, listed: true }),
             });
-            tier.publish(reader.as_fd(), object.id).map_err(StoreError::io("linking a body"))?;
             self.record(&object, None, current.as_deref()).inspect_err(|_| {
                 let _ = tier.unlink(object.id);
             })?;
             self.foreign.lock().insert(object.id, object.clone());
             let old = self.enter(shard, tier, &object);
             Ok(Some((object, writer, old)))
-        })();
+        });
         match made {
             Ok(Some((object, writer, old))) => {
                 if let Some(old) = old {

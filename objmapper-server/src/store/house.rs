@@ -11,9 +11,9 @@ use parking_lot::{Condvar, Mutex};
 use super::disk_index::Op;
 use super::object::now_ms;
 use super::writers::WEIGH;
-use super::{Inner, StoreError};
+use super::{Inner, StoreError, TierKind};
 
-/// How often expiry and grace times are looked at.
+/// How often expiry and grace times are looked at, and the disk's room.
 const TICK: Duration = Duration::from_secs(1);
 /// How often bodies are brought to stable storage: the most that a power failure costs.
 const SYNC: Duration = Duration::from_secs(5);
@@ -121,13 +121,25 @@ fn disk_work(store: &Weak<Inner>, wake: &Wake) {
     if let Some(inner) = store.upgrade() {
         inner.sweep_orphans();
     }
+    let mut tick = Instant::now() + TICK;
     let mut sync = Instant::now() + SYNC;
-    while wake.wait_until(Instant::now() + TICK) {
+    while wake.wait_until(tick) {
         let Some(inner) = store.upgrade() else { return };
+        let now = Instant::now();
         if let Some(index) = &inner.disk_index {
             index.flush();
+            if index.is_checkpoint_due() {
+                index.checkpoint();
+            }
         }
-        if Instant::now() >= sync {
+        inner.sweep_skipped();
+        if now >= tick || inner.is_room_suspected() {
+            inner.look_at_room();
+        }
+        if now >= tick {
+            tick = Instant::now() + TICK;
+        }
+        if now >= sync {
             inner.sync_disk();
             sync = Instant::now() + SYNC;
         }
@@ -159,13 +171,28 @@ impl Inner {
         // Every id below this one was given to a file that is written already.
         let committed = self.ids.lock().next.saturating_sub(1);
         if let Err(e) = rustix::fs::syncfs(&disk.dir) {
-            log::error!("disk tier: syncfs: {e}");
+            self.note_error(&StoreError::io("syncfs of the disk tier")(e));
             self.unsynced.store(true, Relaxed);
             return;
         }
         index.enqueue(vec![Op::Durable(committed)]);
         index.flush();
         index.checkpoint();
+    }
+
+    /// Removes the files whose ids were skipped when bodies were to be published.
+    fn sweep_skipped(&self) {
+        let skipped = std::mem::take(&mut self.ids.lock().skipped);
+        let Some(disk) = self.disk.as_ref().filter(|_| !skipped.is_empty()) else { return };
+        let swept = disk.for_each_file(|dir, name, id| {
+            if skipped.iter().any(|range| range.contains(&id)) {
+                rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty())?;
+            }
+            Ok(())
+        });
+        if let Err(e) = swept {
+            self.note_error(&StoreError::io("removing files without a row")(e));
+        }
     }
 
     /// Removes the files of a former run that have no row, and drops the rows that have no file.
@@ -185,14 +212,22 @@ impl Inner {
         let swept = disk.for_each_file(|dir, name, id| {
             match known.binary_search_by_key(&id, |object| object.id) {
                 Ok(at) => seen[at] = true,
-                Err(_) if id < before => {
-                    orphans += 1;
-                    rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty())?;
+                // An id that this run has not given out, if the end of the index was lost.
+                Err(_) if id < before || self.skip_id(id) => {
+                    match rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty()) {
+                        Ok(()) => orphans += 1,
+                        Err(rustix::io::Errno::NOENT) => {}
+                        Err(e) => return Err(e.into()),
+                    }
                 }
                 Err(_) => {}
             }
             Ok(())
         });
+        for object in std::mem::take(&mut *self.leftovers.lock()) {
+            self.discard(&object);
+        }
+        self.flush_index(TierKind::Disk);
         if let Err(e) = swept {
             log::error!("disk tier: looking for orphan files: {e}");
             return;

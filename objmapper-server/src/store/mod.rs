@@ -12,7 +12,9 @@
 //! | `session`, `lease` | pins and their owner; who fetches a missing URI |
 //! | `foreign` | objects of v0.1 clients |
 //! | `writers` | files that a client can still write, held to what the account carries for them |
-//! | `disk_index` | the disk tier's database |
+//! | `disk_dir` | the disk tier's directory, its lock and its owner |
+//! | `disk_index`, `index_error` | the disk tier's database, and what its failures mean |
+//! | `room` | a file system with less room than the limit |
 //! | `house` | the store's threads |
 //!
 //! Locks, in the order in which one may be taken while another is held: a private object's state, a
@@ -42,18 +44,21 @@
 
 mod account;
 mod board;
+mod disk_dir;
 mod disk_index;
 mod error;
 mod evict;
 mod foreign;
 mod house;
 mod index;
+mod index_error;
 mod lease;
 mod mount;
 mod object;
 mod open;
 mod private;
 mod publish;
+mod room;
 mod session;
 mod tier;
 mod tmpfs;
@@ -88,6 +93,7 @@ use house::Wake;
 use index::Index;
 use object::Object;
 use publish::{Deletion, Ids};
+use room::Room;
 use session::SessionCore;
 use tier::Tier;
 
@@ -106,8 +112,18 @@ pub struct DiskTier {
     /// The directory; made (mode 0700) if it does not exist. All of the store is in
     /// `objmapper-store` below it.
     pub dir: PathBuf,
-    /// Bytes of bodies, in whole pages, that it never passes.
+    /// Bytes of bodies, in whole pages, and of the index, that no reservation takes it past.
     pub limit: u64,
+}
+
+/// What happens to a disk tier whose index cannot be read, or is of another format. The store starts empty in either case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnDamage {
+    /// Its files are removed.
+    #[default]
+    Discard,
+    /// Its files are moved to `objmapper-store/damaged`, outside the limit, unless there are some already.
+    Keep,
 }
 
 /// How to open a store. At least one tier is needed.
@@ -117,6 +133,8 @@ pub struct StoreConfig {
     pub memory: Option<MemoryTier>,
     /// The disk tier.
     pub disk: Option<DiskTier>,
+    /// For a disk tier that cannot be read.
+    pub on_damage: OnDamage,
     /// How long a session without connections lives.
     pub session_grace: Duration,
     /// Most private objects at a time; each holds a descriptor of this process.
@@ -132,6 +150,7 @@ impl Default for StoreConfig {
         StoreConfig {
             memory: None,
             disk: None,
+            on_damage: OnDamage::default(),
             session_grace: Duration::from_secs(60),
             max_private: 4096,
             max_sessions: 1024,
@@ -150,8 +169,13 @@ pub struct TierStats {
     pub tier: TierKind,
     /// The limit in bytes.
     pub limit: u64,
-    /// Bytes of all live files, in whole pages: listed, pinned, private, or still open for writing. Never above the limit.
+    /// What bounds it now: the limit, or less where the file system has less room.
+    pub bound: u64,
+    /// Bytes of all live files, in whole pages (listed, pinned, private, or still open for writing), and of the index. Never
+    /// above the limit.
     pub used: u64,
+    /// Bytes of the index.
+    pub index: u64,
     /// Bytes of pinned objects.
     pub pinned: u64,
     /// Objects that can be looked up.
@@ -179,6 +203,12 @@ pub struct Stats {
     pub foreign_overruns: u64,
     /// Files cut because a client had written more to them than it was charged for, and the tier had no room for it.
     pub writer_overruns: u64,
+    /// Operations that met a file system or a quota without room; most were carried out after an eviction.
+    pub no_space: u64,
+    /// Operations that failed because of another error of a disk or of the index.
+    pub storage_errors: u64,
+    /// Files without a row that had a new body's name.
+    pub orphan_names: u64,
 }
 
 /// One page of a listing.
@@ -216,7 +246,10 @@ pub(crate) struct Inner {
     first_id: ObjectId,
     /// What the disk index held, in the order of the ids, until the sweep for orphans is done.
     found_at_start: Mutex<Vec<Arc<Object>>>,
-    /// Whether that is in the eviction order.
+    /// Those of it that died with their session, until the same sweep removes them.
+    leftovers: Mutex<Vec<Arc<Object>>>,
+    room: Room,
+    /// Whether what was found at the start is in the eviction order.
     policy_filled: AtomicBool,
     next_handle: AtomicU64,
     sessions: Mutex<HashMap<Token, Arc<SessionCore>>>,
@@ -227,7 +260,7 @@ pub(crate) struct Inner {
     foreign_cursor: AtomicU64,
     foreign_overruns: AtomicU64,
     /// Without a name, and still open for writing somewhere.
-    leftovers: Mutex<Vec<writers::Leftover>>,
+    given_up: Mutex<Vec<writers::GivenUp>>,
     writer_overruns: AtomicU64,
     lost_files: AtomicU64,
     measuring: Mutex<()>,
@@ -256,8 +289,9 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         if let (Some(disk), Some(index)) = (&self.disk, &self.disk_index) {
-            let closed =
-                rustix::fs::syncfs(&disk.dir).map_err(StoreError::io("syncfs")).and_then(|()| index.close_cleanly());
+            let closed = rustix::fs::syncfs(&disk.dir)
+                .map_err(|e| e.to_string())
+                .and_then(|()| index.close_cleanly().map_err(|e| e.to_string()));
             if let Err(e) = closed {
                 log::error!("closing the disk tier: {e}");
             }
@@ -346,14 +380,20 @@ impl Store {
     /// Figures.
     pub fn stats(&self) -> Stats {
         let inner = &self.inner;
-        let tiers = inner.memory.iter().chain(&inner.disk).map(|tier| TierStats {
-            tier: tier.kind,
-            limit: tier.account.limit,
-            used: tier.account.used(),
-            pinned: tier.account.pinned.load(Relaxed),
-            objects: tier.account.objects.load(Relaxed),
-            evictions: tier.account.evictions.load(Relaxed),
-            evicted_bytes: tier.account.evicted_bytes.load(Relaxed),
+        let tiers = inner.memory.iter().chain(&inner.disk).map(|tier| {
+            let account = &tier.account;
+            let (bodies, index) = (account.bodies(), account.index.load(Relaxed));
+            TierStats {
+                tier: tier.kind,
+                limit: account.limit,
+                bound: account.bound(),
+                used: bodies.saturating_add(index),
+                index,
+                pinned: account.pinned.load(Relaxed),
+                objects: account.objects.load(Relaxed),
+                evictions: account.evictions.load(Relaxed),
+                evicted_bytes: account.evicted_bytes.load(Relaxed),
+            }
         });
         Stats {
             tiers: tiers.collect(),
@@ -363,6 +403,9 @@ impl Store {
             lost_files: inner.lost_files.load(Relaxed),
             foreign_overruns: inner.foreign_overruns.load(Relaxed),
             writer_overruns: inner.writer_overruns.load(Relaxed),
+            no_space: inner.room.no_space.load(Relaxed),
+            storage_errors: inner.room.errors.load(Relaxed),
+            orphan_names: inner.room.orphan_names.load(Relaxed),
         }
     }
 }

@@ -1,30 +1,35 @@
 //! Opening a store: the tiers' directories, and what a restart finds on disk.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use parking_lot::Mutex;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, open as open_path};
 
 use super::board::Board;
-use super::disk_index::{DiskIndex, Loaded, Row};
+use super::disk_dir::DiskDir;
+use super::disk_index::{DiskIndex, IndexPlace, Loaded, Op, Row};
 use super::house::Wake;
 use super::index::Index;
+use super::index_error::IndexError;
 use super::lease::Leases;
 use super::mount::MemoryMount;
-use super::object::{Object, ObjectState, now_ms};
-use super::publish::Ids;
+use super::object::{Object, ObjectId, ObjectState, now_ms};
+use super::publish::{ID_BLOCK, Ids};
+use super::room::Room;
 use super::session::random_token;
 use super::tier::Tier;
 use super::tmpfs::MountAccess;
-use super::{Inner, MIN_LIMIT, StoreConfig, StoreError, TierKind};
+use super::{DiskTier, Inner, MIN_LIMIT, OnDamage, StoreConfig, StoreError, TierKind};
 
-const STORE_DIR: &str = "objmapper-store";
+/// The write-ahead log of the index is a 128th of the tier at most, within these bounds; twice that in a burst.
+const MIN_WAL: u64 = 128 << 10;
+const MAX_WAL: u64 = 16 << 20;
+/// What is freed first for the index of a full disk.
+const FIRST_GOAL: u64 = 4 << 20;
+/// Ids that may have been given out and are not in an index whose end was lost.
+const LOST_IDS: ObjectId = 4 * ID_BLOCK;
 
 pub(super) fn open(config: StoreConfig) -> Result<Inner, StoreError> {
     let mut mount = None;
@@ -36,7 +41,8 @@ pub(super) fn open(config: StoreConfig) -> Result<Inner, StoreError> {
             None => MemoryMount::new(tier.limit, MountAccess::Owner)?,
         };
         let dir = made.root().try_clone_to_owned().map_err(StoreError::io("duplicating a mount"))?;
-        let tier = Tier::open(TierKind::Memory, dir, tier.limit)?;
+        let tier = Tier::new(TierKind::Memory, dir, tier.limit);
+        tier.prepare()?;
         tier.clear().map_err(StoreError::io("emptying the memory tier"))?;
         (mount, memory) = (Some(made), Some(tier));
     }
@@ -44,11 +50,19 @@ pub(super) fn open(config: StoreConfig) -> Result<Inner, StoreError> {
     let mut lock = None;
     let mut disk_index = None;
     let mut loaded = Loaded { next_id: 1, ..Loaded::default() };
+    let disk_wake = Arc::new(Wake::default());
     if let Some(tier) = config.disk {
         check_limit(TierKind::Disk, tier.limit)?;
-        let (dir, locked, index, found) = open_disk(&tier.dir)?;
-        disk = Some(Tier::open(TierKind::Disk, dir, tier.limit)?);
-        (lock, disk_index, loaded) = (Some(locked), Some(index), found);
+        match open_disk(&tier, config.on_damage, &disk_wake) {
+            Ok(opened) => (disk, lock, disk_index, loaded) = (Some(opened.0), Some(opened.1), Some(opened.2), opened.3),
+            Err(e) if e.is_no_space() && memory.is_some() => {
+                log::warn!(
+                    "there is no disk tier until the next start: {e}; remedy: make room in {}",
+                    tier.dir.display()
+                );
+            }
+            Err(e) => return Err(e),
+        }
     }
     if memory.is_none() && disk.is_none() {
         return Err(StoreError::Setup(
@@ -65,9 +79,11 @@ pub(super) fn open(config: StoreConfig) -> Result<Inner, StoreError> {
         instance,
         board: Board::new()?,
         index: Index::new(),
-        ids: Mutex::new(Ids { next: loaded.next_id, until: 0 }),
+        ids: Mutex::new(Ids { next: loaded.next_id, until: 0, skipped: Vec::new() }),
         first_id: loaded.next_id,
         found_at_start: Mutex::default(),
+        leftovers: Mutex::default(),
+        room: Room::default(),
         policy_filled: AtomicBool::new(true),
         next_handle: AtomicU64::new(1),
         sessions: Mutex::new(HashMap::new()),
@@ -76,7 +92,7 @@ pub(super) fn open(config: StoreConfig) -> Result<Inner, StoreError> {
         foreign: Mutex::new(BTreeMap::new()),
         foreign_cursor: AtomicU64::new(0),
         foreign_overruns: AtomicU64::new(0),
-        leftovers: Mutex::default(),
+        given_up: Mutex::default(),
         writer_overruns: AtomicU64::new(0),
         lost_files: AtomicU64::new(0),
         measuring: Mutex::new(()),
@@ -88,7 +104,7 @@ pub(super) fn open(config: StoreConfig) -> Result<Inner, StoreError> {
         max_sessions: config.max_sessions,
         legacy_writable: config.legacy_writable,
         wake: Arc::new(Wake::default()),
-        disk_wake: Arc::new(Wake::default()),
+        disk_wake,
     };
     if inner.disk.is_some() {
         inner.restore(loaded)?;
@@ -103,55 +119,142 @@ fn check_limit(kind: TierKind, limit: u64) -> Result<(), StoreError> {
     Err(StoreError::Setup(format!("the {kind} tier's size is {limit} bytes, the least is {MIN_LIMIT} (1M)")))
 }
 
-/// Makes or opens the directory, takes its lock, reads its index.
-fn open_disk(path: &Path) -> Result<(OwnedFd, OwnedFd, DiskIndex, Loaded), StoreError> {
-    let setup = |what: &str, path: &Path, e: &dyn std::fmt::Display| {
-        StoreError::Setup(format!(
-            "the disk tier's directory: {what} {}: {e}; remedy: give a directory that this user may \
-             write",
-            path.display()
-        ))
+type OpenedDisk = (Tier, OwnedFd, DiskIndex, Loaded);
+
+/// Makes or opens the directory, takes its lock, reads its index. What is on the disk never keeps it from being opened: a
+/// full file system is freed from the oldest bodies before anything is written, an index that cannot be used is put away.
+fn open_disk(config: &DiskTier, on_damage: OnDamage, wake: &Arc<Wake>) -> Result<OpenedDisk, StoreError> {
+    let mut dir = DiskDir::open(&config.dir)?;
+    let mut goal = FIRST_GOAL;
+    let mut put_away = false;
+    let (tier, index, mut loaded) = loop {
+        let full = match try_open(&dir, config.limit, wake) {
+            Ok(opened) => break opened,
+            Err(CannotOpen::NoSpace(why)) => why,
+            Err(CannotOpen::Index(IndexError::Io(why) | IndexError::NoSpace(why))) if dir.is_full() => why,
+            Err(CannotOpen::Index(IndexError::NoSpace(why))) => why,
+            Err(CannotOpen::Index(IndexError::Damaged(why) | IndexError::Io(why))) if !put_away => {
+                put_away = true;
+                put_index_away(&mut dir, on_damage, &why);
+                continue;
+            }
+            Err(CannotOpen::Index(IndexError::Other(why))) => return Err(unusable(&dir, &why)),
+            Err(CannotOpen::Index(IndexError::Damaged(why) | IndexError::Io(why))) => why,
+            Err(CannotOpen::Store(e)) => return Err(e),
+        };
+        let freed = dir.free_oldest(goal).unwrap_or_else(|e| {
+            log::warn!("disk tier: removing bodies: {e}");
+            Default::default()
+        });
+        if freed.files == 0 {
+            break open_without_room(&dir, config.limit, &full)?;
+        }
+        log::warn!(
+            "disk tier: no room to open {}: {full}; the {} oldest bodies were removed, {} bytes",
+            dir.path().display(),
+            freed.files,
+            freed.bytes
+        );
+        goal = goal.saturating_mul(4);
     };
-    if !path.is_dir() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| setup("making", path, &e))?;
+    if loaded.fresh {
+        // A client may still know a number of the index that is gone.
+        let highest = dir.highest().map_err(StoreError::io("looking for bodies"))?;
+        if highest > 0 {
+            loaded.next_id = loaded.next_id.max(highest.saturating_add(ID_BLOCK));
+        }
+    } else if loaded.cut {
+        loaded.next_id = loaded.next_id.saturating_add(LOST_IDS);
     }
-    // A directory of our own, which nobody else may enter: readers get in by a descriptor.
-    let private = path.join(STORE_DIR);
-    make_dir(&private, 0o700).map_err(|e| setup("making", &private, &e))?;
-    let lock_path = private.join("lock");
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
-    let lock =
-        open_path(&lock_path, flags, Mode::from_raw_mode(0o600)).map_err(|e| setup("opening", &lock_path, &e))?;
-    flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| {
-        StoreError::Setup(format!(
-            "the disk tier's directory {} is in use by another store ({e}); remedy: stop it, or give \
-             each a directory of its own",
-            path.display()
-        ))
-    })?;
-    let objects = private.join("objects");
-    make_dir(&objects, 0o755).map_err(|e| setup("making", &objects, &e))?;
-    let dir = open_path(&objects, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| setup("opening", &objects, &e))?;
-    // Whatever the umask was: other users' readers come in by this descriptor.
-    rustix::fs::fchmod(dir.as_fd(), Mode::from_raw_mode(0o755))
-        .map_err(|e| setup("setting the mode of", &objects, &e))?;
-    let (index, loaded) = DiskIndex::open(&private.join("index.sqlite3"))?;
-    Ok((dir, lock, index, loaded))
+    Ok((tier, dir.into_lock(), index, loaded))
 }
 
-fn make_dir(path: &Path, mode: u32) -> std::io::Result<()> {
-    match fs::DirBuilder::new().mode(mode).create(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        other => other,
+/// Why a disk tier cannot be opened.
+enum CannotOpen {
+    NoSpace(String),
+    Index(IndexError),
+    Store(StoreError),
+}
+
+impl From<StoreError> for CannotOpen {
+    fn from(error: StoreError) -> Self {
+        if error.is_no_space() { CannotOpen::NoSpace(error.to_string()) } else { CannotOpen::Store(error) }
     }
+}
+
+fn try_open(dir: &DiskDir, limit: u64, wake: &Arc<Wake>) -> Result<(Tier, DiskIndex, Loaded), CannotOpen> {
+    let tier = new_tier(dir, limit)?;
+    tier.prepare()?;
+    let no_file = || IndexError::Damaged("it is no file, or cannot be read".into());
+    let (path, directory) = dir.index_file()?.ok_or_else(no_file).map_err(CannotOpen::Index)?;
+    let max_wal = (limit / 128).clamp(MIN_WAL, MAX_WAL);
+    let bytes = tier.account.index.clone();
+    let place = IndexPlace { path: &path, directory, max_wal, bytes, wake: wake.clone() };
+    let (index, loaded) = DiskIndex::open(place).map_err(CannotOpen::Index)?;
+    Ok((tier, index, loaded))
+}
+
+fn new_tier(dir: &DiskDir, limit: u64) -> Result<Tier, StoreError> {
+    let objects = dir.objects().map_err(StoreError::io("duplicating a directory"))?;
+    Ok(Tier::new(TierKind::Disk, objects, limit))
+}
+
+/// Opens an empty tier on a file system that has no room even for an empty index: bodies are taken as soon as there is.
+fn open_without_room(dir: &DiskDir, limit: u64, why: &str) -> Result<(Tier, DiskIndex, Loaded), StoreError> {
+    if let Err(e) = dir.discard_index() {
+        log::warn!("disk tier: removing the index: {e}");
+    }
+    let tier = new_tier(dir, limit)?;
+    match tier.prepare() {
+        Err(e) if !e.is_no_space() => return Err(e),
+        _ => {}
+    }
+    let (index, loaded) = DiskIndex::in_memory().map_err(|e| unusable(dir, &e.to_string()))?;
+    log::warn!(
+        "disk tier: there is no room for an index in {}: {why}; the tier starts empty, and the next start finds it \
+         empty; remedy: make room, then restart the store",
+        dir.path().display()
+    );
+    Ok((tier, index, loaded))
+}
+
+fn put_index_away(dir: &mut DiskDir, on_damage: OnDamage, why: &str) {
+    let path = dir.path().to_owned();
+    let kept = match on_damage {
+        OnDamage::Keep => dir.set_aside(),
+        OnDamage::Discard => Ok(None),
+    };
+    let what = match kept {
+        Ok(Some(aside)) => format!("its files are kept in {}, outside the limit", aside.display()),
+        Ok(None) if on_damage == OnDamage::Keep => "its files are removed: older ones are kept already".to_owned(),
+        Ok(None) => "its files are removed".to_owned(),
+        Err(e) => format!("its files are removed: keeping them: {e}"),
+    };
+    if let Err(e) = dir.discard_index() {
+        log::warn!("disk tier: removing the index: {e}");
+    }
+    log::warn!("disk tier: the index in {} cannot be used: {why}; the tier starts empty; {what}", path.display());
+}
+
+fn unusable(dir: &DiskDir, why: &str) -> StoreError {
+    StoreError::Setup(format!(
+        "the disk tier's index in {} cannot be opened: {why}; remedy: let this user read and write it, or remove {}",
+        dir.path().display(),
+        dir.path().display()
+    ))
 }
 
 impl Inner {
     /// Enters what the disk index holds. Reads no body and opens no file: a row is proof enough.
     fn restore(&self, loaded: Loaded) -> Result<(), StoreError> {
         let disk = self.tier(TierKind::Disk)?;
-        let sessions: HashMap<_, _> = loaded.sessions.iter().map(|token| (*token, self.add_session(*token))).collect();
+        // Without a grace time no client comes back to a session.
+        let sessions: HashMap<_, _> = if self.session_grace.is_zero() {
+            self.forget_sessions(&loaded.sessions);
+            HashMap::new()
+        } else {
+            loaded.sessions.iter().map(|token| (*token, self.add_session(*token))).collect()
+        };
         let mut pins: HashMap<_, Vec<_>> = HashMap::new();
         for (token, id) in &loaded.pins {
             if let Some(session) = sessions.get(token) {
@@ -203,17 +306,32 @@ impl Inner {
         for old in &superseded {
             self.replaced(old);
         }
-        for object in &orphaned {
-            self.discard(object);
+        for object in objects.iter().filter(|object| object.uri.is_empty() && !pins.contains_key(&object.id)) {
+            // Only its session knew it.
+            self.forget_row(object);
+            self.remove_file(object);
+        }
+        if self.session_grace.is_zero() {
+            // They may be many, and are evictable until they are removed.
+            *self.leftovers.lock() = orphaned;
+        } else {
+            orphaned.iter().for_each(|object| self.discard(object));
         }
         log::info!("disk tier: {} objects, {bytes} bytes", objects.len());
         *self.found_at_start.lock() = objects;
         self.policy_filled.store(false, Relaxed);
-        // The limit may be lower than it was.
+        // The limit may be lower than it was, and the file system fuller.
         if let Err(e) = self.make_room(disk, 0) {
             log::warn!("at the start {e}");
         }
+        self.set_ceiling();
         Ok(())
+    }
+
+    fn forget_sessions(&self, tokens: &[super::Token]) {
+        if let Some(index) = &self.disk_index {
+            index.enqueue(tokens.iter().map(|token| Op::SessionEnd(*token)).collect());
+        }
     }
 
     /// Makes what a restart found evictable, once: before the first eviction, or in the background.

@@ -196,10 +196,8 @@ impl Inner {
     ) -> Result<(Arc<Private>, OwnedFd), StoreError> {
         let reserved = page_round(length);
         let tier = self.reserve_in(choice, reserved)?;
-        let (writer, reader) = tier.create().map_err(|e| {
-            tier.account.sub(reserved);
-            StoreError::io("creating a file")(e)
-        })?;
+        let made = self.with_room(tier, || tier.create().map_err(StoreError::io("creating a file")));
+        let (writer, reader) = made.inspect_err(|_| tier.account.sub(reserved))?;
         let uri: Option<Arc<[u8]>> = uri.map(Arc::from);
         let private = Arc::new(Private {
             handle: self.next_handle.fetch_add(1, SeqCst),
@@ -256,6 +254,10 @@ impl Inner {
 
     /// Gives the reservation back, once the file has no writer any more; the file goes with its last descriptor.
     pub(crate) fn abort_private(&self, private: &Private) {
+        if private.tier == TierKind::Disk {
+            // Its writer may have found no room.
+            self.suspect();
+        }
         let mut state = private.state.lock();
         if state.open && has_writer(private.reader.as_fd()) {
             self.leave_private(private, std::mem::take(&mut state.reserved));

@@ -1,9 +1,10 @@
 //! What changes the meaning of a URI: commit, delete, eviction; and the removal of files.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use parking_lot::Mutex;
 
@@ -17,7 +18,7 @@ use super::{Inner, StoreError, TierKind};
 use crate::sys;
 
 /// Ids are taken from the disk index in blocks, one transaction each.
-const ID_BLOCK: u64 = 1 << 16;
+pub(super) const ID_BLOCK: u64 = 1 << 16;
 
 /// Why something is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub(crate) struct Ids {
     pub(crate) next: ObjectId,
     /// Ids below this one are reserved in the disk index.
     pub(crate) until: ObjectId,
+    /// Not given out, because files had them; until those are removed.
+    pub(crate) skipped: Vec<Range<ObjectId>>,
 }
 
 impl Inner {
@@ -43,8 +46,8 @@ impl Inner {
         if account.try_add(bytes) {
             return Ok(());
         }
-        let full = || StoreError::Full { tier: tier.kind, wanted: bytes, limit: account.limit };
-        if bytes > account.limit {
+        let full = || StoreError::Full { tier: tier.kind, wanted: bytes, limit: account.bound() };
+        if bytes > account.bound() {
             return Err(full());
         }
         // One at a time: what another thread has taken out of the order is not free yet, and must
@@ -55,24 +58,18 @@ impl Inner {
             if account.try_add(bytes) {
                 return Ok(());
             }
-            let need = account.used().saturating_add(bytes).saturating_sub(account.limit);
-            let victims = tier.policy.victims(need);
+            let need = account.used().saturating_add(bytes).saturating_sub(account.bound());
+            let victims = tier.policy.victims(need, 1);
             if victims.is_empty() {
                 self.settle_leftovers();
                 return if account.try_add(bytes) { Ok(()) } else { Err(full()) };
             }
-            let gone: Vec<_> = victims.into_iter().filter(|v| self.evict(v)).collect();
-            self.flush_index(tier.kind);
-            for object in gone {
-                account.evictions.fetch_add(1, Relaxed);
-                account.evicted_bytes.fetch_add(object.charge(), Relaxed);
-                self.remove_file(&object);
-            }
+            self.evict_all(tier, victims);
         }
     }
 
     /// Takes an unpinned object out of the index. False if it was pinned or gone meanwhile.
-    fn evict(&self, object: &Arc<Object>) -> bool {
+    pub(super) fn evict(&self, object: &Arc<Object>) -> bool {
         let shard = self.index.shard(&object.uri);
         let _publishing = shard.publish.lock();
         let freed = self.unlist(shard, object, |state| state.pins == 0).is_some();
@@ -128,7 +125,7 @@ impl Inner {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 self.lost_files.fetch_add(1, Relaxed);
             }
-            Err(e) => log::error!("removing object {:016x} of the {} tier: {e}", object.id, tier.kind),
+            Err(e) => self.note_error(&StoreError::io("removing a body")(e)),
         }
         // Else it is carried until the last writer is gone.
         if !has_writer {
@@ -178,14 +175,60 @@ impl Inner {
         let mut ids = self.ids.lock();
         if ids.next >= ids.until {
             let until = ids.next.saturating_add(ID_BLOCK);
-            if let Some(index) = &self.disk_index {
-                index.apply(vec![Op::ReserveIds(until)])?;
-            }
+            self.apply(vec![Op::ReserveIds(until)])?;
             ids.until = until;
         }
         let id = ids.next;
         ids.next += 1;
         Ok(id)
+    }
+
+    /// Gives the file an id and its name. A file that has the name already is of a run whose index is lost: it is
+    /// removed, and its id is not used again, because a client may still know it.
+    pub(crate) fn link_new(&self, tier: &Tier, file: BorrowedFd<'_>) -> Result<ObjectId, StoreError> {
+        /// Behind so many others it is likely that many more follow.
+        const STEPS: u32 = 64;
+        let mut met = 0;
+        loop {
+            let id = self.next_id()?;
+            match tier.publish(file, id) {
+                Ok(()) => return Ok(id),
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                    self.room.orphan_names.fetch_add(1, Relaxed);
+                    if let Err(e) = tier.unlink(id) {
+                        log::debug!("removing a file without a row: {e}");
+                    }
+                    met += 1;
+                    if met % STEPS == 0 {
+                        self.skip_block();
+                    }
+                }
+                Err(e) => return Err(StoreError::io("linking a body")(e)),
+            }
+        }
+    }
+
+    /// Leaves the next block of ids out: files of another run have them. They are removed in the background.
+    fn skip_block(&self) {
+        let mut ids = self.ids.lock();
+        let from = ids.next;
+        ids.next = from.saturating_add(ID_BLOCK);
+        let skipped = from..ids.next;
+        ids.skipped.push(skipped);
+        drop(ids);
+        self.disk_wake.notify();
+    }
+
+    /// Returns true if this run has not given `id` out, which a file has, and sees to it that it never does.
+    pub(crate) fn skip_id(&self, id: ObjectId) -> bool {
+        let mut ids = self.ids.lock();
+        if id < ids.next {
+            return ids.skipped.iter().any(|range| range.contains(&id));
+        }
+        let skipped = ids.next..id.saturating_add(1);
+        ids.next = skipped.end;
+        ids.skipped.push(skipped);
+        true
     }
 
     /// Publishes a private object. The handle is used up on success, and on a conflict of a commit without
@@ -232,7 +275,7 @@ impl Inner {
             self.make_room(tier, measure.charge - state.reserved)?;
             state.reserved = measure.charge;
         }
-        let outcome = self.publish(session, private, tier, measure.charge, commit);
+        let outcome = self.with_room(tier, || self.publish(session, private, tier, measure.charge, commit));
         match &outcome {
             Ok(_) => {
                 // The charge went over to the object; the rest is given back.
@@ -280,7 +323,7 @@ impl Inner {
                 return Err(StoreError::Conflict("the object's version is another"));
             }
             let object = Arc::new(Object {
-                id: self.next_id()?,
+                id: self.link_new(tier, private.reader.as_fd())?,
                 uri: Arc::from(commit.uri),
                 tier: tier.kind,
                 length: AtomicU64::new(commit.length),
@@ -292,7 +335,6 @@ impl Inner {
                 growing: AtomicBool::new(false),
                 state: Mutex::new(ObjectState { pins: u32::from(commit.pin), listed: true }),
             });
-            tier.publish(private.reader.as_fd(), object.id).map_err(StoreError::io("linking a body"))?;
             self.record(&object, commit.pin.then_some(session.token), current.as_deref()).inspect_err(|_| {
                 let _ = tier.unlink(object.id);
             })?;
@@ -312,7 +354,6 @@ impl Inner {
         pinned_by: Option<super::Token>,
         current: Option<&Object>,
     ) -> Result<(), StoreError> {
-        let Some(index) = &self.disk_index else { return Ok(()) };
         let replaces = current.filter(|c| c.tier == TierKind::Disk).map(|c| c.id);
         if object.tier == TierKind::Disk {
             let row = Row {
@@ -326,9 +367,9 @@ impl Inner {
                 session: object.ephemeral,
             };
             self.unsynced.store(true, Relaxed);
-            index.apply(vec![Op::Insert { row, pinned_by, replaces }])
+            self.apply(vec![Op::Insert { row, pinned_by, replaces }])
         } else if let Some(id) = replaces {
-            index.apply(vec![Op::Unlist(id)])
+            self.apply(vec![Op::Unlist(id)])
         } else {
             Ok(())
         }
@@ -377,6 +418,14 @@ impl Inner {
     /// Deletes what `uri` names; a purge also dooms the private objects created for it and moves its fence.
     pub(crate) fn delete(&self, uri: &[u8], if_version: u64, deletion: Deletion) -> Result<(), StoreError> {
         check_uri(uri)?;
+        match &self.disk {
+            // A purge must not fail because the disk has no room for its row.
+            Some(disk) => self.with_room(disk, || self.delete_once(uri, if_version, deletion)),
+            None => self.delete_once(uri, if_version, deletion),
+        }
+    }
+
+    fn delete_once(&self, uri: &[u8], if_version: u64, deletion: Deletion) -> Result<(), StoreError> {
         if deletion == Deletion::Purge {
             // First: what passed it is visible now, so the deletion meets it; what has not will not pass.
             self.board.advance(uri);
@@ -401,8 +450,8 @@ impl Inner {
                 }
                 return Err(StoreError::NotFound);
             };
-            if let (TierKind::Disk, Some(index)) = (object.tier, &self.disk_index) {
-                index.apply(vec![Op::Unlist(object.id)])?;
+            if object.tier == TierKind::Disk {
+                self.apply(vec![Op::Unlist(object.id)])?;
             }
             let freed = self.unlist(shard, &object, |_| true);
             (object, freed)

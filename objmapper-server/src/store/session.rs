@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use super::disk_index::Op;
 use super::object::{Entry, Object, ObjectId, Token, check_uri, now_ms};
 use super::private::{Commit, Private, PrivateObject};
+use super::room::warn;
 use super::{Inner, Store, StoreError, TierChoice, TierKind};
 
 #[derive(Debug)]
@@ -194,8 +195,8 @@ impl Inner {
             return Err(StoreError::TooMany { what: "sessions", limit: self.max_sessions });
         }
         let token = random_token()?;
-        if let Some(index) = &self.disk_index {
-            index.apply(vec![Op::SessionBegin(token)])?;
+        if let Err(e) = self.apply_with_room(|| vec![Op::SessionBegin(token)]) {
+            warn(&self.room.unsaved, &format_args!("a session will not survive a restart: {e}"));
         }
         Ok(self.add_session(token))
     }
@@ -316,7 +317,7 @@ impl Inner {
                     // Evicted in between, or its file was taken from under us: then it must not
                     // be found again.
                     if object.state.lock().listed {
-                        log::error!("object {:016x} has lost its file", object.id);
+                        self.note_lost_file(&object);
                         self.discard(&object);
                     }
                 }
@@ -340,10 +341,13 @@ impl Inner {
             }
             session.pins.insert(object.id, object.clone());
         }
-        if let (TierKind::Disk, Some(index)) = (object.tier, &self.disk_index)
-            && let Err(e) = index.apply(vec![Op::Pin(session.token, object.id)])
+        if object.tier == TierKind::Disk
+            && let Err(e) = self.apply(vec![Op::Pin(session.token, object.id)])
         {
-            log::error!("a pin of object {:016x} will not survive a restart: {e}", object.id);
+            warn(
+                &self.room.unsaved,
+                &format_args!("a pin of object {:016x} will not survive a restart: {e}", object.id),
+            );
         }
         Ok(true)
     }

@@ -8,12 +8,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fchmod, ftruncate, linkat, mkdirat, openat, seek,
-    unlinkat,
+    AtFlags, CWD, FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fchmod, ftruncate, linkat, openat, seek, unlinkat,
 };
 use rustix::io::Errno;
 
 use super::account::{Account, page_round};
+use super::disk_dir::directory;
+use super::error::is_no_space;
 use super::evict::Policy;
 use super::object::ObjectId;
 use super::{StoreError, TierKind};
@@ -21,11 +22,13 @@ use crate::sys;
 
 /// Bodies are read-only for everybody, their owner included.
 const BODY_MODE: u32 = 0o444;
+/// Other users' readers pass through the directories.
+const DIR_MODE: u32 = 0o755;
 const FAN_OUT: u32 = 256;
 
 /// Name of the body's file below the tier's directory.
 pub fn body_path(object: ObjectId) -> String {
-    format!("{:02x}/{object:016x}", object & 0xff)
+    format!("{}/{object:016x}", fan_out(object))
 }
 
 #[derive(Debug)]
@@ -48,23 +51,36 @@ pub(crate) struct Measure {
 }
 
 impl Tier {
-    /// Prepares the fan-out directories below `dir` and tries every operation that the store will
-    /// need, so that an unsuitable file system is refused now, with its name.
-    pub(crate) fn open(kind: TierKind, dir: OwnedFd, limit: u64) -> Result<Self, StoreError> {
+    pub(crate) fn new(kind: TierKind, dir: OwnedFd, limit: u64) -> Self {
+        Tier { kind, dir, account: Account::new(limit), policy: Policy::default() }
+    }
+
+    /// Prepares the fan-out directories and tries every operation that the store will need, so that an unsuitable
+    /// file system is refused now, with its name. [`StoreError::NoSpace`] leaves it usable: directories are made
+    /// when they are needed.
+    pub(crate) fn prepare(&self) -> Result<(), StoreError> {
         for i in 0..FAN_OUT {
-            match mkdirat(&dir, format!("{i:02x}"), Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(e) => return Err(StoreError::io("making a tier's directory")(e)),
-            }
+            let name = fan_out(i.into());
+            directory(self.dir.as_fd(), &name, DIR_MODE).map_err(|source| {
+                let kind = self.kind;
+                match StoreError::io("making a tier's directory")(source) {
+                    StoreError::Io { source, .. } => StoreError::Setup(format!(
+                        "the {kind} tier's directory {name}: {source}; remedy: remove it, or give another directory"
+                    )),
+                    full => full,
+                }
+            })?;
         }
-        let tier = Tier { kind, dir, account: Account::new(limit), policy: Policy::default() };
-        tier.probe().map_err(|e| {
+        self.probe().map_err(|e| {
+            if is_no_space(&e) {
+                return StoreError::io("trying the tier's file system")(e);
+            }
             StoreError::Setup(format!(
-                "the {kind} tier's file system cannot do what the store needs (O_TMPFILE, linkat, \
-                 file leases): {e}; remedy: use a local ext4, xfs, btrfs or tmpfs"
+                "the {} tier's file system cannot do what the store needs (O_TMPFILE, linkat, \
+                 file leases): {e}; remedy: use a local ext4, xfs, btrfs or tmpfs",
+                self.kind
             ))
-        })?;
-        Ok(tier)
+        })
     }
 
     fn probe(&self) -> io::Result<()> {
@@ -98,16 +114,24 @@ impl Tier {
         Ok((writer, reader))
     }
 
-    /// Gives the file its name. Fails if the name exists.
+    /// Gives the file its name. Fails if the name exists. A fan-out directory that was removed behind the store's back
+    /// is made again.
     pub(crate) fn publish(&self, file: BorrowedFd<'_>, object: ObjectId) -> io::Result<()> {
+        match self.link(file, object) {
+            Err(Errno::NOENT) => {
+                directory(self.dir.as_fd(), &fan_out(object), DIR_MODE)?;
+                Ok(self.link(file, object)?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn link(&self, file: BorrowedFd<'_>, object: ObjectId) -> Result<(), Errno> {
         let to = body_path(object);
         match linkat(CWD, proc_path(file), &self.dir, to.as_str(), AtFlags::SYMLINK_FOLLOW) {
             // Without /proc: kernels from 6.10 allow it to whoever opened the file.
-            Err(Errno::NOENT | Errno::ACCESS) => {
-                linkat(file, "", &self.dir, to.as_str(), AtFlags::EMPTY_PATH)?;
-                Ok(())
-            }
-            other => Ok(other?),
+            Err(Errno::NOENT | Errno::ACCESS) => linkat(file, "", &self.dir, to.as_str(), AtFlags::EMPTY_PATH),
+            other => other,
         }
     }
 
@@ -177,21 +201,14 @@ impl Tier {
     /// Calls `f` with directory, name and object id of every file that looks like a body's.
     pub(crate) fn for_each_file(
         &self,
-        mut f: impl FnMut(BorrowedFd<'_>, &std::ffi::CStr, ObjectId) -> io::Result<()>,
+        f: impl FnMut(BorrowedFd<'_>, &std::ffi::CStr, ObjectId) -> io::Result<()>,
     ) -> io::Result<()> {
-        for i in 0..FAN_OUT {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let dir = openat(&self.dir, format!("{i:02x}"), flags, Mode::empty())?;
-            for entry in rustix::fs::Dir::read_from(&dir)? {
-                let entry = entry?;
-                let name = entry.file_name();
-                let id = name.to_str().ok().filter(|n| n.len() == 16);
-                if let Some(id) = id.and_then(|n| ObjectId::from_str_radix(n, 16).ok()) {
-                    f(dir.as_fd(), name, id)?;
-                }
-            }
-        }
-        Ok(())
+        body_files(self.dir.as_fd(), f)
+    }
+
+    /// Tells whether `bytes` more could be written now, by this user, and one more file be made.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        !make_file(self.dir.as_fd(), bytes).is_err_and(|e| is_no_space(&e))
     }
 
     /// Length and weight of a file.
@@ -222,6 +239,45 @@ impl Tier {
     }
 }
 
+/// Calls `f` with directory, name and object id of every file below the tier's directory `tier` that looks like a body's.
+pub(super) fn body_files(
+    tier: BorrowedFd<'_>,
+    mut f: impl FnMut(BorrowedFd<'_>, &std::ffi::CStr, ObjectId) -> io::Result<()>,
+) -> io::Result<()> {
+    for i in 0..FAN_OUT {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = match openat(tier, fan_out(i.into()), flags, Mode::empty()) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT) => continue,
+            Err(e) => return Err(e.into()),
+        };
+        for entry in rustix::fs::Dir::read_from(&dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let id = name.to_str().ok().filter(|n| n.len() == 16);
+            if let Some(id) = id.and_then(|n| ObjectId::from_str_radix(n, 16).ok()) {
+                f(dir.as_fd(), name, id)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes an unnamed file of `bytes` bytes and forgets it: an error tells that there is no room for it. A file system
+/// without fallocate says nothing of bytes.
+pub(super) fn make_file(dir: BorrowedFd<'_>, bytes: u64) -> io::Result<()> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = openat(dir, ".", flags, Mode::from_raw_mode(0o600))?;
+    match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn fan_out(object: ObjectId) -> String {
+    format!("{:02x}", object & 0xff)
+}
+
 fn proc_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
@@ -234,7 +290,9 @@ mod tests {
     fn memory(limit: u64) -> Tier {
         let mount = MemoryMount::new(limit, MountAccess::Owner).unwrap();
         let dir = mount.root().try_clone_to_owned().unwrap();
-        Tier::open(TierKind::Memory, dir, limit).unwrap()
+        let tier = Tier::new(TierKind::Memory, dir, limit);
+        tier.prepare().unwrap();
+        tier
     }
 
     #[test]

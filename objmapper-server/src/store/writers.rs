@@ -32,7 +32,7 @@ static FAILURES: RateLimited = RateLimited::new(5, Duration::from_secs(60));
 
 /// A file that nothing names any more and that a client can still write. It counts as a private object.
 #[derive(Debug)]
-pub(crate) struct Leftover {
+pub(crate) struct GivenUp {
     tier: TierKind,
     file: Arc<OwnedFd>,
     /// Bytes that the tier's account carries for it.
@@ -120,7 +120,7 @@ impl Inner {
 
     /// Keeps a private object that is given up in the account, because a client can still write to its file.
     pub(crate) fn leave_private(&self, private: &Private, carried: u64) {
-        self.leftovers.lock().push(Leftover { tier: private.tier, file: private.reader.clone(), carried });
+        self.given_up.lock().push(GivenUp { tier: private.tier, file: private.reader.clone(), carried });
     }
 
     /// Keeps the file of a v0.1 client's object that is removed in the account while a client can still write to it. False
@@ -134,32 +134,32 @@ impl Inner {
             self.cut(tier, file.as_fd(), 0, "and its writer not watched any more (--max-private)");
             return false;
         }
-        let leftover = Leftover { tier: tier.kind, file: Arc::new(file), carried: object.charge() };
-        self.leftovers.lock().push(leftover);
+        let given_up_file = GivenUp { tier: tier.kind, file: Arc::new(file), carried: object.charge() };
+        self.given_up.lock().push(given_up_file);
         true
     }
 
     /// Gives back what has no writer any more, and cuts what has grown. Returns true if something was given back.
     pub(crate) fn settle_leftovers(&self) -> bool {
-        let mut leftovers = self.leftovers.lock();
-        let before = leftovers.len();
-        leftovers.retain(|leftover| {
-            let Ok(tier) = self.tier(leftover.tier) else { return false };
-            let file = leftover.file.as_fd();
+        let mut given_up = self.given_up.lock();
+        let before = given_up.len();
+        given_up.retain(|given_up_file| {
+            let Ok(tier) = self.tier(given_up_file.tier) else { return false };
+            let file = given_up_file.file.as_fd();
             if !has_writer(file) {
-                tier.account.sub(leftover.carried);
+                tier.account.sub(given_up_file.carried);
                 self.private_count.fetch_sub(1, SeqCst);
                 return false;
             }
             match tier.measure(file) {
-                Ok(measure) if measure.allocated > leftover.carried => {
-                    self.cut(tier, file, leftover.carried, "because nothing names it any more");
+                Ok(measure) if measure.allocated > given_up_file.carried => {
+                    self.cut(tier, file, given_up_file.carried, "because nothing names it any more");
                 }
                 Ok(_) => {}
                 Err(e) => log_failure("fstat", &e),
             }
             true
         });
-        leftovers.len() < before
+        given_up.len() < before
     }
 }

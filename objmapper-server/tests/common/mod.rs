@@ -1,6 +1,9 @@
 //! A server to talk to, and a peer that knows bytes and nothing else.
 #![allow(dead_code, unreachable_pub)] // each test binary compiles it and uses its part
 
+#[path = "../../../tests/harness/src/small_disk.rs"]
+pub mod small_disk;
+
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;

@@ -21,6 +21,7 @@ pub mod random;
 pub mod record;
 pub mod shared;
 pub mod site;
+pub mod small_disk;
 pub mod unit;
 pub mod varnishd;
 pub mod versioned;
