@@ -12,7 +12,7 @@ use varnish_stevedore_sys::bindings::{
     http_Unset, vrt_ctx, vsl_log,
 };
 
-use crate::engine::Storage;
+use crate::engine::{self, Storage};
 use crate::filter::{self, Miss, SOURCE, Serving, WITNESS};
 use crate::http::{self, View};
 use crate::om::Om;
@@ -181,7 +181,11 @@ impl Fetch<'_> {
                 hold: arguments.hold,
                 // SAFETY: VTIM_real only reads the clock.
                 now: unsafe { VTIM_real() },
-                adopts: instance.map(|instance| Adopts { instance, from: ADOPT_FROM }),
+                adopts: instance.map(|instance| Adopts {
+                    instance,
+                    from: ADOPT_FROM,
+                    is_unreadable: engine::is_unreadable,
+                }),
             },
             om.counters(),
         );
