@@ -165,6 +165,8 @@ pub enum Wish {
     Both = 1,
     /// [`Delivery::span`] alone: nobody looks at the bytes. The addresses must not be read.
     Spans = 2,
+    /// Bytes that nothing but system calls looks at.
+    Kernel = 3,
 }
 
 /// Why bytes of a file were copied after all.
@@ -249,6 +251,12 @@ pub struct Delivery {
     pub delivered: unsafe extern "C" fn(oc: *const c_void, delivered: *const Delivered),
     /// For the delivery of `oc` the congestion control of its connection was changed, and stays so: counts it.
     pub unpaced: unsafe extern "C" fn(oc: *const c_void),
+    /// Reading the file of [`Delivery::span`] failed with `errno` (EIO if it ends too early). Called before the call returns in
+    /// which that span was handed out; the object then leaves the cache.
+    pub unreadable: unsafe extern "C" fn(errno: c_int),
+    /// Returns true if the file of object number `object` in the store `instance` was found to be unreadable. Such a record is
+    /// not adopted.
+    pub is_unreadable: unsafe extern "C" fn(instance: *const [u8; 16], object: u64) -> bool,
 }
 
 /// The table as the engine exports it.
@@ -296,13 +304,14 @@ pub struct Engine {
     /// its deadline. Announcing again, or [`Engine::forgo`], gives the former announcement up.
     ///
     /// Even then the object may have to do with ordinary room: without room for all of the file below the storage's
-    /// limit, without a mapping, or with a filter on top that writes to the room (all but `testgunzip` and `esi`).
+    /// limit, if its file cannot be opened, or with a filter on top that writes to the room (all but `testgunzip` and `esi`).
     /// [`Engine::adopted`] then answers 0: copy the bytes. So it does for what is asked for behind the record's last byte.
     pub adopt: unsafe extern "C" fn(stv: *const c_void, oc: *const c_void, record: *const Record) -> Adoption,
     /// Gives up what [`Engine::adopt`] announced in this thread, if no object has taken it.
     pub forgo: unsafe extern "C" fn(),
     /// If `ptr` is the room that ObjGetSpace gave for the adopted body of `oc`: how many bytes of the body are there
-    /// already, at most `len`. Else 0: it is room to write to. Such room is read-only: who writes to it dies of it.
+    /// already, at most `len`. Else 0: it is room to write to. The bytes need not be at that address, which must neither be written to
+    /// nor, by anything but `testgunzip` and `esi`, be read.
     pub adopted: unsafe extern "C" fn(oc: *const c_void, ptr: *const u8, len: usize) -> usize,
     /// Publishes the complete body of `oc`, whose fetch has ended well (BOS_FINISHED) in this thread, with its boc still
     /// referenced. It may wait for the store, within its deadline.

@@ -17,7 +17,8 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
-/// Without them another process could cut the file off under the mapping.
+/// Without them another process could cut the file off under the mapping. Only memory has them (memfd): no disk can fail, no file
+/// system be full, and a hole that a peer punches is filled with zeros when it is touched.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 
 /// A store's board, mapped. Every method is a few instructions and asks nobody.
@@ -166,6 +167,18 @@ mod tests {
         }
         let file = tempfile::tempfile().unwrap();
         assert!(Board::map(&file.into()).is_err(), "a file has no seals");
+    }
+
+    #[test]
+    fn a_peer_can_neither_shrink_a_board_nor_have_it_fault() {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let fd = memfd(&image(), SIZE, SEALS);
+        let board = Board::map(&fd).unwrap();
+        assert_eq!(ftruncate(&fd, 0), Err(Errno::PERM));
+        assert!(fallocate(&fd, FallocateFlags::COLLAPSE_RANGE, 0, 4096).is_err());
+        board.announce(3);
+        fallocate(&fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, SIZE as u64).unwrap();
+        assert_eq!((board.announced(3), board.announce(3)), (0, 1));
     }
 
     #[test]

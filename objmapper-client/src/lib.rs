@@ -12,7 +12,11 @@
 //! * [`Client::get_or_create`]: what a v0.1 peer offers.
 //! * [`Session`]: the store's tier directories, from which bodies are opened without a round trip, and its
 //!   [`Board`], whose [`Fence`]s keep what was fetched before a delete from being published after it.
-//! * [`Mapping`], [`Cache`], [`UriSpace`]: helpers for those who keep many bodies.
+//! * [`Cache`], [`UriSpace`]: helpers for callers that keep many bodies.
+//!
+//! Bodies are read and written by system calls (`pread`, `sendfile`, `splice`, `pwrite`): nothing here maps one. A page of a file
+//! that cannot be had, because the disk fails, a hole finds a full tmpfs, or another process has shortened the file, is an error
+//! code for a system call. For a program that touches a mapping it is SIGBUS. The [`Board`] is mapped: it is memory, sealed in its size.
 //!
 //! Errors say [what to do next](Error::next_step).
 //!
@@ -36,7 +40,6 @@ mod error;
 mod give_up;
 mod handshake;
 mod lease;
-mod mapping;
 mod objects;
 mod pipeline;
 mod pool;
@@ -56,8 +59,6 @@ pub use config::{Config, Connector, Protocol};
 pub use counters::Snapshot;
 pub use error::{Error, NextStep, OpName, ProtocolError, Result};
 pub use lease::{Lease, Leased};
-pub use mapping::{Access, Mapping};
-pub use memmap2::Advice;
 pub use objects::{Found, List, Page};
 pub use objmapper_log::{LeftOut, RateLimited};
 pub use objmapper_proto::ext::{Entry, EntryFlags, Fence, IfVersion, Op, Stat, Tier, TierStat, Token, Want};

@@ -22,8 +22,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// Whether its body never changes. That of an object which a v0.1 client wrote may be shortened at any
-    /// time: such a body must be read, not mapped.
+    /// Whether its body never changes. That of an object which a v0.1 client wrote may be changed or shortened at any time.
     #[must_use]
     pub fn is_immutable(&self) -> bool {
         !self.entry.flags.contains(EntryFlags::FOREIGN)

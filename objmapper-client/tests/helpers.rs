@@ -1,11 +1,11 @@
-//! The helpers: URIs, mappings, the cache.
+//! The helpers: URIs, the cache.
 
 use std::collections::HashMap;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use objmapper_client::{Access, Cache, Error, Mapping, UriError, UriSpace};
+use objmapper_client::{Cache, UriError, UriSpace};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -81,50 +81,6 @@ fn prefixes() {
     assert!(matches!(UriSpace::new(&[&[b'a'; 250], &[b'a'; 250]]), Err(UriError::TooLong { .. })));
     assert_eq!(UriSpace::new(&[b"list", b"list"]).unwrap().prefix(), b"/%6Cist/list/");
     assert_eq!(UriSpace::new(&[b"lists"]).unwrap().prefix(), b"/lists/");
-}
-
-#[test]
-fn mappings() {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&[7; 10_000]).unwrap();
-    let writer = Mapping::new(&file, 0, 10_000, Access::ReadWrite).unwrap();
-    // Not at a multiple of the page size.
-    let reader = Mapping::new(&file, 5000, 5000, Access::ReadOnly).unwrap();
-    assert_eq!((writer.len(), reader.len()), (10_000, 5000));
-    assert!(reader.as_mut_ptr().is_none() && writer.as_mut_ptr().is_some());
-    assert_eq!(writer.write_at(b"hello", 5100), 5);
-    assert_eq!(reader.write_at(b"hello", 0), 0);
-    let mut buf = [0; 6];
-    assert_eq!(reader.read_at(&mut buf, 100), 6);
-    assert_eq!(&buf, b"hello\x07");
-    // Ends and beyond.
-    assert_eq!(reader.read_at(&mut buf, 4998), 2);
-    assert_eq!(reader.read_at(&mut buf, 5000), 0);
-    assert_eq!(reader.read_at(&mut buf, usize::MAX), 0);
-    assert_eq!(writer.write_at(b"abc", 9999), 1);
-    reader.advise(objmapper_client::Advice::Sequential);
-
-    // A file shorter than the mapping would be SIGBUS later; it is an error now.
-    for (offset, len) in [(0, 10_001), (10_000, 1), (u64::MAX, 1), (0, 0), (0, usize::MAX)] {
-        let why = Mapping::new(&file, offset, len, Access::ReadOnly).unwrap_err();
-        assert!(matches!(why, Error::Io { errno: 22, .. }), "{offset}+{len}: {why}");
-    }
-    let read_only = std::fs::File::open("/proc/self/exe").unwrap();
-    assert!(matches!(Mapping::new(&read_only, 0, 10, Access::ReadWrite), Err(Error::Io { what: "mmap", .. })));
-    drop(writer);
-    let start = reader.as_ptr() as usize;
-    assert!(is_mapped(start));
-    drop(reader);
-    assert!(!is_mapped(start));
-}
-
-/// Whether an address is part of a mapping of a deleted file of this process.
-fn is_mapped(address: usize) -> bool {
-    std::fs::read_to_string("/proc/self/maps").unwrap().lines().filter(|l| l.ends_with("(deleted)")).any(|line| {
-        let (from, to) = line.split_whitespace().next().unwrap().split_once('-').unwrap();
-        let parse = |t| usize::from_str_radix(t, 16).unwrap();
-        (parse(from)..parse(to)).contains(&address)
-    })
 }
 
 /// Counts how many of it are alive.

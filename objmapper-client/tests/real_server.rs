@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use objmapper_client::{
-    Access, BatchOutcome, Client, CommitOptions, Config, ConnectionState, EntryFlags, Error, Event, Found, IfVersion,
-    Leased, Mapping, ObjUri, Protocol, Status, Tier, UriSpace, V01Tier, Version, Want,
+    BatchOutcome, Client, CommitOptions, Config, ConnectionState, EntryFlags, Error, Event, Found, IfVersion, Leased,
+    ObjUri, Protocol, Status, Tier, UriSpace, V01Tier, Version, Want,
 };
 use objmapper_server::net::{ListenConfig, Server};
 use objmapper_server::store::{MemoryTier, Store, StoreConfig};
@@ -93,9 +93,9 @@ fn publish_look_up_replace_delete() {
     let (object, session) = (first.entry.object, client.session().unwrap());
     assert_eq!(content(first), b"first");
     // No round trip.
-    let mapping = Mapping::new(session.open(Tier::Memory, object).unwrap(), 0, 5, Access::ReadOnly).unwrap();
-    let mut buf = [0; 5];
-    assert_eq!((mapping.read_at(&mut buf, 0), &buf), (5, b"first"));
+    let mut buf = [0; 6];
+    let file = File::from(session.open(Tier::Memory, object).unwrap());
+    assert_eq!((file.read_at(&mut buf, 0).unwrap(), &buf[..5]), (5, &b"first"[..]));
 
     let second = put(&client, &a, b"second!", CommitOptions::default());
     assert!(second.entry.version > 0 && second.entry.object != object);
@@ -110,7 +110,7 @@ fn publish_look_up_replace_delete() {
     assert_eq!(client.delete(&a, wrong).unwrap_err().status(), Some(Status::Conflict));
     assert!(client.delete(&a, IfVersion::from_raw(second.entry.version)).unwrap());
     assert!(!client.delete(&a, IfVersion::Any).unwrap());
-    drop(mapping);
+    drop(file);
     end(server, client);
 }
 

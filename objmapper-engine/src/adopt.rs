@@ -1,10 +1,9 @@
 //! A record that is pinned, so that it can become a body: see [`Body::adopt`](crate::body::Body::adopt).
 
-use std::sync::Arc;
-
+use crate::adopted::Room;
 use crate::backing::{Failure, Lengths, Stored};
 use crate::engine::Engine;
-use crate::maps::BodyMap;
+use crate::unreadable::is_unreadable;
 
 /// A record that shall be adopted.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +31,7 @@ pub enum NotAdopted {
     Gone,
     /// The store did not answer (in time).
     Down,
-    /// The request makes no sense, or the store could not.
+    /// The request makes no sense, the record's file could not be read before, or the store could not.
     Failed,
 }
 
@@ -45,8 +44,8 @@ pub struct Announced(pub(crate) Stored);
 pub(crate) enum Adoption {
     /// Pinned.
     Announced(Announced),
-    /// It is the body. The mapping is the writer's room while the "fetch" goes on.
-    Room(Arc<BodyMap>),
+    /// It is the body, and this is the writer's room while the "fetch" goes on.
+    Room(Room),
 }
 
 impl Engine {
@@ -58,7 +57,7 @@ impl Engine {
         if wanted.body_len <= self.options.threshold || wanted.body_len == 0 {
             return Err(NotAdopted::Small);
         }
-        if wanted.file_len < wanted.body_len {
+        if wanted.file_len < wanted.body_len || is_unreadable(wanted.instance, wanted.object) {
             return Err(NotAdopted::Failed);
         }
         let lengths = Lengths { body: wanted.body_len, file: wanted.file_len };

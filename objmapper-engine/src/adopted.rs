@@ -1,11 +1,10 @@
 //! Adoption: a record that somebody has published becomes the body of an object, without a copy.
 //!
 //! It is pinned when it is announced ([`Engine::adopt`]), taken by the object ([`Body::adopt`]), and becomes its body when
-//! room is first asked for ([`Body::space`]): then the room is the record itself, mapped read-only, and its bytes count
-//! as they are [extended](Body::extend). If it cannot be had by then, there is ordinary room instead.
+//! room is first asked for ([`Body::space`]): then the room stands for bytes of the record, which count as they are
+//! [extended](Body::extend). If it cannot be had by then, there is ordinary room instead.
 
 use std::ptr::NonNull;
-use std::sync::Arc;
 
 use crate::adopt::{Adoption, Announced};
 use crate::backing::Stored;
@@ -13,7 +12,34 @@ use crate::body::{Body, Inner};
 use crate::counters;
 use crate::engine::Engine;
 use crate::grant::{ChunkLimits, take};
-use crate::maps::BodyMap;
+use crate::maps::Nowhere;
+use crate::span::NoSpan;
+
+/// So much of a record is read at a time for filters that look at it.
+const COPY_STEP: usize = 256 << 10;
+
+/// What [`Body::space`] gives as room for bytes that an adopted record has already.
+pub(crate) enum Room {
+    /// Addresses that lead nowhere: no filter of the fetch looks at the bytes.
+    Nowhere(&'static Nowhere),
+    /// A copy of the record's bytes from `start` on, for filters that look at them (testgunzip, ESI's parser).
+    Copy { start: u64, bytes: Vec<u8> },
+}
+
+impl Room {
+    /// The address that stands for the byte at `offset`, and how many bytes from there on this has.
+    fn at(&self, offset: u64) -> Option<(NonNull<u8>, usize)> {
+        let (ptr, len) = match self {
+            Room::Nowhere(nowhere) => (nowhere.start().cast::<u8>(), nowhere.len()),
+            Room::Copy { start, bytes } => {
+                let skip = usize::try_from(offset.checked_sub(*start)?).ok()?;
+                let rest = bytes.get(skip..).filter(|rest| !rest.is_empty())?;
+                (rest.as_ptr(), rest.len())
+            }
+        };
+        Some((NonNull::new(ptr.cast_mut())?, len))
+    }
+}
 
 impl Body {
     /// Takes a record that was announced: it will be the body. The body must be empty, and nobody may know it yet.
@@ -26,11 +52,19 @@ impl Body {
     pub fn adopted(&self, ptr: *const u8, len: usize) -> usize {
         let inner = self.lock();
         match &inner.adoption {
-            Some(Adoption::Room(map)) => match rest(&inner, map) {
+            Some(Adoption::Room(room)) => match rest(&inner, room) {
                 Some((room, size)) if std::ptr::eq(room.as_ptr(), ptr) => size.min(len),
                 _ => 0,
             },
             _ => 0,
+        }
+    }
+
+    /// Filters of the fetch look at the bytes of an adopted record: the room will have them. Only the writer calls this.
+    pub fn adopt_with_bytes(&self) {
+        let mut inner = self.lock();
+        if inner.adoption.is_some() {
+            inner.adopts_with_bytes = true;
         }
     }
 
@@ -45,10 +79,11 @@ impl Body {
     }
 }
 
-/// What of an adopted record is not body yet.
-fn rest(inner: &Inner, map: &BodyMap) -> Option<(NonNull<u8>, usize)> {
+/// The room for what of an adopted record is not body yet.
+fn rest(inner: &Inner, room: &Room) -> Option<(NonNull<u8>, usize)> {
     let left = inner.stored.as_ref()?.body_len.checked_sub(inner.len).filter(|left| *left > 0)?;
-    Some((NonNull::new(map.at(inner.len))?, usize::try_from(left).unwrap_or(usize::MAX)))
+    let (ptr, len) = room.at(inner.len)?;
+    Some((ptr, len.min(usize::try_from(left).unwrap_or(usize::MAX))))
 }
 
 /// Room in a body that is a record; at most `want` bytes. `None`: it is none, or ordinary room is needed.
@@ -60,46 +95,90 @@ pub(crate) fn room(
     nuke: &mut dyn FnMut() -> bool,
 ) -> Option<(NonNull<u8>, usize)> {
     let mut inner = body.lock();
-    let announced = match inner.adoption.take()? {
-        Adoption::Announced(announced) => announced,
-        Adoption::Room(map) => {
-            let room = rest(&inner, &map);
-            inner.adoption = Some(Adoption::Room(map));
-            return room.map(|(ptr, size)| (ptr, size.min(want)));
+    let with_bytes = inner.adopts_with_bytes;
+    let room = match inner.adoption.take()? {
+        Adoption::Room(room) => {
+            drop(inner);
+            room
+        }
+        Adoption::Announced(announced) => {
+            drop(inner);
+            let room = if with_bytes {
+                Some(Room::Copy { start: 0, bytes: Vec::new() })
+            } else {
+                Nowhere::get().map(Room::Nowhere)
+            };
+            let Some(room) = room.filter(|_| take_over(engine, &announced.0, limits, nuke)) else {
+                engine.close(&announced.0);
+                counters::add(&engine.counters.c_adopt_fallback, 1);
+                engine.forgo(announced);
+                return None;
+            };
+            let Announced(stored) = announced;
+            counters::add(&engine.counters.c_adopted, 1);
+            counters::add(&engine.counters.g_bodies, 1);
+            counters::add(&engine.counters.g_body_bytes, stored.file_len);
+            engine.house.keep_room(&engine.account);
+            let mut inner = body.lock();
+            inner.stored = Some(stored);
+            // Should more come than the record has, it is put behind it.
+            inner.heap_only = true;
+            room
         }
     };
-    drop(inner);
-    let Some(map) = take_over(engine, &announced.0, limits, nuke) else {
-        engine.close(&announced.0);
-        counters::add(&engine.counters.c_adopt_fallback, 1);
-        engine.forgo(announced);
-        return None;
+    let room = match room {
+        Room::Copy { start, bytes } => copy(body, engine, start, bytes)?,
+        Room::Nowhere(_) => room,
     };
-    let Announced(stored) = announced;
-    counters::add(&engine.counters.c_adopted, 1);
-    counters::add(&engine.counters.g_bodies, 1);
-    counters::add(&engine.counters.g_body_bytes, stored.file_len);
-    engine.house.keep_room(&engine.account);
     let mut inner = body.lock();
-    inner.stored = Some(stored);
-    // Should more come than the record has, it is put behind it.
-    inner.heap_only = true;
-    let room = rest(&inner, &map);
-    inner.adoption = Some(Adoption::Room(map));
-    room.map(|(ptr, size)| (ptr, size.min(want)))
+    let found = rest(&inner, &room);
+    inner.adoption = Some(Adoption::Room(room));
+    found.map(|(ptr, size)| (ptr, size.min(want)))
 }
 
-/// Maps the record, and makes room for all of its file under our limit.
-fn take_over(
-    engine: &Engine,
-    stored: &Stored,
-    limits: ChunkLimits,
-    nuke: &mut dyn FnMut() -> bool,
-) -> Option<Arc<BodyMap>> {
-    if stored.file_len > engine.account.limit() {
-        return None;
+/// A copy of the record's bytes behind what is body; the one that there is, if it has any. `None`: they cannot be read.
+fn copy(body: &Body, engine: &Engine, start: u64, mut bytes: Vec<u8>) -> Option<Room> {
+    let (len, left) = {
+        let inner = body.lock();
+        (inner.len, inner.stored.as_ref()?.body_len.saturating_sub(inner.len))
+    };
+    if left == 0 || start + bytes.len() as u64 > len {
+        return Some(Room::Copy { start, bytes });
     }
-    let map = engine.map(stored).ok()?;
+    bytes.resize(COPY_STEP.min(usize::try_from(left).unwrap_or(COPY_STEP)), 0);
+    let read = body.stored_from(engine, len).and_then(|span| span.read(&mut bytes));
+    match read {
+        Ok(read) => bytes.truncate(read),
+        Err(NoSpan::Lost(error)) => {
+            body.lose(engine, &error);
+            return None;
+        }
+        Err(NoSpan::NotNow(error)) => {
+            engine.not_now(&error);
+            return None;
+        }
+        Err(NoSpan::End) => return None,
+    }
+    Some(Room::Copy { start: len, bytes })
+}
+
+/// Opens the record, and makes room for all of its file under our limit.
+fn take_over(engine: &Engine, stored: &Stored, limits: ChunkLimits, nuke: &mut dyn FnMut() -> bool) -> bool {
+    if stored.file_len > engine.account.limit() {
+        return false;
+    }
+    match engine.open(stored) {
+        Ok(_) => {}
+        Err(NoSpan::NotNow(error)) => {
+            engine.not_now(&error);
+            return false;
+        }
+        Err(NoSpan::Lost(error)) => {
+            engine.read_failed(Some(stored), &error);
+            return false;
+        }
+        Err(NoSpan::End) => return false,
+    }
     let mut granted = 0;
     while granted < stored.file_len {
         let want = usize::try_from(stored.file_len - granted).unwrap_or(usize::MAX);
@@ -111,9 +190,9 @@ fn take_over(
                 if granted > 0 {
                     account.dealloc(granted);
                 }
-                return None;
+                return false;
             }
         }
     }
-    Some(map)
+    true
 }

@@ -27,11 +27,11 @@
 //! A record of others that is [adopted](crate::adopt) is stored from the beginning.
 //!
 //! One thread writes (the fetch), any number read. What was handed out by address stays at that address until the
-//! writer is done *and* no reader follows it any more ([`Body::settle`]), if it is in heap. All else has no address
-//! until somebody asks for a [`Span`], which holds the mapping or the buffer that it points into.
+//! writer is done *and* no reader follows it any more ([`Body::settle`]), if it is in heap. A buffer stays while a [`Span`]
+//! holds it. What is in a file has no address: it is read, or sent, from there.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ use crate::counters;
 use crate::draft::Writing;
 use crate::engine::Engine;
 use crate::heap::HeapChunk;
-use crate::span::{FileSpan, Hold, NoSpan, Span};
+use crate::span::{FileSpan, Hold, MappedSpan, NoSpan, Part, Span};
 use crate::transit::Following;
 use crate::write_buffer::WriteBuffer;
 
@@ -88,6 +88,8 @@ pub(crate) struct Inner {
     pub(crate) stored: Option<Stored>,
     /// A record shall be the body, or is.
     pub(crate) adoption: Option<Adoption>,
+    /// Filters of the fetch look at the bytes of the record.
+    pub(crate) adopts_with_bytes: bool,
     /// Heap that was replaced, but may still be read by who follows the fetch.
     pub(crate) retired: Vec<HeapChunk>,
     /// objmapper refused: the body stays in heap.
@@ -146,29 +148,38 @@ impl Body {
         *len += n;
     }
 
-    /// The bytes from `offset` on, at an address.
-    pub fn span(&self, engine: &Engine, offset: u64) -> Result<Span, NoSpan> {
-        match self.find(offset)? {
-            At::There(span) => Ok(span),
-            At::Stored { key, end, total } => {
-                let map = engine.mapped(key).map_or_else(|| engine.map(&self.stored()?), Ok)?;
-                let ptr = NonNull::new(map.at(offset)).ok_or(NoSpan::Unmapped)?;
-                Ok(Span { ptr, len: (end - offset) as usize, total, hold: Hold::Stored(map) })
-            }
-            At::Draft { .. } => Err(NoSpan::Unmapped),
-        }
-    }
-
-    /// The bytes from `offset` on, if they are in a file. Nothing is mapped for it.
-    pub fn file_span(&self, engine: &Engine, offset: u64) -> Result<Option<FileSpan>, NoSpan> {
+    /// The bytes from `offset` on: at an address or in a file.
+    pub fn part(&self, engine: &Engine, offset: u64) -> Result<Part, NoSpan> {
         let (file, end, total) = match self.find(offset)? {
-            At::There(_) => return Ok(None),
+            At::There(span) => return Ok(Part::There(span)),
             At::Stored { key, end, total } => {
                 (engine.opened(key).map_or_else(|| engine.open(&self.stored()?), Ok)?, end, total)
             }
             At::Draft { file, end, total } => (file, end, total),
         };
-        Ok(Some(FileSpan { file, offset, len: end - offset, total }))
+        Ok(Part::InFile(FileSpan { file, offset, len: end - offset, total }))
+    }
+
+    /// As [`Body::part`], for a consumer that hands addresses to the kernel and never reads there: a published body is
+    /// mapped, if that can be done.
+    pub fn part_for_kernel(&self, engine: &Engine, offset: u64) -> Result<Part, NoSpan> {
+        if let At::Stored { key, end, total } = self.find(offset)? {
+            let map = match engine.mapped(key) {
+                Some(map) => Some(map),
+                None => engine.map(&self.stored()?)?,
+            };
+            if let Some(map) = map {
+                return Ok(Part::Mapped(MappedSpan { map, offset, len: end - offset, total }));
+            }
+        }
+        self.part(engine, offset)
+    }
+
+    /// The bytes of the published body from `offset` on, body already or not.
+    pub(crate) fn stored_from(&self, engine: &Engine, offset: u64) -> Result<FileSpan, NoSpan> {
+        let stored = self.stored()?;
+        let len = stored.body_len.checked_sub(offset).filter(|len| *len > 0).ok_or(NoSpan::End)?;
+        Ok(FileSpan { file: engine.open(&stored)?, offset, len, total: stored.body_len })
     }
 
     /// Is the body in heap, all of it? While it comes in it may leave it.
@@ -213,29 +224,6 @@ impl Body {
         Ok(At::There(Span { ptr, len, total, hold }))
     }
 
-    /// Reads bytes of a body from `offset` on: those of which [`NoSpan::Unmapped`] is said. 0 is the end.
-    pub fn read_at(&self, engine: &Engine, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
-        match self.find(offset) {
-            Ok(At::There(span)) => {
-                let n = span.len.min(buffer.len());
-                // SAFETY: a span's bytes can be read while it lives (in heap: while the object does, which the caller
-                // has a reference to), and `n` is at most its length; the buffer is not part of a body.
-                unsafe { std::ptr::copy_nonoverlapping(span.ptr.as_ptr(), buffer.as_mut_ptr(), n) };
-                Ok(n)
-            }
-            Ok(At::Stored { end, .. }) => {
-                let Ok(stored) = self.stored() else { return Ok(0) };
-                let want = buffer.len().min((end - offset) as usize);
-                engine.read_at(&stored, &mut buffer[..want], offset)
-            }
-            Ok(At::Draft { file, end, .. }) => {
-                let want = buffer.len().min((end - offset) as usize);
-                file.read_at(&mut buffer[..want], offset)
-            }
-            Err(_) => Ok(0),
-        }
-    }
-
     /// A final iteration is done with the bytes before `offset`: gives them back, and of a file's pages multiples of `unit`
     /// bytes (at least a page). Nobody else may be reading.
     pub fn give_back(&self, engine: &Engine, offset: u64, unit: u64) {
@@ -275,16 +263,17 @@ impl Body {
         }
     }
 
-    /// A reader found the body lost, and will have its object leave the cache: counts it, once.
-    pub fn count_loss(&self, engine: &Engine) {
-        let stored = {
+    /// A reader could not have the body, because of `error`, and will have its object leave the cache: counts it, once, and
+    /// logs it.
+    pub fn lose(&self, engine: &Engine, error: &io::Error) {
+        let (stored, counted) = {
             let mut inner = self.inner.lock();
-            if std::mem::replace(&mut inner.loss_counted, true) {
-                return;
-            }
-            inner.stored.clone()
+            (inner.stored.clone(), std::mem::replace(&mut inner.loss_counted, true))
         };
-        engine.count_loss(stored.as_ref());
+        engine.read_failed(stored.as_ref(), error);
+        if !counted {
+            engine.count_loss(stored.as_ref());
+        }
     }
 
     /// Gives everything back. Nobody may be reading.

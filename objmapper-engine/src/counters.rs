@@ -61,7 +61,7 @@ pub struct Counters {
     pub c_opened: AtomicU64,
     /// Bodies mapped
     ///
-    /// The first time that a cached body is read, and again after its mapping was dropped.
+    /// The first time that a cached body is delivered by HTTP/1 without a filter, and again after its mapping was dropped.
     #[counter]
     pub c_mapped: AtomicU64,
     /// Descriptors closed to stay below 'fds'
@@ -95,7 +95,7 @@ pub struct Counters {
     /// objmapper failed while the body came in. What is in the file is published alone, or copied to heap.
     #[counter]
     pub c_mixed: AtomicU64,
-    /// Bodies that objmapper lost
+    /// Bodies that objmapper lost, or whose files cannot be read
     ///
     /// Their objects are taken out of the cache.
     #[counter]
@@ -139,7 +139,7 @@ pub struct Counters {
     pub c_adopted: AtomicU64,
     /// Records that could not become the body of an object when it came to it
     ///
-    /// There was no room for them below the limit, they could not be mapped, or another filter was in the way. The body
+    /// There was no room for them below the limit, they could not be opened, or another filter was in the way. The body
     /// is copied.
     #[counter]
     pub c_adopt_fallback: AtomicU64,

@@ -8,7 +8,6 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use nix::errno::Errno;
 use objmapper_client::Cache;
 
 use crate::account::Account;
@@ -24,7 +23,8 @@ use crate::maps::BodyMap;
 use crate::options::Options;
 use crate::record::Record;
 use crate::registry::Registry;
-use crate::span::NoSpan;
+use crate::span::{NoSpan, ran_out};
+use crate::unreadable::{self, ReadLog};
 
 /// One storage.
 pub struct Engine {
@@ -48,6 +48,7 @@ pub struct Engine {
     health: Health,
     errors: Repeating,
     transits: Repeating,
+    read_log: ReadLog,
 }
 
 impl Engine {
@@ -79,6 +80,7 @@ impl Engine {
             backing,
             uri_base,
             next_key: AtomicU64::new(0),
+            read_log: ReadLog::new(ident),
         }
     }
 
@@ -408,45 +410,60 @@ impl Engine {
 
     /// A published body's file.
     pub(crate) fn open(&self, stored: &Stored) -> Result<Arc<File>, NoSpan> {
-        let opened = self.file(stored).map_err(|error| {
-            self.file_error("opening a cached body", &error);
-            if ran_out(&error) { NoSpan::NotNow(error) } else { NoSpan::Lost(error) }
-        });
-        self.show_caches();
-        opened
-    }
-
-    fn file(&self, stored: &Stored) -> io::Result<Arc<File>> {
-        self.fds.get_or_open(stored.key, || {
+        let opened = self.fds.get_or_open(stored.key, || {
             let file = stored.open().or_else(|error| if self.relieve(&error) { stored.open() } else { Err(error) })?;
+            check_length(&file, stored)?;
             counters::add(&self.counters.c_opened, 1);
             Ok(file)
-        })
-    }
-
-    /// A published body's bytes, mapped.
-    pub(crate) fn map(&self, stored: &Stored) -> Result<Arc<BodyMap>, NoSpan> {
-        let map = self.maps.get_or_open(stored.key, || {
-            let file = self.open(stored)?;
-            let map = BodyMap::new(&file, stored).map_err(|error| {
-                self.file_error("mapping a cached body", &error);
-                if error.kind() == io::ErrorKind::UnexpectedEof { NoSpan::Lost(error) } else { NoSpan::Unmapped }
-            })?;
-            counters::add(&self.counters.c_mapped, 1);
-            Ok(map)
         });
         self.show_caches();
-        map
+        opened.map_err(NoSpan::from_error)
     }
 
-    /// Reads a published body.
-    pub(crate) fn read_at(&self, stored: &Stored, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.file(stored)?.read_at(buffer, offset)
+    /// A published body's bytes, mapped for the kernel to read. `None`: it cannot be mapped, but may be read.
+    pub(crate) fn map(&self, stored: &Stored) -> Result<Option<Arc<BodyMap>>, NoSpan> {
+        let file = self.open(stored)?;
+        let mapped = self.maps.get_or_open(stored.key, || {
+            let map = BodyMap::new(&file, stored)?;
+            counters::add(&self.counters.c_mapped, 1);
+            Ok::<_, io::Error>(map)
+        });
+        self.show_caches();
+        match mapped {
+            Ok(map) => Ok(Some(map)),
+            Err(error) => {
+                counters::add(&self.counters.c_err_io, 1);
+                self.relieve(&error);
+                Ok(None)
+            }
+        }
+    }
+
+    /// A body's file could not be read.
+    pub(crate) fn read_failed(&self, stored: Option<&Stored>, error: &io::Error) {
+        counters::add(&self.counters.c_err_io, 1);
+        self.read_log.lost(stored, error);
+        if let Some(stored) = stored.filter(|stored| stored.is_shared())
+            && let Some(instance) = self.backing.instance()
+        {
+            unreadable::enter(instance, stored.object());
+        }
+    }
+
+    /// A reader can't have a body now: there are no descriptors, or no memory.
+    pub fn not_now(&self, error: &io::Error) {
+        counters::add(&self.counters.c_err_io, 1);
+        self.relieve(error);
+        self.read_log.shortage(error);
     }
 }
 
-/// Has the process, or the system, run out of descriptors or mappings?
-fn ran_out(error: &io::Error) -> bool {
-    const OUT: [Errno; 3] = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM];
-    OUT.iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
+/// A file of another length than it was published with is not the body.
+fn check_length(file: &File, stored: &Stored) -> io::Result<()> {
+    let size = file.metadata()?.len();
+    if size == stored.file_len {
+        return Ok(());
+    }
+    let text = format!("the body's file has {size} bytes, not {}", stored.file_len);
+    Err(io::Error::new(io::ErrorKind::UnexpectedEof, text))
 }

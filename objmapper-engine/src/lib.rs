@@ -32,4 +32,5 @@ pub mod space;
 pub mod span;
 mod to_draft;
 pub mod transit;
+pub mod unreadable;
 mod write_buffer;

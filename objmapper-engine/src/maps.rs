@@ -1,4 +1,4 @@
-//! The mappings through which bodies are read.
+//! The mappings through which the kernel reads bodies, and addresses that stand for bytes of files.
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -14,22 +14,15 @@ use crate::backing::Stored;
 
 /// All bytes of a published body, read-only, without what its file has behind them.
 ///
-/// Such a file cannot be shortened or changed by a peer: it is opened read-only by everybody, and objmapper published
-/// it only after its last writable descriptor and mapping were gone. So reading through the mapping raises no SIGBUS.
+/// Only the kernel may read there ([`MappedSpan`](crate::span::MappedSpan)). No peer can shorten or change such a file, but
+/// its disk may fail, and it may have holes: reading a page that cannot be had is SIGBUS for a program, and EFAULT for a system call.
 pub(crate) struct BodyMap {
     map: MmapRaw,
 }
 
 impl BodyMap {
-    /// Maps the body at the beginning of its file. `UnexpectedEof`: the file has not the length that it must have.
+    /// Maps the body at the beginning of its file.
     pub(crate) fn new(file: &File, stored: &Stored) -> io::Result<BodyMap> {
-        let size = file.metadata()?.len();
-        if size != stored.file_len {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                format!("the body's file has {size} bytes, not {}", stored.file_len),
-            ));
-        }
         let len = usize::try_from(stored.body_len).map_err(io::Error::other)?;
         Ok(BodyMap { map: MmapOptions::new().len(len).map_raw_read_only(file)? })
     }

@@ -8,6 +8,7 @@ use common::{CHUNK, LIMITS, THRESHOLD, fixture, fixture_on, pattern, unlimited};
 use objmapper_engine::account::UNLIMITED;
 use objmapper_engine::body::Body;
 use objmapper_engine::options::Options;
+use objmapper_engine::span::{NoSpan, Part};
 use objmapper_server::store::{MemoryMount, MemoryTier, MountAccess, TierKind};
 
 #[test]
@@ -73,8 +74,8 @@ fn an_address_that_was_handed_out_stays_while_the_body_moves() {
     let f = unlimited();
     let body = Body::default();
     assert!(f.write(&body, THRESHOLD, false, CHUNK));
-    let early = body.span(&f.engine, 0).unwrap();
-    assert!(early.is_stable());
+    assert!(body.part(&f.engine, 0).unwrap().is_stable());
+    let early = f.there(&body, 0);
     assert!(f.write_more(&body, 4 << 20));
     for i in 0..early.len {
         // SAFETY: what moved to objmapper keeps its heap until `settle`.
@@ -94,12 +95,12 @@ fn a_reader_of_a_draft_reads_on_while_and_after_it_is_published() {
     let body = Body::default();
     // All of it is in the buffer still.
     assert!(f.write(&body, 100_000, true, 1 << 20));
-    let reader = body.span(&f.engine, 0).unwrap();
-    assert!(!reader.is_stable());
+    assert!(!body.part(&f.engine, 0).unwrap().is_stable());
+    let reader = f.there(&body, 0);
     assert!(f.write_more(&body, 1 << 20));
     // And this is in the file.
-    let file = body.file_span(&f.engine, 0).unwrap().unwrap();
-    assert!(!file.is_lost() && file.len > 100_000);
+    let file = f.in_file(&body, 0);
+    assert!(file.len > 100_000);
     body.trim(&f.engine);
     assert!(body.settle(&f.engine, true, 0));
     assert_eq!((f.counter(|c| &c.c_published), f.counter(|c| &c.g_writing)), (1, 0));
@@ -166,6 +167,7 @@ fn descriptors_and_mappings_stay_within_their_bounds_and_bodies_stay_readable() 
     for _ in 0..2 {
         for body in &bodies {
             f.check(body, 5000);
+            assert!(matches!(body.part_for_kernel(&f.engine, 0), Ok(Part::Mapped(_))));
             assert!(f.counter(|c| &c.g_fds) <= 3 && f.counter(|c| &c.g_maps) <= 2);
         }
     }
@@ -195,7 +197,7 @@ fn a_final_iteration_gives_back_what_it_read() {
             body.give_back(&f.engine, offset, 1);
             assert!(f.engine.account.used() < before || offset == len);
         }
-        assert!(body.file_span(&f.engine, 0).is_err() || len < THRESHOLD, "what was given back is not there any more");
+        assert!(body.part(&f.engine, 0).is_err(), "what was given back is not there any more");
         assert_eq!(offset, len);
         assert!(f.engine.account.used() <= CHUNK as u64);
         body.slim(&f.engine);
@@ -420,5 +422,45 @@ fn an_absurd_content_length_is_a_body_as_any_other() {
     assert_eq!((f.counter(|c| &c.g_writing), f.counter(|c| &c.c_fallback_error)), (1, 0));
     assert!(f.engine.account.used() <= LIMITS.max as u64);
     body.slim(&f.engine);
+    assert_eq!((f.engine.account.used(), f.stored()), (0, 0));
+}
+
+#[test]
+fn a_body_whose_file_was_shortened_is_lost_and_never_a_fault() {
+    let f = fixture(Options { threshold: 0, fds: Some(1), ..Options::default() }, 64 << 20);
+    let (body, other) = (f.fetch(1 << 20, true, true), f.fetch(100, true, true));
+    let Ok(Part::Mapped(mapped)) = body.part_for_kernel(&f.engine, 0) else { panic!("not mapped") };
+    // Still open, shortened by the store's own user.
+    let open = f.in_file(&body, 0);
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&*open.file));
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1000).unwrap();
+    let mut buffer = vec![0; 2000];
+    assert_eq!(open.read(&mut buffer).unwrap(), 1000);
+    let behind = f.in_file(&body, 1000);
+    assert!(matches!(behind.read(&mut buffer), Err(NoSpan::Lost(_))));
+    // The kernel reads through the mapping: an error, not a signal.
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let behind = mapped.ptr().wrapping_add(512 << 10);
+    let write = || {
+        // SAFETY: write(2) of bytes that cannot be read is an error.
+        unsafe { libc::write(std::os::fd::AsRawFd::as_raw_fd(&writer), behind.cast(), 100) }
+    };
+    assert!(mapped.lend(write, |written| *written < 0).is_err());
+    assert!(
+        mapped.lend(|| -1, |written| *written < 0).is_ok_and(|written| written == -1),
+        "the consumer's own failure"
+    );
+    std::io::Write::write_all(&mut writer, b"x").unwrap();
+    drop((reader, open, behind, mapped));
+    // And opened again.
+    f.check(&other, 100);
+    let Err(NoSpan::Lost(error)) = body.part(&f.engine, 0) else { panic!("of another length") };
+    for _ in 0..2 {
+        body.lose(&f.engine, &error);
+    }
+    assert_eq!((f.counter(|c| &c.c_lost), f.counter(|c| &c.c_err_io)), (1, 2));
+    body.slim(&f.engine);
+    other.slim(&f.engine);
     assert_eq!((f.engine.account.used(), f.stored()), (0, 0));
 }

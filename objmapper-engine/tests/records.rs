@@ -200,7 +200,7 @@ fn who_follows_slowly_reads_on_while_the_record_is_published() {
     let f = unlimited();
     for round in 1..=50 {
         let body = fetched(&f, LEN, false);
-        let early = body.file_span(&f.engine, 0).unwrap().unwrap();
+        let early = f.in_file(&body, 0);
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
@@ -260,6 +260,33 @@ fn a_record_becomes_a_body_without_a_copy() {
         ] {
             assert_eq!(gauge, 0);
         }
+    }
+}
+
+#[test]
+fn filters_that_look_at_an_adopted_record_are_given_its_bytes() {
+    for want in [usize::MAX >> 1, CHUNK, 1000] {
+        let f = unlimited();
+        published(&f);
+        let body = adopting(&f);
+        body.adopt_with_bytes();
+        let mut done = 0;
+        while done < LEN {
+            let (ptr, room) = body.space(&f.engine, want, true, LIMITS, &mut || false).unwrap();
+            let there = body.adopted(ptr.as_ptr(), room);
+            assert!(there > 0 && there <= want);
+            for i in 0..there {
+                // SAFETY: the room has its bytes, which nobody writes.
+                assert_eq!(unsafe { ptr.as_ptr().add(i).read() }, pattern(done + i as u64));
+            }
+            body.extend(there as u64);
+            done += there as u64;
+        }
+        body.trim(&f.engine);
+        assert!(body.settle(&f.engine, true, 0));
+        f.check(&body, LEN);
+        assert_eq!((f.counter(|c| &c.c_adopted), f.counter(|c| &c.c_err_io)), (1, 0));
+        body.slim(&f.engine);
     }
 }
 

@@ -48,7 +48,7 @@ fn a_draft_goes_on_in_the_disk_tier_and_its_readers_do_not_notice() {
     let body = Body::default();
     assert!(f.write_more(&body, 600_000));
     // Begun in the first file, and not read any further yet.
-    let follower = body.file_span(&f.engine, 0).unwrap();
+    let follower = body.part(&f.engine, 0).unwrap();
     let disk = f.store.stats().tiers[1];
     assert_eq!(disk.used, disk.index, "it is in memory");
     let mut offset = 0;

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::bans::keeper::Keeper;
 use crate::bytes::Malformed;
 use crate::config::{Log, Notice};
+use crate::counters::Counters;
 use crate::outage::Outage;
 use crate::regex::Regexes;
 use crate::vary::hex;
@@ -73,6 +74,21 @@ impl Core {
             Err(why) if why.status() == Some(objmapper_client::Status::Conflict) => Ok(()),
             Err(why) => Err(Outage::from(&why)),
         }
+    }
+}
+
+impl Core {
+    /// Removes a record that does not validate or cannot be read, as [`Core::evict`] does; it is counted and logged.
+    pub(crate) fn discard(
+        &self,
+        uri: &ObjUri<'_>,
+        version: u64,
+        why: Malformed,
+        counters: &Counters,
+    ) -> Result<(), Outage> {
+        Counters::add(&counters.c_damaged, 1);
+        self.log_damaged(uri, why);
+        self.evict(uri, version)
     }
 }
 

@@ -77,7 +77,7 @@ pub struct Counters {
     /// Records removed because a ban matches them
     #[counter]
     pub c_outlawed: AtomicU64,
-    /// Records removed because they do not validate
+    /// Records removed because they do not validate or cannot be read
     #[counter]
     pub c_damaged: AtomicU64,
     /// Purges

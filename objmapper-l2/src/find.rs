@@ -169,10 +169,8 @@ impl Search<'_> {
     }
 
     fn damaged(&mut self, uri: &ObjUri<'_>, entry: &Entry, why: Malformed) -> Result<(), MissReason> {
-        Counters::add(&self.counters.c_damaged, 1);
-        self.core.log_damaged(uri, why);
         self.why = MissReason::Damaged;
-        Ok(self.core.evict(uri, entry.version)?)
+        Ok(self.core.discard(uri, entry.version, why, self.counters)?)
     }
 
     fn remove(&mut self, uri: &ObjUri<'_>, entry: &Entry, why: MissReason) -> Result<Step, MissReason> {
@@ -427,6 +425,9 @@ impl Search<'_> {
             return self.unreadable(uri, &entry, why).map(|()| None);
         }
         let adopted = self.lookup.adopts.is_some_and(|a| a.instance == instance && body_len >= a.from);
+        if adopted && self.lookup.adopts.is_some_and(|a| (a.is_unreadable)(instance, entry.object)) {
+            return self.damaged(uri, &entry, Malformed("file: it cannot be read")).map(|()| None);
+        }
         let bytes = if adopted || body_len > RecordFile::READ_LIMIT {
             None
         } else {

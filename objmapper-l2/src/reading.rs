@@ -48,10 +48,18 @@ pub(crate) fn read_exact_at(file: &OwnedFd, mut buf: &mut [u8], mut offset: u64)
                 offset += n as u64;
             }
             Err(Errno::INTR) => {}
-            Err(_) => return Err(Unreadable::Outage(Outage::Io)),
+            Err(errno) => return Err(unreadable(errno)),
         }
     }
     Ok(())
+}
+
+/// What a system call on a record's file failed with: a shortage or a lack of permission, which passes and is the same for every record,
+/// or a file that cannot be read.
+fn unreadable(errno: Errno) -> Unreadable {
+    const PASSES: [Errno; 7] =
+        [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::ACCESS, Errno::PERM, Errno::BADF];
+    if PASSES.contains(&errno) { Unreadable::Outage(Outage::Io) } else { Malformed("file: it cannot be read").into() }
 }
 
 impl Opened {
@@ -63,9 +71,10 @@ impl Opened {
         }
         let file = session.open_entry(entry).map_err(|why| match why {
             Error::Io { errno, .. } if errno == Errno::NOENT.raw_os_error() => Unreadable::Gone,
+            Error::Io { errno, .. } => unreadable(Errno::from_raw_os_error(errno)),
             _ => Unreadable::Outage(Outage::Io),
         })?;
-        let size = rustix::fs::fstat(&file).map_err(|_| Unreadable::Outage(Outage::Io))?.st_size;
+        let size = rustix::fs::fstat(&file).map_err(unreadable)?.st_size;
         let size = u64::try_from(size).unwrap_or_default();
         if size != entry.length || size < TRAILER_LEN as u64 {
             return Err(Malformed("length").into());

@@ -13,12 +13,14 @@ pub trait RequestView {
 }
 
 /// Which records' bodies the caller can use where they are, without reading them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Adopts {
     /// The instance of the store that they must be in.
     pub instance: [u8; 16],
     /// Bytes of body that they must have at least.
     pub from: u64,
+    /// Returns true if the file of object number `object` in store `instance` was found to be unreadable. Such a record is damaged.
+    pub is_unreadable: fn(instance: [u8; 16], object: u64) -> bool,
 }
 
 /// A look-up.

@@ -11,11 +11,12 @@ use objmapper_log::RateLimited;
 use parking_lot::Mutex;
 
 use crate::bans::keeper::Keeper;
+use crate::bytes::Malformed;
 use crate::config::{Config, Connect, Log, Notice};
 use crate::core::Core;
 use crate::counters::Counters;
 use crate::finding::Finding;
-use crate::hit::Hit;
+use crate::hit::{Hit, RecordFile};
 use crate::key::{Key, without_scheme};
 use crate::outage::Outage;
 use crate::request::{Lookup, RequestView};
@@ -178,6 +179,16 @@ impl L2 {
         Counters::add(&counters.t_find_us, began.elapsed().as_micros() as u64);
         counters.g_up.store(self.is_up().into(), Ordering::Relaxed);
         finding
+    }
+
+    /// Removes a record whose body turned out to be damaged or unreadable while it was used: the next look-up is a miss. A store
+    /// that cannot be reached keeps it, and the next user finds the same.
+    /// `why` names the part.
+    pub fn discard(&self, record: &RecordFile, why: &'static str, counters: &Counters) {
+        let discarded = self.core.discard(record.uri(), record.entry().version, Malformed(why), counters);
+        if let Err(outage) = discarded {
+            counters.outage(outage);
+        }
     }
 
     /// Deletes the record of a key with all its variants; whether there was one. When it returns, nobody finds what was

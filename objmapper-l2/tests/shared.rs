@@ -496,6 +496,7 @@ fn a_sealed_body() {
         draft.commit(&sealed.uri, len, options).unwrap();
         assert_eq!(sealed.settle(SealedOutcome::Done, &a.counters), Outcome::Published);
 
+        let is_unreadable = |_, _| false;
         // The adopting reader does not read the body, the others do.
         let instance = b.l2.instance().unwrap();
         let key = b.key("/a");
@@ -503,9 +504,9 @@ fn a_sealed_body() {
         let mut lookup = Lookup { key: &key, request: &r, client: &r, wait, hold, now, refresh: false, adopts: None };
         for (adopts, reads) in [
             (None, true),
-            (Some(Adopts { instance, from: 100_001 }), true),
-            (Some(Adopts { instance: [1; 16], from: 1 }), true),
-            (Some(Adopts { instance, from: 100_000 }), false),
+            (Some(Adopts { instance, from: 100_001, is_unreadable }), true),
+            (Some(Adopts { instance: [1; 16], from: 1, is_unreadable }), true),
+            (Some(Adopts { instance, from: 100_000, is_unreadable }), false),
         ] {
             lookup.adopts = adopts;
             let Finding::Hit(hit) = b.l2.find(&lookup, &b.counters) else { panic!() };
@@ -514,6 +515,12 @@ fn a_sealed_body() {
             assert_eq!(hit.record.sum(), Some(BodySum(summer.sum().0)));
             assert_eq!(hit.record.entry().length, len);
         }
+        // A record that the adopting reader could not read before is gone for all.
+        lookup.adopts = Some(Adopts { instance, from: 1, is_unreadable: |_, _| true });
+        let damaged = b.counters.c_damaged.load(Relaxed);
+        let Finding::Miss(miss) = b.l2.find(&lookup, &b.counters) else { panic!() };
+        assert_eq!((miss.why, b.counters.c_damaged.load(Relaxed)), (MissReason::Damaged, damaged + 1));
+        miss.ticket.unwrap().give_up();
         // Purged meanwhile.
         let ticket = {
             b.purge("/a");

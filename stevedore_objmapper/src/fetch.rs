@@ -33,27 +33,41 @@ fn chunk_limits() -> ChunkLimits {
     }
 }
 
-/// Do all filters of the fetch of `oc` but the one at the bottom only look at what they are given? The room of an adopted body cannot
-/// be written to.
-fn only_reads(oc: *const objcore) -> bool {
+/// What the filters of a fetch, but for the one at the bottom, do with the room that they are given.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Filters {
+    /// There are none.
+    None,
+    /// They have the filter below fill it, and look at it.
+    Read,
+    /// They may write to it.
+    Write,
+}
+
+/// What the filters of the fetch of `oc` do. The room of an adopted body cannot be written to, nor looked at unless it has the bytes.
+fn filters(oc: *const objcore) -> Filters {
     // SAFETY: the busyobj of this thread's fetch, or null (cache_main.c); its filters are this thread's.
     unsafe {
-        let Some(bo) = THR_GetBusyobj().as_ref() else { return false };
+        let Some(bo) = THR_GetBusyobj().as_ref() else { return Filters::Write };
         if bo.magic != BUSYOBJ_MAGIC || !std::ptr::eq(bo.fetch_objcore, oc) || bo.vfc.is_null() {
-            return false;
+            return Filters::Write;
         }
-        // cache_gzip.c, cache_esi_fetch.c: both have the filter below fill the room, and read there.
+        // cache_gzip.c, cache_esi_fetch.c.
         let readers = [&raw const VFP_testgunzip, &raw const VFP_esi];
+        let mut found = Filters::None;
         let mut entry = (*bo.vfc).vfp.vtqh_first;
         while let Some(filter) = entry.as_ref() {
             let next = filter.list.vtqe_next;
-            if !next.is_null() && !readers.contains(&filter.vfp) {
-                return false;
+            if !next.is_null() {
+                if !readers.contains(&filter.vfp) {
+                    return Filters::Write;
+                }
+                found = Filters::Read;
             }
             entry = next;
         }
+        found
     }
-    true
 }
 
 pub(crate) unsafe extern "C" fn objgetspace(
@@ -72,8 +86,12 @@ pub(crate) unsafe extern "C" fn objgetspace(
             let stobj = &(*checked).stobj[0];
             (stevedore_ref(stobj.stevedore.cast()), stobj.priv2 != 0, (*(*checked).boc).transit_buffer)
         };
-        if adopts && !only_reads(oc) {
-            object.body.give_up_adoption(engine);
+        if adopts {
+            match filters(oc) {
+                Filters::None => {}
+                Filters::Read => object.body.adopt_with_bytes(),
+                Filters::Write => object.body.give_up_adoption(engine),
+            }
         }
         // SAFETY: `sz` and `ptr` are the caller's own variables (ObjGetSpace asserts that they are not null).
         let (sz, ptr) = unsafe { (&mut *sz, &mut *ptr) };

@@ -4,27 +4,54 @@
 //! queues it for `writev`). Only a piece in heap of a settled body is that stable; everything else is sent with
 //! OBJ_ITER_FLUSH, after which nobody keeps the address.
 //!
-//! A delivery whose filter sends from files is told which file the bytes are in; if nobody else looks at them, it is given
-//! addresses that only stand for them, and nothing is mapped ([`crate::spans`]).
+//! A file may fail while it is read. What filters look at is therefore read into a buffer, and never through a mapping, where
+//! an I/O error is SIGBUS. A mapping is used where only the kernel looks (HTTP/1 without a filter), and a delivery whose filter
+//! sends from files is told which file the bytes are in; if nobody else looks at them, it is given addresses that only stand
+//! for them, and nothing is mapped ([`crate::spans`]).
+//!
+//! A body that cannot be read leaves the cache, and its delivery ends as one that is not whole.
 
 use std::ffi::{c_int, c_uint, c_void};
+use std::io;
 use std::ptr::null;
 
 use objmapper_engine::engine::Engine;
-use objmapper_engine::span::{FileSpan, NoSpan, Span};
-use varnish_stevedore_sys::bindings::{BOS_FAILED, BOS_FINISHED, OBJ_ITER_END, OBJ_ITER_FLUSH, ObjWaitExtend};
+use objmapper_engine::span::{FileSpan, MappedSpan, NoSpan, Part, Span};
+use varnish_stevedore_sys::bindings::{
+    BOS_FAILED, BOS_FINISHED, OBJ_ITER_END, OBJ_ITER_FLUSH, OC_F_FAILED, ObjWaitExtend,
+};
 use varnish_stevedore_sys::functions::{HSH_DerefBoc, HSH_Kill, HSH_RefBoc};
 use varnish_stevedore_sys::obj_methods::ObjIterateFn;
 use varnish_stevedore_sys::{boc, objcore, worker};
 
-use crate::boundary::fallible;
+use crate::boundary::{checked_objcore, fallible};
+use crate::delivery::Delivery;
 use crate::object::{Object, object_of};
+use crate::read_buffer::ReadBuffer;
 use crate::spans::{Handing, Handover, largest_folio};
 
 /// A final iteration gives back what was read in steps of this.
-const FINAL_STEP: usize = 1 << 20;
-/// What has no address is read in pieces of this.
-const READ_STEP: usize = 128 << 10;
+const FINAL_STEP: u64 = 1 << 20;
+
+/// Why a body was not handed out to its end, besides the consumer's own will.
+enum Failure {
+    /// It cannot be read, now or ever: its object leaves the cache.
+    Lost(io::Error),
+    /// There are no descriptors, or no memory.
+    NotNow(io::Error),
+    /// There is no more of it: the fetch has failed.
+    Incomplete,
+}
+
+impl From<NoSpan> for Failure {
+    fn from(why: NoSpan) -> Failure {
+        match why {
+            NoSpan::Lost(error) => Failure::Lost(error),
+            NoSpan::NotNow(error) => Failure::NotNow(error),
+            NoSpan::End => Failure::Incomplete,
+        }
+    }
+}
 
 /// Where the bytes go.
 struct Sink {
@@ -32,77 +59,62 @@ struct Sink {
     priv_: *mut c_void,
     finished: bool,
     handover: Handover,
-    /// Where bytes are read to that have no address; empty until they are.
-    scratch: Vec<u8>,
-}
-
-/// Bytes of a body that can be handed out.
-enum Bytes {
-    /// At an address, and perhaps also part of a file.
-    There(Span, Option<FileSpan>),
-    /// Part of a file.
-    InFile(FileSpan),
-}
-
-impl Bytes {
-    fn len(&self) -> usize {
-        match self {
-            Bytes::There(span, _) => span.len,
-            Bytes::InFile(span) => usize::try_from(span.len).unwrap_or(usize::MAX),
-        }
-    }
-
-    fn total(&self) -> u64 {
-        match self {
-            Bytes::There(span, _) => span.total,
-            Bytes::InFile(span) => span.total,
-        }
-    }
-
-    fn is_stable(&self) -> bool {
-        matches!(self, Bytes::There(span, _) if span.is_stable())
-    }
+    /// Where bytes of files are read to; none until they are.
+    buffer: Option<ReadBuffer>,
 }
 
 impl Sink {
     /// The bytes from `offset` on.
-    fn bytes(&self, engine: &Engine, object: &Object, offset: u64) -> Result<Bytes, NoSpan> {
+    fn part(&self, engine: &Engine, object: &Object, offset: u64) -> Result<Part, NoSpan> {
         match self.handover {
-            Handover::Bytes => Ok(Bytes::There(object.body.span(engine, offset)?, None)),
-            Handover::Both(_) => {
-                let span = object.body.span(engine, offset)?;
-                let file = if span.is_stable() { None } else { object.body.file_span(engine, offset)? };
-                Ok(Bytes::There(span, file))
-            }
-            Handover::Spans(_, nowhere) => match object.body.file_span(engine, offset)? {
-                Some(span) => Ok(Bytes::InFile(FileSpan { len: span.len.min(nowhere.len() as u64), ..span })),
-                None => Ok(Bytes::There(object.body.span(engine, offset)?, None)),
-            },
+            Handover::Kernel => object.body.part_for_kernel(engine, offset),
+            Handover::Bytes | Handover::Both(_) | Handover::Spans(..) => object.body.part(engine, offset),
         }
     }
 
-    /// Hands out the first `len` of them. `Err`: they are lost.
-    fn send_bytes(&mut self, flags: c_uint, bytes: &Bytes, len: usize) -> Result<c_int, Lost> {
-        match (bytes, self.handover) {
-            (Bytes::There(span, Some(file)), Handover::Both(how) | Handover::Spans(how, _)) => {
-                let _handing = Handing::out(span.ptr.as_ptr(), len.min(file.len as usize), file, how);
-                Ok(self.send_span(flags, span, len))
+    /// Hands out the first bytes of a part, at most `most`, with the flags that `flags` has for so many. Returns how many, and the
+    /// consumer's result.
+    fn send_part(&mut self, part: &Part, most: u64, flags: impl Fn(u64) -> c_uint) -> Result<(u64, c_int), Failure> {
+        let len = part.len().min(most);
+        match (part, self.handover) {
+            (Part::There(span), _) => Ok((len, self.send_there(flags(len), span, len))),
+            (Part::Mapped(span), _) => Ok((len, self.send_mapped(flags(len), span, len)?)),
+            (Part::InFile(file), Handover::Spans(how, nowhere)) => {
+                let len = len.min(nowhere.len() as u64);
+                let handing = Handing::out(nowhere.start().cast(), len as usize, file, how);
+                let result = self.send(flags(len), nowhere.start(), len as usize);
+                handing.end().map_err(Failure::Lost)?;
+                Ok((len, result))
             }
-            (Bytes::InFile(file), Handover::Spans(how, nowhere)) => {
-                let result = {
-                    let _handing = Handing::out(nowhere.start().cast(), len, file, how);
-                    self.send(flags, nowhere.start(), len)
-                };
-                if result < 0 && file.is_lost() { Err(Lost) } else { Ok(result) }
-            }
-            // Nowhere in anybody's file: whatever an outer iteration (ESI) hands out, it is found there only by address.
-            (Bytes::There(span, _), _) if span.is_stable() => Ok(self.send_span(flags, span, len)),
-            (Bytes::There(span, _), _) => {
-                let _handing = Handing::nothing();
-                Ok(self.send_span(flags, span, len))
-            }
-            (Bytes::InFile(_), _) => Ok(-1),
+            (Part::InFile(file), _) => self.send_read(file, len, flags),
         }
+    }
+
+    fn send_there(&mut self, flags: c_uint, span: &Span, len: u64) -> c_int {
+        // Nowhere in anybody's file: whatever an outer iteration (ESI) hands out, it is found there only by address.
+        let _handing = (flags & OBJ_ITER_FLUSH != 0).then(Handing::nothing);
+        self.send(flags, span.ptr.as_ptr().cast_const().cast(), len as usize)
+    }
+
+    fn send_mapped(&mut self, flags: c_uint, span: &MappedSpan, len: u64) -> Result<c_int, Failure> {
+        let _handing = Handing::nothing();
+        let ptr = span.ptr().cast();
+        span.lend(|| self.send(flags, ptr, len as usize), |result| *result < 0).map_err(Failure::Lost)
+    }
+
+    /// Reads bytes of a file, and hands them out.
+    fn send_read(&mut self, file: &FileSpan, len: u64, flags: impl Fn(u64) -> c_uint) -> Result<(u64, c_int), Failure> {
+        let mut buffer = self.buffer.take().unwrap_or_else(ReadBuffer::take);
+        let want = buffer.len().min(usize::try_from(len).unwrap_or(usize::MAX));
+        let read = file.read(&mut buffer[..want])?;
+        let handing = match self.handover {
+            Handover::Both(how) => Handing::out(buffer.as_ptr(), read, file, how),
+            _ => Handing::nothing(),
+        };
+        let result = self.send(flags(read as u64) | OBJ_ITER_FLUSH, buffer.as_ptr().cast(), read);
+        handing.end().map_err(Failure::Lost)?;
+        self.buffer = Some(buffer);
+        Ok((read as u64, result))
     }
 
     /// Gives back what may be when `offset` bytes were handed out.
@@ -117,10 +129,6 @@ impl Sink {
         // bytes stay readable during the call, and beyond it if OBJ_ITER_FLUSH is not among the flags (see above).
         unsafe { (self.func)(self.priv_, flags, ptr, len as isize) }
     }
-
-    fn send_span(&mut self, flags: c_uint, span: &Span, len: usize) -> c_int {
-        self.send(flags, span.ptr.as_ptr().cast_const().cast(), len)
-    }
 }
 
 pub(crate) unsafe extern "C" fn objiterator(
@@ -134,56 +142,78 @@ pub(crate) unsafe extern "C" fn objiterator(
         let Some(func) = func else { return -1 };
         // SAFETY: varnishd's objcore of ours, referenced by the caller.
         let (engine, object) = unsafe { object_of(oc) };
-        let handover = Handover::of(engine, func, priv_);
-        let mut sink = Sink { func, priv_, finished: false, handover, scratch: Vec::new() };
+        // SAFETY: varnishd's own arguments, in its thread.
+        let delivery = unsafe { Delivery::of(func, priv_) };
+        let handover = delivery.map_or(Handover::Bytes, |delivery| Handover::of(engine, delivery));
+        let mut sink = Sink { func, priv_, finished: false, handover, buffer: None };
         let is_final = is_final != 0;
         // SAFETY: as above.
         let boc = unsafe { HSH_RefBoc(oc) };
         let result = if boc.is_null() {
-            cached(engine, object, &mut sink, is_final)
+            // SAFETY: as above.
+            unsafe { cached(oc, engine, object, &mut sink, is_final) }
         } else {
             // SAFETY: `boc` is referenced until HSH_DerefBoc below.
             unsafe { followed(wrk, oc, boc, engine, object, &mut sink, is_final) }
         };
+        let result = result.unwrap_or_else(|failure| {
+            match &failure {
+                Failure::Lost(error) => {
+                    object.body.lose(engine, error);
+                    // SAFETY: the caller's reference to the objcore.
+                    unsafe { HSH_Kill(oc) };
+                }
+                Failure::NotNow(error) => engine.not_now(error),
+                Failure::Incomplete => {}
+            }
+            if let Some(delivery) = delivery {
+                match failure {
+                    Failure::Lost(_) | Failure::NotNow(_) => delivery.abort(),
+                    Failure::Incomplete => delivery.fail(),
+                }
+            }
+            -1
+        });
         if !boc.is_null() {
             // SAFETY: the reference of HSH_RefBoc above.
             unsafe { HSH_DerefBoc(wrk, oc) };
         }
-        if matches!(result, Err(Lost)) {
-            object.body.count_loss(engine);
-            // SAFETY: the caller's reference to the objcore.
-            unsafe { HSH_Kill(oc) };
-        }
-        result.unwrap_or(-1)
+        result
     })
 }
 
-/// The body is gone.
-struct Lost;
-
-/// The body is complete.
-fn cached(engine: &Engine, object: &Object, sink: &mut Sink, is_final: bool) -> Result<c_int, Lost> {
+/// The body does not come in any more.
+///
+/// # Safety
+/// `oc` must be varnishd's objcore of `object`, referenced by the caller.
+unsafe fn cached(
+    oc: *const objcore,
+    engine: &Engine,
+    object: &Object,
+    sink: &mut Sink,
+    is_final: bool,
+) -> Result<c_int, Failure> {
+    // The boc of a fetch that has failed is gone too. HSH_Fail sets the flag before that, under the mutex under which the boc was
+    // looked for.
+    // SAFETY: by contract; another flag in the same word may be set meanwhile, hence a volatile read.
+    let flags = unsafe { (&raw const (*checked_objcore(oc)).flags).read_volatile() };
+    if u32::from(flags) & OC_F_FAILED != 0 || object.body.len() != object.length() {
+        return Err(Failure::Incomplete);
+    }
     let mut offset = 0;
     loop {
-        let (len, total, result) = match sink.bytes(engine, object, offset) {
-            Ok(bytes) => {
-                let len = if is_final { bytes.len().min(FINAL_STEP) } else { bytes.len() };
-                let flush = if is_final || !bytes.is_stable() { OBJ_ITER_FLUSH } else { 0 };
-                let end = end_flag(offset + len as u64, bytes.total());
-                (len, bytes.total(), sink.send_bytes(flush | end, &bytes, len)?)
-            }
-            Err(NoSpan::Unmapped) => {
-                let total = object.body.len();
-                let (len, result) =
-                    read(engine, object, sink, offset, total, |end| end_flag(end, total)).ok_or(Lost)?;
-                (len, total, result)
-            }
-            // Empty, or freed.
-            Err(NoSpan::End) if offset == 0 && object.body.is_empty() => return Ok(0),
-            Err(NoSpan::End | NoSpan::NotNow(_)) => return Ok(-1),
-            Err(NoSpan::Lost(_)) => return Err(Lost),
+        let part = match sink.part(engine, object, offset) {
+            Ok(part) => part,
+            // Empty.
+            Err(NoSpan::End) if object.body.is_empty() => return Ok(0),
+            // Such as what was freed.
+            Err(why) => return Err(why.into()),
         };
-        offset += len as u64;
+        let total = part.total();
+        let flush = if is_final || !part.is_stable() { OBJ_ITER_FLUSH } else { 0 };
+        let most = if is_final { FINAL_STEP } else { u64::MAX };
+        let (len, result) = sink.send_part(&part, most, |len| flush | end_flag(offset + len, total))?;
+        offset += len;
         if is_final {
             sink.done_with(engine, object, if result == 0 { offset } else { total });
         }
@@ -195,32 +225,6 @@ fn cached(engine: &Engine, object: &Object, sink: &mut Sink, is_final: bool) -> 
 
 fn end_flag(offset: u64, total: u64) -> c_uint {
     if offset == total { OBJ_ITER_END } else { 0 }
-}
-
-/// Sends bytes that have no address, before `to`, by reading them, with the flag that `end` has for the offset of their
-/// end. Returns how many, and what became of it.
-fn read(
-    engine: &Engine,
-    object: &Object,
-    sink: &mut Sink,
-    offset: u64,
-    to: u64,
-    end: impl FnOnce(u64) -> c_uint,
-) -> Option<(usize, c_int)> {
-    let mut buffer = std::mem::take(&mut sink.scratch);
-    let want = READ_STEP.min(usize::try_from(to - offset).unwrap_or(READ_STEP));
-    if buffer.len() < want {
-        buffer.resize(want, 0);
-    }
-    let sent = match object.body.read_at(engine, &mut buffer[..want], offset) {
-        Ok(len) if len > 0 => {
-            let flags = OBJ_ITER_FLUSH | end(offset + len as u64);
-            Some((len, sink.send(flags, buffer.as_ptr().cast(), len)))
-        }
-        _ => None,
-    };
-    sink.scratch = buffer;
-    sent
 }
 
 /// The body still comes in.
@@ -235,7 +239,7 @@ unsafe fn followed(
     object: &Object,
     sink: &mut Sink,
     is_final: bool,
-) -> Result<c_int, Lost> {
+) -> Result<c_int, Failure> {
     // SAFETY: referenced by contract; only ever grows, and 0 just means that the headers may go ahead.
     if unsafe { (&raw const (*boc).fetched_so_far).read_volatile() } == 0 {
         let result = sink.send(OBJ_ITER_FLUSH, null(), 0);
@@ -250,25 +254,16 @@ unsafe fn followed(
         // SAFETY: by contract; no lock of ours is held while it waits.
         let there = unsafe { ObjWaitExtend(wrk, oc, offset, &raw mut state) };
         if state == BOS_FAILED {
-            break -1;
+            return Err(Failure::Incomplete);
         }
         if there <= offset {
             break 0;
         }
         let end = |offset| if state == BOS_FINISHED { end_flag(offset, there) } else { 0 };
-        let (len, result) = match sink.bytes(engine, object, offset) {
-            Ok(bytes) => {
-                let len =
-                    bytes.len().min((there - offset) as usize).min(if is_final { FINAL_STEP } else { usize::MAX });
-                (len, sink.send_bytes(OBJ_ITER_FLUSH | end(offset + len as u64), &bytes, len)?)
-            }
-            Err(NoSpan::Unmapped) => match read(engine, object, sink, offset, there, end) {
-                Some(sent) => sent,
-                None => break -1,
-            },
-            Err(_) => break -1,
-        };
-        offset += len as u64;
+        let part = sink.part(engine, object, offset)?;
+        let most = (there - offset).min(if is_final { FINAL_STEP } else { u64::MAX });
+        let (len, result) = sink.send_part(&part, most, |len| OBJ_ITER_FLUSH | end(offset + len))?;
+        offset += len;
         if is_final {
             sink.done_with(engine, object, offset);
         }

@@ -185,6 +185,14 @@ impl Object {
         self.settled.store(if self.body.is_in_heap() { IN_HEAP } else { IN_FILE }, Relaxed);
     }
 
+    /// The attribute `OA_LEN`: how long the body is, once the fetch has ended well.
+    pub(crate) fn length(&self) -> u64 {
+        let mut bytes = [0; attr::LEN_SIZE];
+        // SAFETY: the attribute's bytes are in the head; the fetch wrote them before its boc was gone.
+        unsafe { self.at(LEN_AT).as_ptr().copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+        u64::from_be_bytes(bytes)
+    }
+
     /// Is the body in heap? Of one that is settled it is known without its lock.
     pub(crate) fn is_in_heap(&self) -> bool {
         match self.settled.load(Relaxed) {

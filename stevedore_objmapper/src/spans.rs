@@ -5,7 +5,8 @@
 //! anywhere in those bytes (a Range).
 
 use std::cell::Cell;
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::null;
 use std::sync::LazyLock;
@@ -17,8 +18,8 @@ use objmapper_engine::engine::Engine;
 use objmapper_engine::maps::Nowhere;
 use objmapper_engine::options::ZeroCopy;
 use objmapper_engine::span::FileSpan;
-use varnish_stevedore_sys::http1::VDP_ObjIterate;
-use varnish_stevedore_sys::obj_methods::ObjIterateFn;
+
+use crate::delivery::Delivery;
 
 /// Who is asked how a body shall be handed out: an [`OnIterate`], or null.
 static LISTENER: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
@@ -35,6 +36,8 @@ const NOTHING: Current = Current { start: null(), len: 0, span: Span { fd: -1, h
 
 thread_local! {
     static CURRENT: Cell<Current> = const { Cell::new(NOTHING) };
+    /// With what reading the file failed that is being handed out; 0: with nothing.
+    static FAILED: Cell<c_int> = const { Cell::new(0) };
 }
 
 /// See [`objmapper_abi::Delivery::on_iterate`].
@@ -50,11 +53,18 @@ pub(crate) fn lookup(ptr: *const u8, len: usize) -> Option<Span> {
     inside.then(|| Span { offset: current.span.offset + skip as u64, ..current.span })
 }
 
+/// See [`objmapper_abi::Delivery::unreadable`].
+pub(crate) fn unreadable(errno: c_int) {
+    FAILED.set(errno);
+}
+
 /// How whoever consumes a body wants to be given it.
 #[derive(Clone, Copy)]
 pub(crate) enum Handover {
     /// As bytes.
     Bytes,
+    /// As bytes that nothing but system calls looks at.
+    Kernel,
     /// As bytes, and as parts of files.
     Both(How),
     /// As parts of files, at addresses that lead nowhere.
@@ -62,57 +72,71 @@ pub(crate) enum Handover {
 }
 
 impl Handover {
-    /// What the consumer `func` of `private` wants.
-    pub(crate) fn of(engine: &Engine, func: ObjIterateFn, private: *mut c_void) -> Handover {
+    /// What a delivery wants.
+    pub(crate) fn of(engine: &Engine, delivery: Delivery) -> Handover {
         let how = match engine.options.zero_copy {
-            ZeroCopy::Auto => How::Auto,
-            ZeroCopy::Sendfile => How::Sendfile,
-            ZeroCopy::Splice => How::Splice,
-            ZeroCopy::Off => return Handover::Bytes,
+            ZeroCopy::Auto => Some(How::Auto),
+            ZeroCopy::Sendfile => Some(How::Sendfile),
+            ZeroCopy::Splice => Some(How::Splice),
+            ZeroCopy::Off => None,
         };
         let listener = LISTENER.load(Acquire);
-        // Only then `private` is a delivery.
-        if listener.is_null() || !std::ptr::fn_addr_eq(func, VDP_ObjIterate as ObjIterateFn) {
-            return Handover::Bytes;
-        }
-        // SAFETY: what `set_listener` put there, which is a function that stays loaded.
-        let listener = unsafe { std::mem::transmute::<*mut c_void, OnIterate>(listener) };
-        // SAFETY: the delivery is the calling thread's, which is about to iterate its object.
-        match (unsafe { listener(private) }, Nowhere::get()) {
-            (Wish::Bytes, _) => Handover::Bytes,
-            (Wish::Spans, Some(nowhere)) => Handover::Spans(how, nowhere),
-            (Wish::Both | Wish::Spans, _) => Handover::Both(how),
+        let wish = if listener.is_null() {
+            Wish::Bytes
+        } else {
+            // SAFETY: what `set_listener` put there, which is a function that stays loaded.
+            let listener = unsafe { std::mem::transmute::<*mut c_void, OnIterate>(listener) };
+            // SAFETY: the delivery is the calling thread's, which is about to iterate its object.
+            unsafe { listener(delivery.private()) }
+        };
+        match (wish, how) {
+            (Wish::Kernel, _) => Handover::Kernel,
+            (Wish::Both, Some(how)) => Handover::Both(how),
+            (Wish::Spans, Some(how)) => {
+                Nowhere::get().map_or(Handover::Both(how), |nowhere| Handover::Spans(how, nowhere))
+            }
+            _ if delivery.only_kernel_reads() => Handover::Kernel,
+            _ => Handover::Bytes,
         }
     }
 
     /// May pages be on their way to a client when the consumer returns?
     pub(crate) fn may_send_pages(self) -> bool {
-        !matches!(self, Handover::Bytes)
+        !matches!(self, Handover::Bytes | Handover::Kernel)
     }
 }
 
 /// As long as this lives, `lookup` finds the bytes at an address.
 pub(crate) struct Handing {
     /// One iteration may run inside another (ESI).
-    outer: Current,
+    outer: (Current, c_int),
 }
 
 impl Handing {
     /// The `len` bytes at `start` are the first of `span`, which outlives this.
     pub(crate) fn out(start: *const u8, len: usize, span: &FileSpan, how: How) -> Handing {
         let span = Span { fd: span.file.as_raw_fd(), how, offset: span.offset };
-        Handing { outer: CURRENT.replace(Current { start, len, span }) }
+        Handing { outer: (CURRENT.replace(Current { start, len, span }), FAILED.replace(0)) }
     }
 
     /// What is handed out is not in a file.
     pub(crate) fn nothing() -> Handing {
-        Handing { outer: CURRENT.replace(NOTHING) }
+        Handing { outer: (CURRENT.replace(NOTHING), FAILED.replace(0)) }
+    }
+
+    /// Ends it. `Err`: the consumer could not read the file.
+    pub(crate) fn end(self) -> io::Result<()> {
+        match FAILED.get() {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
     }
 }
 
 impl Drop for Handing {
     fn drop(&mut self) {
-        CURRENT.set(self.outer);
+        CURRENT.set(self.outer.0);
+        FAILED.set(self.outer.1);
     }
 }
 

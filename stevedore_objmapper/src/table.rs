@@ -42,7 +42,7 @@ pub(crate) static objmapper_engine: Extended = Extended {
         publish,
         on_ban,
     },
-    delivery: Delivery { place, on_iterate, span, delivered, unpaced },
+    delivery: Delivery { place, on_iterate, span, delivered, unpaced, unreadable, is_unreadable },
 };
 
 /// The stevedore, if it is an open one of ours.
@@ -260,4 +260,13 @@ unsafe extern "C" fn unpaced(oc: *const c_void) {
         // SAFETY: as above, and its object is ours.
         counters::add(&unsafe { object_of(oc) }.0.counters.c_unpaced, 1);
     });
+}
+
+unsafe extern "C" fn unreadable(errno: c_int) {
+    spans::unreadable(errno);
+}
+
+unsafe extern "C" fn is_unreadable(instance: *const [u8; 16], object: u64) -> bool {
+    // SAFETY: the table's contract: the caller's own variable.
+    fallible("is_unreadable", false, || objmapper_engine::unreadable::is_unreadable(unsafe { *instance }, object))
 }

@@ -266,7 +266,7 @@ unsafe extern "C" fn wish(vdc: *const c_void) -> Wish {
                     let line = entry_of(next).and_then(|last| line_of(last)).filter(|line| !is_chunked(*line));
                     let (Some(_), Some(state)) = (line, state_of(entry.priv_)) else { return Wish::Bytes };
                     if state.always != Copied::None {
-                        return Wish::Bytes;
+                        return if alone { Wish::Kernel } else { Wish::Bytes };
                     }
                     state.wish = if alone { Wish::Spans } else { Wish::Both };
                     return state.wish;
@@ -331,6 +331,11 @@ unsafe extern "C" fn bytes(
                     state.sent += sent as u64;
                     copy(vdc, state, Copied::Other, act, ptr, span, sent..size)
                 }
+                Err(Failed::Unreadable { sent, errno }) => {
+                    state.sent += sent as u64;
+                    accounted(vdc, act, sent);
+                    unreadable(errno)
+                }
             }
         }
     })
@@ -380,9 +385,12 @@ unsafe fn copy(
         let mut at = from;
         while at < size && result == 0 {
             let want = buffer.len().min(size - at);
-            let Some(got) = deliver_send::read(&span, at, &mut buffer[..want]) else {
-                result = -1;
-                break;
+            let got = match deliver_send::read(&span, at, &mut buffer[..want]) {
+                Ok(got) => got,
+                Err(errno) => {
+                    result = unreadable(errno);
+                    break;
+                }
             };
             at += got;
             state.add_copied(why, got as u64);
@@ -393,6 +401,15 @@ unsafe fn copy(
         (*vdc).bytes_done = size as u64;
         result
     }
+}
+
+/// Tells the engine that the file being handed out cannot be read: the delivery fails, and the object leaves the cache.
+fn unreadable(errno: c_int) -> c_int {
+    if let Some(delivery) = engine::delivery() {
+        // SAFETY: any thread may call it; this one is in the call that handed the file out.
+        unsafe { (delivery.unreadable)(errno) };
+    }
+    -1
 }
 
 /// Why bytes are not in a file.

@@ -77,24 +77,26 @@ impl Drop for Taken {
 }
 
 impl Taken {
-    /// Sends at most `want` of the `left` bytes of `file` from `offset` on, and takes as many of them into the pipe as it holds.
-    /// Returns how many the socket took; 0: the file ends there.
-    pub(crate) fn send(
-        &mut self,
-        file: c_int,
-        offset: u64,
-        left: usize,
-        socket: c_int,
-        want: usize,
-    ) -> Result<usize, c_int> {
+    /// Takes as many of the `left` bytes of `file` from `offset` on into the pipe as it holds, unless it has some that were not
+    /// sent. `Err`: the file cannot be read; EIO if it ends there.
+    pub(crate) fn fill(&mut self, file: c_int, offset: u64, left: usize) -> Result<(), c_int> {
         let Slot::Made(pipe) = &mut *self.0 else { return Err(libc::EINVAL) };
-        // The bytes at `offset` may be in the pipe since the last call.
         if pipe.filled == 0 {
-            pipe.filled = splice(file, Some(offset), pipe.write.as_raw_fd(), left.min(pipe.capacity), false)?;
-            if pipe.filled == 0 {
-                return Ok(0);
-            }
+            pipe.filled = loop {
+                match splice(file, Some(offset), pipe.write.as_raw_fd(), left.min(pipe.capacity), false) {
+                    Ok(0) => return Err(libc::EIO),
+                    Err(libc::EINTR) => {}
+                    filled => break filled?,
+                }
+            };
         }
+        Ok(())
+    }
+
+    /// Sends at most `want` of the bytes in the pipe, which are the first of `left`. Returns how many the socket took. `Err`: the
+    /// socket's.
+    pub(crate) fn send(&mut self, socket: c_int, want: usize, left: usize) -> Result<usize, c_int> {
+        let Slot::Made(pipe) = &mut *self.0 else { return Err(libc::EINVAL) };
         let want = want.min(pipe.filled);
         let sent = splice(pipe.read.as_raw_fd(), None, socket, want, want < left)?;
         pipe.filled -= sent;

@@ -23,6 +23,16 @@ pub(crate) enum Failed {
     Broken { sent: usize },
     /// The kernel cannot send from this file: copy the others.
     Unable { sent: usize },
+    /// The file cannot be read.
+    Unreadable { sent: usize, errno: c_int },
+}
+
+/// Why a call has sent nothing.
+enum Stopped {
+    /// What the socket, or the kernel of both, said.
+    Socket(c_int),
+    /// What the file said.
+    File(c_int),
 }
 
 /// Sends the `size` bytes of the file, after what is queued. `idle` is the socket's `idle_send_timeout` in seconds.
@@ -32,16 +42,20 @@ pub(crate) enum Failed {
 pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize, idle: f64) -> Result<(), Failed> {
     // SAFETY: by contract; no other reference to the line is used while this one lives.
     unsafe {
+        let mut pipe = match span.how {
+            How::Splice => deliver_pipe::take(),
+            How::Auto if size >= deliver_pipe::WORTHWHILE => deliver_pipe::take(),
+            How::Auto | How::Sendfile => None,
+        };
+        // Before the head is sent: without a body there is none.
+        if let Some(pipe) = &mut pipe {
+            pipe.fill(span.fd, span.offset, size).map_err(|errno| unfilled(0, errno))?;
+        }
         flush(line);
         let (socket, werr) = (*(*line.as_ptr()).wfd, (*line.as_ptr()).werr);
         if socket < 0 || !std::ptr::eq(werr, SC_NULL.as_ptr()) {
             return Err(Failed::Broken { sent: 0 });
         }
-        let pipe = match span.how {
-            How::Splice => deliver_pipe::take(),
-            How::Auto if size >= deliver_pipe::WORTHWHILE => deliver_pipe::take(),
-            How::Auto | How::Sendfile => None,
-        };
         let mut transfer = Transfer { span, size, sent: 0, socket, pipe };
         // As V1L_Flush knows them.
         let (mut last, mut last_error) = (0_isize, 0);
@@ -58,22 +72,33 @@ pub(crate) unsafe fn send(line: NonNull<V1l>, span: &Span, size: usize, idle: f6
             match done {
                 Ok(()) if transfer.sent == size => return Ok(()),
                 Ok(()) => last = (transfer.sent - before) as isize,
-                Err(libc::EAGAIN) => {
+                Err(Stopped::Socket(libc::EAGAIN)) => {
                     last = -1;
                     last_error = libc::EAGAIN;
                     let text = c"Hit idle send timeout, wrote = %zd/%zd; retrying".as_ptr();
                     VSLb((*line.as_ptr()).vsl, SLT_Debug, text, last, size - transfer.sent);
                 }
                 // Of the file or the socket; nothing of this call was sent.
-                Err(libc::EINVAL | libc::ENOSYS | libc::ENOMEM | libc::EOVERFLOW)
-                    if transfer.pipe.as_ref().is_none_or(Taken::is_empty) =>
+                Err(Stopped::Socket(errno))
+                    if transfer.pipe.as_ref().is_none_or(Taken::is_empty) && is_refusal(errno) =>
                 {
                     return Err(Failed::Unable { sent: transfer.sent });
                 }
-                Err(errno) => return Err(broken(line, size, transfer.sent, errno)),
+                Err(Stopped::Socket(errno)) => return Err(broken(line, size, transfer.sent, errno)),
+                Err(Stopped::File(errno)) => return Err(unfilled(transfer.sent, errno)),
             }
         }
     }
+}
+
+/// Returns true for what a call says that cannot be used with this file or socket, or has no memory: another way may do.
+fn is_refusal(errno: c_int) -> bool {
+    matches!(errno, libc::EINVAL | libc::ENOSYS | libc::ENOMEM | libc::EOVERFLOW)
+}
+
+/// A file could not be read.
+fn unfilled(sent: usize, errno: c_int) -> Failed {
+    if is_refusal(errno) { Failed::Unable { sent } } else { Failed::Unreadable { sent, errno } }
 }
 
 /// Bytes of a file on their way to a socket.
@@ -91,7 +116,7 @@ impl Transfer<'_> {
     ///
     /// As long as calls that block cannot pass the deadline, whatever the client does, they are used. The last call before it is
     /// made of calls that do not block, whose waiting is counted.
-    fn call(&mut self, left: f64, idle: f64) -> Result<(), c_int> {
+    fn call(&mut self, left: f64, idle: f64) -> Result<(), Stopped> {
         // Not a number if neither has a limit.
         let chunks = left / idle;
         // One chunk is one call, as V1L_Flush's.
@@ -103,33 +128,50 @@ impl Transfer<'_> {
         while self.sent < self.size {
             match self.step(STEP) {
                 Ok(()) => {}
-                Err(libc::EAGAIN) if waited < idle => waited += wait_writable(self.socket, idle - waited),
-                Err(libc::EAGAIN) if self.sent > before => break,
-                Err(errno) => return Err(errno),
+                Err(Stopped::Socket(libc::EAGAIN)) if waited < idle => {
+                    waited += wait_writable(self.socket, idle - waited)
+                }
+                Err(Stopped::Socket(libc::EAGAIN)) if self.sent > before => break,
+                Err(stopped) => return Err(stopped),
             }
         }
         Ok(())
     }
 
     /// One call of the kernel's that sends, for at most `most` bytes.
-    fn step(&mut self, most: usize) -> Result<(), c_int> {
+    fn step(&mut self, most: usize) -> Result<(), Stopped> {
         let (left, offset) = (self.size - self.sent, self.span.offset + self.sent as u64);
         let want = most.min(left);
         loop {
             let done = match &mut self.pipe {
-                Some(pipe) => pipe.send(self.span.fd, offset, left, self.socket, want),
+                Some(pipe) => {
+                    pipe.fill(self.span.fd, offset, left).map_err(Stopped::File)?;
+                    pipe.send(self.socket, want, left)
+                }
                 None => sendfile(self.span.fd, offset, want, self.socket),
             };
             match done {
-                // Only of a lost body.
-                Ok(0) => return Err(libc::EIO),
+                // The file ends too early.
+                Ok(0) => return Err(Stopped::File(libc::EIO)),
                 Ok(sent) => {
                     self.sent += sent;
                     return Ok(());
                 }
                 Err(libc::EINTR) => {}
-                Err(errno) => return Err(errno),
+                Err(errno) => return Err(self.stopped(errno)),
             }
+        }
+    }
+
+    /// What the error of a call that sends is of. Of a pipe it is the socket's; sendfile(2) does not tell.
+    fn stopped(&self, errno: c_int) -> Stopped {
+        if self.pipe.is_some() || errno == libc::EAGAIN || is_refusal(errno) {
+            return Stopped::Socket(errno);
+        }
+        match read(self.span, self.sent, &mut [0]) {
+            Ok(_) if errno != libc::EIO => Stopped::Socket(errno),
+            Ok(_) => Stopped::File(errno),
+            Err(errno) => Stopped::File(errno),
         }
     }
 }
@@ -290,17 +332,17 @@ fn sendfile(file: c_int, offset: u64, want: usize, socket: c_int) -> Result<usiz
     usize::try_from(sent).map_err(|_| errno())
 }
 
-/// Reads from a span, `at` bytes behind its begin. `None`: it can't be read, or ends there.
-pub(crate) fn read(span: &Span, at: usize, buffer: &mut [u8]) -> Option<usize> {
+/// Reads from a span, `at` bytes behind its begin. `Err`: it can't be read; EIO if it ends there.
+pub(crate) fn read(span: &Span, at: usize, buffer: &mut [u8]) -> Result<usize, c_int> {
     loop {
         let offset = (span.offset + at as u64) as libc::off_t;
         // SAFETY: pread(2) writes at most the buffer's length to it.
         let got = unsafe { libc::pread(span.fd, buffer.as_mut_ptr().cast(), buffer.len(), offset) };
         match usize::try_from(got) {
-            Ok(0) => return None,
-            Ok(got) => return Some(got),
+            Ok(0) => return Err(libc::EIO),
+            Ok(got) => return Ok(got),
             Err(_) if errno() == libc::EINTR => {}
-            Err(_) => return None,
+            Err(_) => return Err(errno()),
         }
     }
 }

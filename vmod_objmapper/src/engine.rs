@@ -43,6 +43,12 @@ pub(crate) fn table() -> Option<&'static Engine> {
     })
 }
 
+/// Returns true if the storage engine found the file of this record unreadable.
+pub(crate) fn is_unreadable(instance: [u8; 16], object: u64) -> bool {
+    // SAFETY: the engine's functions may be called by any thread, and never unwind (objmapper-abi).
+    delivery().is_some_and(|delivery| unsafe { (delivery.is_unreadable)(&raw const instance, object) })
+}
+
 /// A storage of ours that is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Storage(*const c_void);

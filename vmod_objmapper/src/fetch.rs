@@ -12,7 +12,7 @@ use varnish_stevedore_sys::bindings::{
     VTIM_real, busyobj, http_SetHeader, http_Unset, vfp_entry, vrt_ctx, vsl_log,
 };
 
-use crate::engine::Storage;
+use crate::engine::{self, Storage};
 use crate::filter::{self, SOURCE, Serving, WITNESS};
 use crate::http::{self, View};
 use crate::om::Om;
@@ -111,7 +111,7 @@ pub(crate) fn key_of(om: &Om, request: View<'_>, digest: Option<&[u8; 32]>) -> K
 /// Bodies that the storage engine can adopt.
 fn adopts() -> Option<Adopts> {
     let instance = Storage::default_one().and_then(Storage::instance);
-    instance.map(|instance| Adopts { instance, from: ADOPT_FROM })
+    instance.map(|instance| Adopts { instance, from: ADOPT_FROM, is_unreadable: engine::is_unreadable })
 }
 
 struct Fetch<'a> {

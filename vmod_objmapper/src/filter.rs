@@ -341,7 +341,10 @@ unsafe fn pull(
                 room[..piece.len()].copy_from_slice(piece);
                 piece.len()
             }
-            None => record.read_at(room, offset).map_err(|outage| format!("record cannot be read: {outage}"))?,
+            None => record.read_at(room, offset).map_err(|outage| {
+                om.l2.discard(record, "file: it cannot be read", om.counters());
+                format!("record cannot be read: {outage}")
+            })?,
         };
         if done == 0 {
             return Err("record is shorter than it was".to_owned());
@@ -360,7 +363,7 @@ unsafe fn pull(
         && let (Some(sum), Some(wanted)) = (serving.sum.borrow().as_ref(), record.sum())
         && sum.sum() != wanted
     {
-        Counters::add(&om.counters().c_damaged, 1);
+        om.l2.discard(record, "checksum of the body", om.counters());
         return Err("record is damaged".to_owned());
     }
     Ok((done, VFP_END))

@@ -104,6 +104,11 @@ impl Stored {
         self.object
     }
 
+    /// Returns true if it is a record.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
     /// Opens its file, read-only. Asks nobody: it works while objmapperd does not.
     pub(crate) fn open(&self) -> io::Result<File> {
         match &self.home {

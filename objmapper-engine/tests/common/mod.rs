@@ -1,6 +1,7 @@
 #![allow(dead_code, reason = "no test needs all of it")]
 //! An engine over a real store in memory, and bodies whose every byte is known.
 
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,7 +15,7 @@ use objmapper_engine::engine::Engine;
 use objmapper_engine::grant::ChunkLimits;
 use objmapper_engine::house::House;
 use objmapper_engine::options::Options;
-use objmapper_engine::span::NoSpan;
+use objmapper_engine::span::{FileSpan, NoSpan, Part, Span};
 use objmapper_server::store::{MemoryTier, Store, StoreConfig, TierKind};
 
 pub(crate) const CHUNK: usize = 16 << 10;
@@ -85,57 +86,75 @@ impl Fixture {
         body
     }
 
-    /// Reads all, checks every byte, and returns the number of spans.
+    /// Reads all, checks every byte, and returns the number of parts.
     pub(crate) fn check(&self, body: &Body, len: u64) -> usize {
-        let (mut offset, mut spans) = (0, 0);
+        let (mut offset, mut parts) = (0, 0);
         loop {
-            let span = match body.span(&self.engine, offset) {
-                Ok(span) => span,
-                Err(NoSpan::Unmapped) => {
-                    offset += self.check_part(body, offset);
-                    spans += 1;
-                    continue;
-                }
+            let part = match body.part(&self.engine, offset) {
+                Ok(part) => part,
                 Err(NoSpan::End) => break,
                 Err(other) => panic!("{other:?}"),
             };
-            for i in 0..span.len {
-                // SAFETY: a span's bytes can be read while it lives, and the object does.
-                assert_eq!(unsafe { span.ptr.as_ptr().add(i).read() }, pattern(offset + i as u64));
-            }
-            offset += span.len as u64;
-            spans += 1;
+            let bytes = bytes(&part);
+            assert!(bytes.iter().zip(offset..).all(|(byte, offset)| *byte == pattern(offset)));
+            offset += bytes.len() as u64;
+            parts += 1;
         }
         assert_eq!((offset, body.len()), (len, len));
-        spans
-    }
-}
-
-impl Fixture {
-    /// Reads bytes that have no address, checks them, and returns how many.
-    pub(crate) fn check_part(&self, body: &Body, offset: u64) -> u64 {
-        let mut buffer = vec![0; 1 << 20];
-        let read = body.read_at(&self.engine, &mut buffer, offset).unwrap();
-        assert!(read > 0);
-        assert!(buffer[..read].iter().zip(offset..).all(|(byte, offset)| *byte == pattern(offset)));
-        read as u64
+        parts
     }
 
-    /// Checks the bytes from `offset` on that there are in one piece, and returns how many; 0 at the end.
+    /// Checks the first and the last of the bytes from `offset` on that there are in one part, and returns how many; 0 at the end.
     pub(crate) fn check_next(&self, body: &Body, offset: u64) -> u64 {
-        match body.span(&self.engine, offset) {
-            // SAFETY: a span's bytes can be read while it lives.
-            Ok(span) => unsafe {
+        match body.part(&self.engine, offset) {
+            Ok(Part::There(span)) => {
                 for i in [0, span.len - 1] {
-                    assert_eq!(span.ptr.as_ptr().add(i).read(), pattern(offset + i as u64));
+                    // SAFETY: a span's bytes can be read while it lives.
+                    assert_eq!(unsafe { span.ptr.as_ptr().add(i).read() }, pattern(offset + i as u64));
                 }
                 span.len as u64
-            },
-            Err(NoSpan::Unmapped) => self.check_part(body, offset),
+            }
+            Ok(Part::InFile(span)) => {
+                for i in [0, span.len - 1] {
+                    let mut byte = [0];
+                    span.file.read_exact_at(&mut byte, span.offset + i).unwrap();
+                    assert_eq!(byte, [pattern(offset + i)]);
+                }
+                span.len
+            }
+            Ok(Part::Mapped(_)) => panic!("nobody asked for a mapping"),
             Err(NoSpan::End) => 0,
             Err(other) => panic!("{other:?}"),
         }
     }
+
+    /// The bytes from `offset` on, which are at an address.
+    pub(crate) fn there(&self, body: &Body, offset: u64) -> Span {
+        match body.part(&self.engine, offset) {
+            Ok(Part::There(span)) => span,
+            other => panic!("{:?}", other.map(|part| part.len())),
+        }
+    }
+
+    /// The bytes from `offset` on, which are in a file.
+    pub(crate) fn in_file(&self, body: &Body, offset: u64) -> FileSpan {
+        match body.part(&self.engine, offset) {
+            Ok(Part::InFile(span)) => span,
+            other => panic!("{:?}", other.map(|part| part.len())),
+        }
+    }
+}
+
+/// All bytes of a part.
+fn bytes(part: &Part) -> Vec<u8> {
+    let mut bytes = vec![0; part.len() as usize];
+    match part {
+        // SAFETY: a span's bytes can be read while it lives, and the object does.
+        Part::There(span) => unsafe { span.ptr.as_ptr().copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) },
+        Part::InFile(file) => assert_eq!(file.read(&mut bytes).unwrap(), bytes.len()),
+        Part::Mapped(_) => panic!("nobody asked for a mapping"),
+    }
+    bytes
 }
 
 pub(crate) fn pattern(offset: u64) -> u8 {
