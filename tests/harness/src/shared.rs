@@ -196,6 +196,10 @@ sub vcl_backend_response {{
 	# before objmapper.vcl, which ends the sub for a stale record
 	set beresp.http.X-L2 = om.status();
 }}
+# X-Miss is past this varnishd's own cache only: the record may answer
+sub vcl_miss {{
+	set req.hash_always_miss = false;
+}}
 include "objmapper.vcl";
 sub vcl_recv {{
 	set req.backend_hint = om.backend();
