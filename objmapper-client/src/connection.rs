@@ -17,6 +17,7 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use objmapper_proto::EncodeError;
+use objmapper_proto::ext::Want;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::answer::{Answer, Expect};
@@ -50,6 +51,8 @@ struct Table {
     leading: bool,
     sleeping: usize,
     room_wanted: usize,
+    /// Extension replies that were handed out: what they gave is this client's.
+    read: u64,
     dead: Option<Error>,
 }
 
@@ -67,6 +70,8 @@ pub(crate) struct Connection {
     pub(crate) version: Version,
     /// Of a connection with extensions.
     pub(crate) session: Option<Arc<Session>>,
+    /// The store's number for it, if it has one.
+    number: Option<u64>,
     depth: usize,
     table: Mutex<Table>,
     /// With `table`: the pipeline has room, or nobody leads.
@@ -76,6 +81,8 @@ pub(crate) struct Connection {
     /// Grows with every read: tells a slow peer from a stalled one.
     reads: AtomicU64,
     alive: AtomicBool,
+    /// A call was answered on it.
+    answered: AtomicBool,
     load: AtomicU64,
     counters: Arc<Counters>,
     owner: Weak<dyn Owner>,
@@ -104,7 +111,7 @@ impl Connection {
         socket: Socket,
         inbox: Inbox,
         version: Version,
-        session: Option<Arc<Session>>,
+        (session, number): (Option<Arc<Session>>, Option<u64>),
         depth: usize,
         counters: Arc<Counters>,
         owner: Weak<dyn Owner>,
@@ -113,6 +120,7 @@ impl Connection {
             socket,
             version,
             session,
+            number,
             depth: depth.max(1),
             table: Mutex::default(),
             room: Condvar::new(),
@@ -120,6 +128,7 @@ impl Connection {
             out: Mutex::default(),
             reads: AtomicU64::new(0),
             alive: AtomicBool::new(true),
+            answered: AtomicBool::new(false),
             load: AtomicU64::new(0),
             counters,
             owner,
@@ -128,6 +137,31 @@ impl Connection {
 
     pub(crate) fn is_alive(&self) -> bool {
         self.alive.load(Ordering::Acquire)
+    }
+
+    /// Returns true if a call was answered on it.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Of a lost connection that the store has numbered: what its unread replies gave is to be taken back.
+    pub(crate) fn unread(&self) -> Option<Item> {
+        let connection = self.number?;
+        let table = self.table.lock();
+        table.dead.is_some().then_some(Item::Lost { connection, read: table.read })
+    }
+
+    /// The caller does not want the answer any more. What it gives, or has given already, is given back; of pins those that
+    /// `wants` asked for.
+    pub(crate) fn forget(&self, ticket: &Ticket, wants: &[Want]) {
+        if let Some(Ok(answer)) = ticket.slot.take_or_abandon() {
+            self.give_back(ticket.slot.expect, &answer);
+            for (at, object) in answer.pinned(ticket.slot.expect) {
+                if wants.get(at).is_some_and(|want| want.pin) {
+                    self.unclaimed(Item::Release(object));
+                }
+            }
+        }
     }
 
     /// Requests outstanding, for choosing among connections.

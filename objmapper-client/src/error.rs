@@ -64,6 +64,16 @@ pub enum Error {
     /// The client is being dropped.
     #[error("the client is shutting down")]
     ShutDown,
+    /// The peer accepts connections and closes them before it has answered anything, in any protocol.
+    #[error(
+        "it accepts connections and closes them unanswered; objmapperd's log says why (--allow-uid, --allow-gid, \
+         --max-connections)"
+    )]
+    HungUp,
+    /// An answer came whose caller had gone, and pinned an object: the connection is given up, and the store takes the pin
+    /// back.
+    #[error("a pin came that is not wanted any more")]
+    UnwantedPin,
 }
 
 /// How a peer broke the protocol.
@@ -139,7 +149,12 @@ impl Error {
     pub fn next_step(&self) -> NextStep {
         match self {
             Self::Timeout { .. } | Self::Unlinked => NextStep::Retry,
-            Self::Down { .. } | Self::Closed | Self::Io { .. } | Self::Protocol(_) => NextStep::RetryAfterReconnect,
+            Self::Down { .. }
+            | Self::Closed
+            | Self::Io { .. }
+            | Self::Protocol(_)
+            | Self::HungUp
+            | Self::UnwantedPin => NextStep::RetryAfterReconnect,
             Self::Status { status, .. } => match status {
                 Status::Storage
                 | Status::Memory

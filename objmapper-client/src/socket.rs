@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use objmapper_log::RateLimited;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
@@ -322,7 +323,10 @@ pub(crate) fn wait_closed(sockets: &[BorrowedFd<'_>], wake: BorrowedFd<'_>, time
         // As good as a wake-up: the caller looks around and waits again.
         Err(Errno::INTR) => return Vec::new(),
         Err(e) => {
-            log::error!("poll for closed connections: {e}");
+            static FAILED: RateLimited = RateLimited::new(3, Duration::from_secs(60));
+            if let Some(left_out) = FAILED.admit() {
+                log::error!("poll for closed connections: {e}{left_out}");
+            }
             // Out of memory, say: no reason to spin.
             std::thread::sleep(READ_TICK);
             return Vec::new();

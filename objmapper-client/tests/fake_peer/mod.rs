@@ -86,6 +86,12 @@ impl Conn {
         self.hello("4f424a4d020000000102")
     }
 
+    /// The exchange by which a client knows a V1 peer comes; answers it as v0.1 does.
+    pub fn answer_v1_probe(&mut self) {
+        self.expect("31 001e 2f64656c6574652f6f626a6d61707065722d636c69656e742d70726f6265");
+        self.send("01 0000000000000000 0013 ff0010 4f626a656374206e6f7420666f756e64");
+    }
+
     pub fn hello(&mut self, ack: &str) -> bool {
         let mut hello = [0; Hello::WIRE_LEN];
         if self.stream.read_exact(&mut hello).is_err() {
@@ -111,6 +117,7 @@ impl Conn {
             session: Token([session; 16]),
             version: ext::VERSION,
             tiers: vec![TierLimits { tier: Tier::Memory, limit: 1 << 20, used: 0 }],
+            connection: None,
         });
         let mut bytes = Vec::new();
         reply.encode(id, Op::Attach, 1, &mut bytes).unwrap();

@@ -278,7 +278,8 @@ impl Peer {
     }
 
     pub fn attach(&mut self, token: Token) -> Token {
-        match self.call(&Request::Attach { session: token, directories: false, board: false }).unwrap().0 {
+        match self.call(&Request::Attach { session: token, directories: false, board: false, number: false }).unwrap().0
+        {
             Answer::Attached(session) => session,
             other => panic!("{other:?}"),
         }
