@@ -9,6 +9,7 @@
 //! wanted, except that the leader takes `table` while it holds `inbox`.
 
 mod dispatch;
+mod late;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,7 +18,6 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use objmapper_proto::EncodeError;
-use objmapper_proto::ext::Want;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::answer::{Answer, Expect};
@@ -38,6 +38,9 @@ pub(crate) trait Owner: Send + Sync {
 
     /// The answer to a request whose caller has gone brought this.
     fn unclaimed(&self, connection: &Connection, item: Item);
+
+    /// A caller has gone before its answer came: what comes is to be read all the same, see [`Connection::awaits_late`].
+    fn gave_up(&self);
 
     /// No connection is wanted any more, and no session.
     fn is_ending(&self) -> bool;
@@ -142,26 +145,6 @@ impl Connection {
     /// Returns true if a call was answered on it.
     pub(crate) fn has_answered(&self) -> bool {
         self.answered.load(Ordering::Relaxed)
-    }
-
-    /// Of a lost connection that the store has numbered: what its unread replies gave is to be taken back.
-    pub(crate) fn unread(&self) -> Option<Item> {
-        let connection = self.number?;
-        let table = self.table.lock();
-        table.dead.is_some().then_some(Item::Lost { connection, read: table.read })
-    }
-
-    /// The caller does not want the answer any more. What it gives, or has given already, is given back; of pins those that
-    /// `wants` asked for.
-    pub(crate) fn forget(&self, ticket: &Ticket, wants: &[Want]) {
-        if let Some(Ok(answer)) = ticket.slot.take_or_abandon() {
-            self.give_back(ticket.slot.expect, &answer);
-            for (at, object) in answer.pinned(ticket.slot.expect) {
-                if wants.get(at).is_some_and(|want| want.pin) {
-                    self.unclaimed(Item::Release(object));
-                }
-            }
-        }
     }
 
     /// Requests outstanding, for choosing among connections.
@@ -342,6 +325,8 @@ impl Connection {
                 // request went out, the connection is of no more use.
                 if self.version != Version::Extended || self.reads.load(Ordering::Relaxed) == ticket.reads_before {
                     self.fail(&timeout);
+                } else if let Some(owner) = self.owner.upgrade() {
+                    owner.gave_up();
                 }
                 Err(timeout)
             }

@@ -18,7 +18,7 @@ use crate::error::{Error, OpName, Result};
 use crate::handshake::{Attachment, Least, establish};
 use crate::pace::Pace;
 use crate::session::Session;
-use crate::socket::wait_closed;
+use crate::socket::{Happened, watch};
 use crate::state::{ConnectionState, Event, Version};
 
 /// Lines of one kind in a minute.
@@ -237,16 +237,20 @@ impl Pool {
         }
     }
 
-    /// Waits for a connection to be closed by the peer, or to be woken.
+    /// Waits for a connection to be closed by the peer, for a late answer that no caller reads, or to be woken.
     fn watch(&self, timeout: Option<Duration>) {
         let connections: Vec<_> = self.connections.read().iter().filter(|c| c.is_alive()).cloned().collect();
-        let fds: Vec<_> = connections.iter().map(|c| c.fd()).collect();
-        let closed = wait_closed(&fds, self.wake.as_fd(), timeout);
+        let fds: Vec<_> = connections.iter().map(|c| (c.fd(), c.awaits_late())).collect();
+        let happened = watch(&fds, self.wake.as_fd(), timeout);
         let mut drain = [0; 8];
         // Empty is fine.
         let _ = rustix::io::read(&self.wake, &mut drain);
-        for i in closed {
-            connections[i].peer_closed();
+        for (i, what) in happened {
+            match (connections.get(i), what) {
+                (Some(connection), Happened::Closed) => connection.peer_closed(),
+                (Some(connection), Happened::Readable) => connection.read_late(),
+                (None, _) => {}
+            }
         }
     }
 
@@ -364,6 +368,10 @@ impl Owner for Pool {
 
     fn unclaimed(&self, connection: &Connection, item: Item) {
         self.deferred.push(connection.session_id(), std::iter::once(item), &self.counters);
+    }
+
+    fn gave_up(&self) {
+        self.wake();
     }
 
     fn is_ending(&self) -> bool {

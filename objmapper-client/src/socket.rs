@@ -312,10 +312,24 @@ impl Inbox {
     }
 }
 
-/// Waits until one of `sockets` is closed by its peer, `wake` can be read, or the time is over; answers the
-/// indices of the sockets that are closed.
-pub(crate) fn wait_closed(sockets: &[BorrowedFd<'_>], wake: BorrowedFd<'_>, timeout: Option<Duration>) -> Vec<usize> {
-    let mut fds: Vec<PollFd<'_>> = sockets.iter().map(|s| PollFd::from_borrowed_fd(*s, PollFlags::RDHUP)).collect();
+/// What has happened to a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Happened {
+    /// Its peer has closed it.
+    Closed,
+    /// It can be read.
+    Readable,
+}
+
+/// Waits until one of `sockets` is closed by its peer, or can be read if its flag is set, `wake` can be read, or the time is
+/// over; answers what has happened to which, by index.
+pub(crate) fn watch(
+    sockets: &[(BorrowedFd<'_>, bool)],
+    wake: BorrowedFd<'_>,
+    timeout: Option<Duration>,
+) -> Vec<(usize, Happened)> {
+    let flags = |read: bool| if read { PollFlags::RDHUP | PollFlags::IN } else { PollFlags::RDHUP };
+    let mut fds: Vec<PollFd<'_>> = sockets.iter().map(|(s, read)| PollFd::from_borrowed_fd(*s, flags(*read))).collect();
     fds.push(PollFd::from_borrowed_fd(wake, PollFlags::IN));
     let timeout = timeout.map(timespec);
     match poll(&mut fds, timeout.as_ref()) {
@@ -333,5 +347,11 @@ pub(crate) fn wait_closed(sockets: &[BorrowedFd<'_>], wake: BorrowedFd<'_>, time
         }
     }
     let closed = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-    (0..sockets.len()).filter(|&i| fds[i].revents().intersects(closed)).collect()
+    let happened = |revents: PollFlags| match revents {
+        revents if revents.intersects(closed) => Some(Happened::Closed),
+        revents if revents.intersects(PollFlags::IN) => Some(Happened::Readable),
+        _ => None,
+    };
+    let sockets = fds.iter().take(sockets.len()).enumerate();
+    sockets.filter_map(|(i, fd)| Some((i, happened(fd.revents())?))).collect()
 }

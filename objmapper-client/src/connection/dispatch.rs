@@ -10,7 +10,6 @@ use objmapper_proto::{DecodeError, Status, ext, v1};
 use super::Connection;
 use crate::answer::{Answer, Body, Expect};
 use crate::counters::Counters;
-use crate::deferred::Item;
 use crate::error::{Error, ProtocolError, Result};
 use crate::socket::Inbox;
 use crate::state::Version;
@@ -147,26 +146,6 @@ impl Connection {
             self.give_back(slot.expect, &late);
         }
         Ok(())
-    }
-
-    /// Gives back what a late answer gave: it would be held until its session ends, and nothing uses it.
-    pub(super) fn give_back(&self, expect: Expect, answer: &Answer) {
-        let (Expect::Ext(op), Status::Ok, Body::Payload(payload)) = (expect, answer.status, &answer.body) else {
-            return;
-        };
-        match ext::Reply::parse(op, payload) {
-            Ok(ext::Reply::Created { handle, .. }) => self.unclaimed(Item::Abort(handle)),
-            Ok(ext::Reply::Lease(ext::LeaseOutcome::Granted { lease })) => {
-                self.unclaimed(Item::Unlease { lease, refuse: 0 });
-            }
-            _ => {}
-        }
-    }
-
-    pub(super) fn unclaimed(&self, item: Item) {
-        if let Some(owner) = self.owner.upgrade() {
-            owner.unclaimed(self, item);
-        }
     }
 }
 

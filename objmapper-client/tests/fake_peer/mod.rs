@@ -102,22 +102,31 @@ impl Conn {
 
     /// HELLO and ATTACH come; grants the extensions, this session and one memory tier at `dir`.
     pub fn hello_extended(&mut self, session: u8, dir: &Path) -> Option<Token> {
+        self.hello_numbered(session, dir, None)
+    }
+
+    /// [`Self::hello_extended`], and tells the connection's number.
+    pub fn hello_numbered(&mut self, session: u8, dir: &Path, connection: Option<u64>) -> Option<Token> {
         if !self.hello("4f424a4d02800000ff02") {
             return None;
         }
         let (id, Request::Attach { session: offered, .. }) = self.request()? else { panic!("not ATTACH") };
-        self.attached(id, 1, session, dir);
+        self.attached_numbered(id, (1, session), dir, connection);
         Some(offered)
     }
 
     pub fn attached(&mut self, id: u32, instance: u8, session: u8, dir: &Path) {
+        self.attached_numbered(id, (instance, session), dir, None);
+    }
+
+    fn attached_numbered(&mut self, id: u32, (instance, session): (u8, u8), dir: &Path, connection: Option<u64>) {
         let dir = File::open(dir).unwrap();
         let reply = Reply::Attached(Attached {
             instance: Token([instance; 16]),
             session: Token([session; 16]),
             version: ext::VERSION,
             tiers: vec![TierLimits { tier: Tier::Memory, limit: 1 << 20, used: 0 }],
-            connection: None,
+            connection,
         });
         let mut bytes = Vec::new();
         reply.encode(id, Op::Attach, 1, &mut bytes).unwrap();

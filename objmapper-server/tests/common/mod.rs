@@ -203,6 +203,8 @@ pub struct Peer {
     pub stream: UnixStream,
     pub input: Vec<u8>,
     pub fds: Vec<OwnedFd>,
+    /// The connection's number, if ATTACH asked for it.
+    pub number: Option<u64>,
     next_id: u32,
 }
 
@@ -213,7 +215,7 @@ impl Peer {
 
     pub fn try_connect(socket: &Path) -> io::Result<Self> {
         let stream = connect(socket)?;
-        Ok(Peer { stream, input: Vec::new(), fds: Vec::new(), next_id: 0 })
+        Ok(Peer { stream, input: Vec::new(), fds: Vec::new(), number: None, next_id: 0 })
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
@@ -285,6 +287,15 @@ impl Peer {
         }
     }
 
+    /// Attaches, and has the connection numbered.
+    pub fn attach_numbered(&mut self, token: Token) -> Token {
+        let request = Request::Attach { session: token, directories: false, board: false, number: true };
+        match self.call(&request).unwrap().0 {
+            Answer::Attached(session) => session,
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub fn request(&mut self, request: &Request<'_>) -> u32 {
         self.next_id += 1;
         let mut bytes = Vec::new();
@@ -303,7 +314,11 @@ impl Peer {
                     let answer = match frame.status {
                         Status::Ok => {
                             let op = Op::try_from(frame.op).unwrap();
-                            Ok(Answer::of(&Reply::parse(op, frame.payload).unwrap()))
+                            let reply = Reply::parse(op, frame.payload).unwrap();
+                            if let Reply::Attached(attached) = &reply {
+                                self.number = attached.connection;
+                            }
+                            Ok(Answer::of(&reply))
                         }
                         status => {
                             assert!(!frame.message().is_empty());

@@ -30,6 +30,8 @@ pub enum Meddling {
     /// In one of eight pieces a bit is flipped, but not in the length of an answer: one that is too long takes those that
     /// follow for a part of itself, until the connection ends.
     Flip,
+    /// Each piece ends after so many percent of its bytes, and the connection with it. Descriptors come with all of it only.
+    CutAt(usize),
     /// At one of eight pieces the connection ends in the middle of it.
     Cut,
     /// Their descriptors are closed, their bytes passed on.
@@ -149,7 +151,7 @@ fn pass_answers(store: &UnixStream, client: &UnixStream, shared: &Shared, mut ra
         let mut piece = &mut bytes[..n];
         let chosen = match meddling {
             Meddling::Nothing => false,
-            Meddling::Late(_) => true,
+            Meddling::Late(_) | Meddling::CutAt(_) => true,
             Meddling::NoDescriptors => !descriptors.is_empty(),
             Meddling::Flip | Meddling::Cut => random.below(8) == 0,
         };
@@ -169,11 +171,19 @@ fn pass_answers(store: &UnixStream, client: &UnixStream, shared: &Shared, mut ra
                     descriptors.clear();
                     piece = &mut piece[..n / 2];
                 }
+                Meddling::CutAt(percent) => {
+                    if percent < 100 {
+                        descriptors.clear();
+                    }
+                    piece = &mut piece[..n * percent / 100];
+                }
                 Meddling::NoDescriptors => descriptors.clear(),
             }
         }
-        send(client, piece, &descriptors)?;
-        if chosen && meddling == Meddling::Cut {
+        if !piece.is_empty() {
+            send(client, piece, &descriptors)?;
+        }
+        if chosen && matches!(meddling, Meddling::Cut | Meddling::CutAt(_)) {
             return Ok(());
         }
     }
