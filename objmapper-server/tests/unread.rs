@@ -221,3 +221,28 @@ fn a_session_whose_token_was_never_learnt_ends_soon() {
     // The grace time is a minute: only the other one can be it.
     eventually("one session is left", || server.store.stats().sessions == 1);
 }
+
+#[test]
+fn a_refusal_lasts_an_hour_at_most() {
+    let server = InProcess::new();
+    let (mut one, mut other) = pair(&server);
+    let (Answer::Lease(LeaseOutcome::Granted { lease: held }), _) = one.call(&lease("/x")).unwrap() else { panic!() };
+    one.call(&Request::Unlease { lease: held, refuse: u32::MAX }).unwrap();
+    let (Answer::Lease(LeaseOutcome::Refused { retry }), _) = other.call(&lease("/x")).unwrap() else { panic!() };
+    assert!(retry <= 3_600_000, "{retry} ms");
+}
+
+#[test]
+fn one_session_does_not_take_all_leases() {
+    let server = InProcess::new();
+    let (greedy, modest) = (server.store.session(None).unwrap(), server.store.session(None).unwrap());
+    let ask = |session: &objmapper_server::store::Session, n: usize| {
+        let name = format!("/{n}");
+        session.lease(name.as_bytes(), Duration::ZERO, Duration::from_secs(60), false, Box::new(|_| {}))
+    };
+    let taken = (0..).take_while(|n| ask(&greedy, *n).is_ok()).count();
+    assert!(taken >= 10_000, "{taken}");
+    for n in 0..taken {
+        assert!(ask(&modest, taken + n).is_ok(), "{n} beside {taken}");
+    }
+}

@@ -12,6 +12,8 @@ use super::{Inner, StoreError};
 
 /// Most leases (held, refused or waited for) that a store keeps.
 const MAX_LEASES: usize = 1 << 16;
+/// Most leases of one session: one client does not take those of the others.
+const MAX_SHARE: usize = MAX_LEASES / 4;
 /// Most callers that wait in all.
 const MAX_WAITERS: usize = 1 << 16;
 /// The longest that a lease is held, that a refusal lasts, and that a caller waits: what is asked for beyond it is cut. A
@@ -227,6 +229,9 @@ impl Session {
             if table.uris.len() >= MAX_LEASES && !table.uris.contains_key(&uri) {
                 return Err(StoreError::TooMany { what: "leases", limit: MAX_LEASES });
             }
+            if table.by_session.get(&self.core.token).is_some_and(|share| share.leases.len() >= MAX_SHARE) {
+                return Err(StoreError::TooMany { what: "leases of one session", limit: MAX_SHARE });
+            }
             let waiting = table.by_ticket.len();
             let state = table.uris.entry(uri.clone()).or_default();
             if let Some(until) = state.refused_until.filter(|until| *until > now) {
@@ -377,5 +382,18 @@ impl Inner {
         for (callback, outcome) in due {
             callback(outcome);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_cut() {
+        let now = Instant::now();
+        let days = Duration::from_secs(49 * 86_400);
+        assert!(later(days) <= Instant::now() + MAX_TIME);
+        assert!(later(Duration::from_secs(60)) >= now + Duration::from_secs(60));
     }
 }
