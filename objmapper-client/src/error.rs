@@ -70,10 +70,6 @@ pub enum Error {
          --max-connections)"
     )]
     HungUp,
-    /// An answer came whose caller had gone, and pinned an object: the connection is given up, and the store takes the pin
-    /// back.
-    #[error("a pin came that is not wanted any more")]
-    UnwantedPin,
 }
 
 /// How a peer broke the protocol.
@@ -149,12 +145,9 @@ impl Error {
     pub fn next_step(&self) -> NextStep {
         match self {
             Self::Timeout { .. } | Self::Unlinked => NextStep::Retry,
-            Self::Down { .. }
-            | Self::Closed
-            | Self::Io { .. }
-            | Self::Protocol(_)
-            | Self::HungUp
-            | Self::UnwantedPin => NextStep::RetryAfterReconnect,
+            Self::Down { .. } | Self::Closed | Self::Io { .. } | Self::Protocol(_) | Self::HungUp => {
+                NextStep::RetryAfterReconnect
+            }
             Self::Status { status, .. } => match status {
                 Status::Storage
                 | Status::Memory

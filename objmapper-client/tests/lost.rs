@@ -139,12 +139,8 @@ fn what_a_late_answer_gave_is_given_back() {
             }
         }
         while let Some((id, request)) = conn.request() {
-            match request {
-                request => {
-                    conn.reply(id, request.op(), &Reply::Empty);
-                    given.lock().unwrap().send(request).unwrap();
-                }
-            }
+            conn.reply(id, request.op(), &Reply::Empty);
+            given.lock().unwrap().send(request).unwrap();
         }
     });
     let client = peer.config().call_timeout(Duration::from_millis(300)).connect().unwrap();

@@ -126,9 +126,9 @@ impl Connection {
         let mut answer = Some(answer);
         if answer.as_ref().is_some_and(|answer| !answer.pinned(slot.expect).is_empty()) {
             // Under the lock and before it counts as read: a pin is made once for the whole session, so that only the store
-            // can tell whether another call needs it.
+            // can tell whether another call needs it. The connection ends here, as if the store had closed it.
             if answer.take().is_some_and(|answer| slot.complete(Ok(answer)).is_some()) {
-                return Err(Error::UnwantedPin);
+                return Err(Error::Closed);
             }
         }
         table.inflight.remove(&id);

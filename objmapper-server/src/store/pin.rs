@@ -4,6 +4,7 @@
 //! *claim* on the pin (see `delivery`). The pin goes by RELEASE, with its session, or with its last claim if no reply that
 //! reported it has been read.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::object::{Object, ObjectId};
@@ -19,24 +20,18 @@ pub(super) struct Pin {
     /// The client has read a reply that reported it.
     kept: bool,
     /// Replies that reported it and may be unread.
-    claims: Vec<Claim>,
+    claims: HashSet<Claim>,
 }
 
 impl Pin {
     /// A pin that nothing claims yet.
     pub(super) fn new(object: Arc<Object>) -> Self {
-        Self { object, kept: false, claims: Vec::new() }
+        Self { object, kept: false, claims: HashSet::new() }
     }
 
     /// A pin that the client knows of.
     pub(super) fn kept(object: Arc<Object>) -> Self {
-        Self { object, kept: true, claims: Vec::new() }
-    }
-
-    /// Drops one reply's claim. True if it had it.
-    fn unclaim(&mut self, claim: Claim) -> bool {
-        let at = self.claims.iter().position(|c| *c == claim);
-        at.map(|at| self.claims.swap_remove(at)).is_some()
+        Self { object, kept: true, claims: HashSet::new() }
     }
 }
 
@@ -44,16 +39,19 @@ impl SessionCore {
     /// Adds a reply's claim to a pin. False if there is no such pin any more.
     pub(super) fn claim_pin(&self, object: ObjectId, claim: Claim) -> bool {
         let mut state = self.state.lock();
-        state.pins.get_mut(&object).map(|pin| pin.claims.push(claim)).is_some()
+        state.pins.get_mut(&object).map(|pin| pin.claims.insert(claim)).is_some()
     }
 
     /// The client has read the reply that claims the pin. Does nothing if the pin was released since.
     pub(super) fn keep_pin(&self, object: ObjectId, claim: Claim) {
         if let Some(pin) = self.state.lock().pins.get_mut(&object)
-            && pin.unclaim(claim)
+            && pin.claims.remove(&claim)
         {
             pin.kept = true;
-            pin.claims.shrink_to_fit();
+            if pin.claims.is_empty() {
+                // There may be many pins: no room for what has gone.
+                pin.claims = HashSet::new();
+            }
         }
     }
 }
@@ -65,7 +63,7 @@ impl Session {
             let mut state = self.core.state.lock();
             let counted = state.counted;
             let unwanted = state.pins.get_mut(&object).is_some_and(|pin| {
-                pin.unclaim(claim);
+                pin.claims.remove(&claim);
                 counted && !pin.kept && pin.claims.is_empty()
             });
             if unwanted { state.pins.remove(&object) } else { None }
