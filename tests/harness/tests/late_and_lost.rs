@@ -208,6 +208,17 @@ impl Stage {
         })
     }
 
+    /// Deletes what the calls have published.
+    fn delete_the_rest(&self) -> Result<(), Error> {
+        for item in self.observer.list(b"/") {
+            let (uri, _) = item?;
+            if uri.as_bytes() != PRESENT.as_bytes() {
+                self.observer.delete(&uri, IfVersion::Any)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Waits until as much is held as before, when what the calls have published is deleted. Nothing else is asked of the store
     /// by the client meanwhile.
     fn rests(&self, what: &str) -> Result<()> {
@@ -215,11 +226,9 @@ impl Stage {
         self.observer.wait_connected(BOUND)?;
         let mut last = None;
         let rests = wait_for("nothing to be held", BOUND, || {
-            for item in self.observer.list(b"/") {
-                let (uri, _) = item?;
-                if uri.as_bytes() != PRESENT.as_bytes() {
-                    self.observer.delete(&uri, IfVersion::Any)?;
-                }
+            // The observer may not have noticed yet that the store was killed.
+            if let Err(why) = self.delete_the_rest() {
+                return if why.should_reconnect() { Ok(None) } else { Err(why.into()) };
             }
             let held = self.held()?;
             let done = held == self.at_rest;
