@@ -187,6 +187,15 @@ impl Connection {
                 turn => turn,
             },
         };
+        if let Some(Ok(LeaseOutcome::Granted(lease))) = outcome
+            && self.shared.draining.load(Relaxed)
+        {
+            // The connection of its former holder was closed before this one was told of the shutdown.
+            wait.session.withdraw(Grant::Lease(*lease));
+            let failure = (Status::Unavailable, "the server is shutting down".into());
+            self.respond(turn, Some(&wait.session), id, Op::Lease.code(), Err(failure), &[]);
+            return true;
+        }
         if let Some(outcome) = outcome.take() {
             let want = Want { fd: wait.fd, pin: wait.pin };
             self.leased(turn, &wait.session, id, outcome, want);
