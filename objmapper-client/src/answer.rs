@@ -1,6 +1,6 @@
 //! What a request has coming, and what came.
 
-use objmapper_proto::ext::{Entry, Op, Reply};
+use objmapper_proto::ext::{BatchReply, Entry, EntryFlags, LeaseOutcome, Op, Reply};
 use objmapper_proto::{Segment, Status};
 
 use crate::counters::Counters;
@@ -57,6 +57,28 @@ impl Answer {
             _ => Box::default(),
         };
         Err(Error::Status { op, status: self.status, message })
+    }
+
+    /// The objects that it reports as pinned for the session, each with its place: in a BATCH that of the operation.
+    pub(crate) fn pinned(&self, expect: Expect) -> Vec<(usize, u64)> {
+        let pinned = |at: usize, entry: &Entry| {
+            entry.flags.contains(EntryFlags::PINNED).then_some((at, entry.object)).into_iter().collect()
+        };
+        match (&self.body, expect) {
+            (Body::Entry(entry), _) => pinned(0, entry),
+            (Body::Payload(payload), Expect::Ext(op @ (Op::Lease | Op::Batch))) => match Reply::parse(op, payload) {
+                Ok(Reply::Lease(LeaseOutcome::Present(entry))) => pinned(0, &entry),
+                Ok(Reply::Batch(replies)) => {
+                    let entries = replies.iter().enumerate().filter_map(|(at, reply)| match reply {
+                        BatchReply::Done { reply: Reply::Entry(entry), .. } => Some((at, entry)),
+                        _ => None,
+                    });
+                    entries.flat_map(|(at, entry)| -> Vec<_> { pinned(at, entry) }).collect()
+                }
+                _ => Vec::new(),
+            },
+            _ => Vec::new(),
+        }
     }
 
     /// Understands the payload of an OK answer.

@@ -148,10 +148,18 @@ impl<'a> Batch<'a> {
         }
         let counters = &self.client.inner.pool.counters;
         let mut outcomes = Vec::new();
-        for (ticket, wants) in tickets {
-            let answer = connection.wait(&ticket, deadline)?;
+        let taken = tickets.iter().try_for_each(|(ticket, wants)| {
+            let answer = connection.wait(ticket, deadline)?;
             let answer = answer.checked(OpName::Ext(Op::Batch), counters)?;
-            unpack(answer, &wants, &connection, counters, &mut outcomes)?;
+            unpack(answer, wants, &connection, counters, &mut outcomes)
+        });
+        if let Err(why) = taken {
+            // The caller learns of no outcome: what they gave is given back.
+            tickets.iter().for_each(|(ticket, wants)| connection.forget(ticket, wants));
+            let wants = tickets.iter().flat_map(|(_, wants)| wants);
+            let pinned: Vec<u64> = outcomes.iter().zip(wants).filter_map(pinned).collect();
+            self.client.release(connection.session_id(), &pinned);
+            return Err(why);
         }
         for (place, subject) in &mut self.objects {
             // One outcome for each request: `unpack` sees to it.
@@ -160,6 +168,13 @@ impl<'a> Batch<'a> {
             }
         }
         Ok(outcomes)
+    }
+}
+
+fn pinned((outcome, want): (&Result<BatchOutcome>, &Want)) -> Option<u64> {
+    match outcome {
+        Ok(BatchOutcome::Found(found)) => want.pin.then_some(found.entry.object),
+        _ => None,
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::error::Error;
 use crate::state::Event;
 
 /// Which protocol to try.
@@ -42,6 +43,25 @@ impl fmt::Display for Target {
 }
 
 type Listener = Arc<dyn Fn(&Event) + Send + Sync>;
+type FailureListener = Arc<dyn Fn(&ConnectFailure) + Send + Sync>;
+
+/// Why a connection cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectFailure {
+    /// The reason.
+    pub why: Error,
+    /// How many connections there are all the same; 0: the store cannot be reached.
+    pub connections: usize,
+}
+
+impl ConnectFailure {
+    /// Returns true if the store itself said that it does not serve this client, or not now.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.why, Error::Status { .. } | Error::HungUp)
+    }
+}
 
 /// Options of a [`Client`](crate::Client); see [`Client::builder`](crate::Client::builder).
 #[derive(Clone)]
@@ -54,6 +74,7 @@ pub struct Config {
     pub(crate) max_backoff: Duration,
     pub(crate) protocol: Protocol,
     pub(crate) listener: Option<Listener>,
+    pub(crate) failure_listener: Option<FailureListener>,
 }
 
 impl fmt::Debug for Config {
@@ -92,6 +113,7 @@ impl Config {
             max_backoff: Duration::from_millis(500),
             protocol: Protocol::Auto,
             listener: None,
+            failure_listener: None,
         }
     }
 
@@ -145,6 +167,14 @@ impl Config {
     #[must_use]
     pub fn on_event(mut self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.listener = Some(Arc::new(listener));
+        self
+    }
+
+    /// Told why a connection cannot be made: once for each reason, until a connection is made. The same rules as for
+    /// [`Self::on_event`].
+    #[must_use]
+    pub fn on_connect_failure(mut self, listener: impl Fn(&ConnectFailure) + Send + Sync + 'static) -> Self {
+        self.failure_listener = Some(Arc::new(listener));
         self
     }
 }

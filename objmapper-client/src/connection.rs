@@ -9,6 +9,7 @@
 //! wanted, except that the leader takes `table` while it holds `inbox`.
 
 mod dispatch;
+mod late;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -38,6 +39,9 @@ pub(crate) trait Owner: Send + Sync {
     /// The answer to a request whose caller has gone brought this.
     fn unclaimed(&self, connection: &Connection, item: Item);
 
+    /// A caller has gone before its answer came: what comes is to be read all the same, see [`Connection::awaits_late`].
+    fn gave_up(&self);
+
     /// No connection is wanted any more, and no session.
     fn is_ending(&self) -> bool;
 }
@@ -50,6 +54,8 @@ struct Table {
     leading: bool,
     sleeping: usize,
     room_wanted: usize,
+    /// Extension replies that were handed out: what they gave is this client's.
+    read: u64,
     dead: Option<Error>,
 }
 
@@ -67,6 +73,8 @@ pub(crate) struct Connection {
     pub(crate) version: Version,
     /// Of a connection with extensions.
     pub(crate) session: Option<Arc<Session>>,
+    /// The store's number for it, if it has one.
+    number: Option<u64>,
     depth: usize,
     table: Mutex<Table>,
     /// With `table`: the pipeline has room, or nobody leads.
@@ -76,6 +84,8 @@ pub(crate) struct Connection {
     /// Grows with every read: tells a slow peer from a stalled one.
     reads: AtomicU64,
     alive: AtomicBool,
+    /// A call was answered on it.
+    answered: AtomicBool,
     load: AtomicU64,
     counters: Arc<Counters>,
     owner: Weak<dyn Owner>,
@@ -104,7 +114,7 @@ impl Connection {
         socket: Socket,
         inbox: Inbox,
         version: Version,
-        session: Option<Arc<Session>>,
+        (session, number): (Option<Arc<Session>>, Option<u64>),
         depth: usize,
         counters: Arc<Counters>,
         owner: Weak<dyn Owner>,
@@ -113,6 +123,7 @@ impl Connection {
             socket,
             version,
             session,
+            number,
             depth: depth.max(1),
             table: Mutex::default(),
             room: Condvar::new(),
@@ -120,6 +131,7 @@ impl Connection {
             out: Mutex::default(),
             reads: AtomicU64::new(0),
             alive: AtomicBool::new(true),
+            answered: AtomicBool::new(false),
             load: AtomicU64::new(0),
             counters,
             owner,
@@ -128,6 +140,11 @@ impl Connection {
 
     pub(crate) fn is_alive(&self) -> bool {
         self.alive.load(Ordering::Acquire)
+    }
+
+    /// Returns true if a call was answered on it.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// Requests outstanding, for choosing among connections.
@@ -308,6 +325,8 @@ impl Connection {
                 // request went out, the connection is of no more use.
                 if self.version != Version::Extended || self.reads.load(Ordering::Relaxed) == ticket.reads_before {
                     self.fail(&timeout);
+                } else if let Some(owner) = self.owner.upgrade() {
+                    owner.gave_up();
                 }
                 Err(timeout)
             }

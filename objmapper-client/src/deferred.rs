@@ -1,8 +1,9 @@
-//! What waits to be given up: pins, leases, private objects.
+//! What waits to be given up: pins, leases, private objects, and what unread replies gave.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use objmapper_log::RateLimited;
 use parking_lot::{Condvar, Mutex};
 
 use crate::counters::Counters;
@@ -16,7 +17,15 @@ const MAX_WAITING: usize = 1 << 20;
 pub(crate) enum Item {
     Release(u64),
     Abort(u64),
-    Unlease { lease: u64, refuse: u32 },
+    Unlease {
+        lease: u64,
+        refuse: u32,
+    },
+    /// A lost connection: what came on it after `read` replies has not been read.
+    Lost {
+        connection: u64,
+        read: u64,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -49,8 +58,12 @@ impl Deferred {
             queue.stop
         };
         Counters::add(&counters.deferred_dropped, dropped);
-        if dropped > 0 && !ended {
-            log::warn!("{dropped} pins or private objects are not given up before their session ends");
+        static FULL: RateLimited = RateLimited::new(3, Duration::from_secs(60));
+        if dropped > 0
+            && !ended
+            && let Some(left_out) = FULL.admit()
+        {
+            log::warn!("{dropped} pins or private objects are not given up before their session ends{left_out}");
         }
         self.filled.notify_one();
     }

@@ -64,6 +64,12 @@ pub enum Error {
     /// The client is being dropped.
     #[error("the client is shutting down")]
     ShutDown,
+    /// The peer accepts connections and closes them before it has answered anything, in any protocol.
+    #[error(
+        "it accepts connections and closes them unanswered; objmapperd's log says why (--allow-uid, --allow-gid, \
+         --max-connections)"
+    )]
+    HungUp,
 }
 
 /// How a peer broke the protocol.
@@ -139,7 +145,9 @@ impl Error {
     pub fn next_step(&self) -> NextStep {
         match self {
             Self::Timeout { .. } | Self::Unlinked => NextStep::Retry,
-            Self::Down { .. } | Self::Closed | Self::Io { .. } | Self::Protocol(_) => NextStep::RetryAfterReconnect,
+            Self::Down { .. } | Self::Closed | Self::Io { .. } | Self::Protocol(_) | Self::HungUp => {
+                NextStep::RetryAfterReconnect
+            }
             Self::Status { status, .. } => match status {
                 Status::Storage
                 | Status::Memory

@@ -1,4 +1,4 @@
-//! The thread that gives up without anybody waiting: pins, leases, private objects.
+//! The thread that gives up in the background: pins, leases, private objects, and what unread replies gave.
 
 use std::time::{Duration, Instant};
 
@@ -43,25 +43,34 @@ fn give_up(pool: &Pool, round: Vec<(u64, Item)>) -> Vec<(u64, Item)> {
         Ok(connection) => connection,
         Err(Error::Unsupported(_)) => {
             // Another kind of peer has taken the store's place: the session is gone.
-            Counters::add(&pool.counters.deferred_dropped, round.len() as u64);
+            let items: Vec<Item> = round.into_iter().map(|(_, item)| item).collect();
+            Counters::add(&pool.counters.deferred_dropped, held(&items));
             return Vec::new();
         }
         Err(_) => return round,
     };
     let session = connection.session_id();
     let (mine, gone): (Vec<_>, Vec<_>) = round.into_iter().partition(|(s, _)| *s == session);
-    Counters::add(&pool.counters.deferred_dropped, gone.len() as u64);
+    let gone: Vec<Item> = gone.into_iter().map(|(_, item)| item).collect();
+    Counters::add(&pool.counters.deferred_dropped, held(&gone));
     let deadline = Instant::now() + pool.config.call_timeout;
 
     let objects: Vec<u64> =
         mine.iter().filter_map(|(_, i)| if let Item::Release(object) = i { Some(*object) } else { None }).collect();
-    let mut requests: Vec<(Request<'_>, Vec<Item>)> = objects
-        .chunks(RELEASES)
-        .map(|c| (Request::Release { objects: c.to_vec() }, c.iter().map(|&o| Item::Release(o)).collect()))
-        .collect();
+    // Lost connections first: nothing that comes later on them is carried out after what follows here.
+    let mut requests: Vec<(Request<'_>, Vec<Item>)> = Vec::new();
+    for (_, item) in &mine {
+        if let Item::Lost { connection, read } = *item {
+            requests.push((Request::Lost { connection, read }, vec![*item]));
+        }
+    }
+    for chunk in objects.chunks(RELEASES) {
+        let items = chunk.iter().map(|&object| Item::Release(object)).collect();
+        requests.push((Request::Release { objects: chunk.to_vec() }, items));
+    }
     for (_, item) in &mine {
         match *item {
-            Item::Release(_) => {}
+            Item::Release(_) | Item::Lost { .. } => {}
             Item::Abort(handle) => requests.push((Request::Abort { handle }, vec![*item])),
             Item::Unlease { lease, refuse } => requests.push((Request::Unlease { lease, refuse }, vec![*item])),
         }
@@ -76,16 +85,21 @@ fn give_up(pool: &Pool, round: Vec<(u64, Item)>) -> Vec<(u64, Item)> {
     let mut again = Vec::new();
     for (op, ticket, items) in sent {
         match finish(pool, &connection, op, ticket, deadline) {
-            Ok(()) => Counters::add(&pool.counters.deferred, items.len() as u64),
+            Ok(()) => Counters::add(&pool.counters.deferred, held(&items)),
             Err(why) if why.is_retryable() => again.extend(items.into_iter().map(|i| (session, i))),
             Err(why) => {
                 // The store does not know the handle or lease: it has given it up by itself.
                 log::debug!("giving up in the background: {why}");
-                Counters::add(&pool.counters.deferred_dropped, items.len() as u64);
+                Counters::add(&pool.counters.deferred_dropped, held(&items));
             }
         }
     }
     again
+}
+
+/// How many of them were held by the caller.
+fn held(items: &[Item]) -> u64 {
+    items.iter().filter(|item| !matches!(item, Item::Lost { .. })).count() as u64
 }
 
 fn finish(pool: &Pool, connection: &Connection, op: Op, ticket: Result<Ticket>, deadline: Instant) -> Result<()> {

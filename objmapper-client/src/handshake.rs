@@ -2,11 +2,12 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use objmapper_log::RateLimited;
 use objmapper_proto::ext::{self, Op, Reply, Request, Token};
 use objmapper_proto::v2::{Dialect, Hello, HelloAck, ServerFrame};
-use objmapper_proto::{Caps, DecodeError, Status};
+use objmapper_proto::{Caps, DecodeError, Mode, Status, v1};
 
 use crate::board::Board;
 use crate::config::{Config, Protocol};
@@ -21,6 +22,8 @@ use crate::state::Version;
 /// What ATTACH said, besides the session itself.
 pub(crate) struct Attachment {
     pub(crate) session: Arc<Session>,
+    /// The connection's number.
+    number: Option<u64>,
     /// The token that was offered is unknown there.
     pub(crate) lost_previous: bool,
 }
@@ -81,11 +84,43 @@ fn greet(config: &Config, least: Least, counters: &Counters, deadline: Instant) 
         }
     }
     if least != Least::V1 || config.protocol == Protocol::V2 {
-        return Err(Error::Closed);
+        return Err(Error::HungUp);
     }
+    let greeted = v1_exchange(Socket::open(&config.target, deadline)?, deadline).map_err(|why| match why {
+        Error::Closed => Error::HungUp,
+        why => why,
+    })?;
     Counters::add(&counters.fallbacks, 1);
-    let socket = Socket::open(&config.target, deadline)?;
-    Ok(Greeted { socket, inbox: Inbox::default(), version: Version::V1, depth: 1 })
+    Ok(greeted)
+}
+
+/// What a V1 peer is asked to delete, and has not.
+const V1_PROBE: &[u8] = b"/delete/objmapper-client-probe";
+
+/// One exchange in V1: hanging up on HELLO is what an old peer does, but also one that refuses this client, or is in
+/// trouble. The request brings no descriptor and changes nothing.
+fn v1_exchange(socket: Socket, deadline: Instant) -> Result<Greeted> {
+    let mut bytes = Vec::new();
+    v1::Request { mode: Mode::Fd.byte(), uri: V1_PROBE }.encode(&mut bytes)?;
+    send_all(&socket, &bytes, deadline)?;
+    let mut inbox = Inbox::default();
+    loop {
+        let needed = match v1::Response::decode(inbox.bytes()) {
+            Ok((response, _)) if response.status == Status::Unavailable => {
+                let text = String::from_utf8_lossy(response.metadata.error_text().unwrap_or_default()).into_owned();
+                return Err(Error::Status { op: OpName::Delete, status: response.status, message: text.into() });
+            }
+            Ok((_, used)) => {
+                Connection::first_reply_fds(&mut inbox, used, 0)?;
+                return Ok(Greeted { socket, inbox, version: Version::V1, depth: 1 });
+            }
+            Err(DecodeError::Incomplete { needed }) => needed,
+            Err(DecodeError::Malformed(m)) => return Err(m.into()),
+        };
+        if inbox.fill(&socket, needed, Some(deadline))? == Ready::TimedOut {
+            return Err(Error::Timeout { what: "an answer in protocol V1" });
+        }
+    }
 }
 
 fn send_all(socket: &Socket, mut bytes: &[u8], deadline: Instant) -> Result<()> {
@@ -130,11 +165,11 @@ fn hello(socket: Socket, caps: Caps, pipeline: u16, deadline: Instant) -> Result
 fn attach_once(
     greeted: &mut Greeted,
     token: Token,
-    board: bool,
+    (board, number): (bool, bool),
     deadline: Instant,
 ) -> Result<Result<(ext::Attached, crate::socket::Fds), (Status, String)>> {
     let mut bytes = Vec::new();
-    Request::Attach { session: token, directories: true, board }.encode(0, &mut bytes)?;
+    Request::Attach { session: token, directories: true, board, number }.encode(0, &mut bytes)?;
     send_all(&greeted.socket, &bytes, deadline)?;
     loop {
         let needed = match ServerFrame::decode(greeted.inbox.bytes(), Dialect::Extended) {
@@ -166,8 +201,11 @@ fn attach_once(
 fn map_board(fd: &OwnedFd, counters: &Counters) -> Option<Board> {
     Board::map(fd)
         .inspect_err(|why| {
+            static REFUSED: RateLimited = RateLimited::new(3, Duration::from_secs(60));
             Counters::add(&counters.boards_refused, 1);
-            log::warn!("the store's board is not used: {why}");
+            if let Some(left_out) = REFUSED.admit() {
+                log::warn!("the store's board is not used: {why}{left_out}");
+            }
         })
         .ok()
 }
@@ -183,10 +221,11 @@ fn attach(
 ) -> Result<Attachment> {
     let mut lost_previous = false;
     let mut offered = previous;
-    let mut with_board = true;
+    // Older stores know no number, and still older ones no board.
+    let (mut with_board, mut with_number) = (true, true);
     loop {
         let token = offered.map_or(Token::NEW, |s| s.token);
-        match attach_once(greeted, token, with_board, deadline)? {
+        match attach_once(greeted, token, (with_board, with_number), deadline)? {
             Ok((attached, mut fds)) => {
                 if attached.version != ext::VERSION {
                     return Err(ProtocolError::ExtensionsVersion(attached.version).into());
@@ -197,6 +236,7 @@ fn attach(
                     return Err(ProtocolError::FdCount { expected: attached.tiers.len(), got: fds.len() }.into());
                 }
                 let board = board.and_then(|fd| map_board(&fd, counters));
+                let number = attached.connection;
                 if let Some(session) = offered {
                     if session.token != attached.session {
                         return Err(ProtocolError::WrongKind.into());
@@ -205,16 +245,16 @@ fn attach(
                     if session.instance == attached.instance
                         && session.board().map(Board::id) == board.as_ref().map(Board::id)
                     {
-                        return Ok(Attachment { session: Arc::clone(session), lost_previous: false });
+                        return Ok(Attachment { session: Arc::clone(session), number, lost_previous: false });
                     }
                 }
                 let tiers =
                     attached.tiers.iter().zip(fds).map(|(t, fd)| Session::tier(t.tier, t.limit, t.used, fd)).collect();
                 let id = offered.map_or(next_id, |s| s.id);
                 let session = Session { id, instance: attached.instance, token: attached.session, tiers, board };
-                return Ok(Attachment { session: Arc::new(session), lost_previous });
+                return Ok(Attachment { session: Arc::new(session), number, lost_previous });
             }
-            // It knows no board.
+            Err((Status::InvalidRequest, _)) if with_number => with_number = false,
             Err((Status::InvalidRequest, _)) if with_board => with_board = false,
             // DETACH may be why.
             Err((Status::UnknownSession, _)) if owner.upgrade().is_none_or(|o| o.is_ending()) => {
@@ -249,5 +289,6 @@ pub(crate) fn establish(
     let Greeted { socket, inbox, version, depth } = greeted;
     log::debug!("connected, {version:?}, pipeline {depth}, descriptor {:?}", socket.as_fd());
     let session = attachment.as_ref().map(|a| Arc::clone(&a.session));
-    Ok((Connection::new(socket, inbox, version, session, depth, Arc::clone(counters), owner), attachment))
+    let number = attachment.as_ref().and_then(|a| a.number);
+    Ok((Connection::new(socket, inbox, version, (session, number), depth, Arc::clone(counters), owner), attachment))
 }

@@ -23,7 +23,8 @@ pub struct Pipeline {
     connection: Arc<Connection>,
 }
 
-/// An answer that is on its way. Dropped, the answer is thrown away when it comes, its descriptor closed.
+/// An answer that is on its way. Dropped, the answer is thrown away when it comes: its descriptor is closed, its pin
+/// released as by [`Client::release`].
 #[derive(Debug)]
 #[must_use = "an answer that nobody waits for is thrown away"]
 pub struct Pending<T> {
@@ -92,6 +93,13 @@ impl<T> Pending<T> {
         // Counted from here: a caller that was busy elsewhere has not been kept waiting.
         let answer = self.connection.wait(&self.ticket, self.client.deadline())?;
         answer.checked(OpName::Ext(self.op), &self.client.inner.pool.counters)
+    }
+}
+
+impl<T> Drop for Pending<T> {
+    fn drop(&mut self) {
+        // Nothing is left of an answer that was taken.
+        self.connection.forget(&self.ticket, &[self.want]);
     }
 }
 

@@ -5,22 +5,25 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use objmapper_log::RateLimited;
 use parking_lot::{Condvar, Mutex, RwLock};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::board::Board;
-use crate::config::Config;
+use crate::config::{Config, ConnectFailure};
 use crate::connection::{Connection, Owner};
 use crate::counters::Counters;
 use crate::deferred::{Deferred, Item};
 use crate::error::{Error, OpName, Result};
 use crate::handshake::{Attachment, Least, establish};
+use crate::pace::Pace;
 use crate::session::Session;
-use crate::socket::wait_closed;
+use crate::socket::{Happened, watch};
 use crate::state::{ConnectionState, Event, Version};
 
-/// The first pause after a failed attempt to connect; it doubles up to the configured one.
-const FIRST_BACKOFF: Duration = Duration::from_millis(10);
+/// Lines of one kind in a minute.
+const LINES: u32 = 10;
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// What is known of the peer.
 #[derive(Debug)]
@@ -52,6 +55,9 @@ pub(crate) struct Pool {
     /// No connection is used any more; implies `retired`.
     stopped: AtomicBool,
     wake: OwnedFd,
+    /// Bounds the lines about events, and about attempts to connect.
+    event_log: RateLimited,
+    failure_log: RateLimited,
 }
 
 impl Pool {
@@ -71,6 +77,8 @@ impl Pool {
             retired: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             wake,
+            event_log: RateLimited::new(LINES, MINUTE),
+            failure_log: RateLimited::new(LINES, MINUTE),
         }))
     }
 
@@ -140,9 +148,11 @@ impl Pool {
 
     fn announce(&self, event: &Event) {
         self.generation.fetch_add(1, Ordering::AcqRel);
-        match event {
-            Event::Down => log::warn!("objmapper at {}: connection lost", self.config.target),
-            event => log::info!("objmapper at {}: {event:?}", self.config.target),
+        if let Some(left_out) = self.event_log.admit() {
+            match event {
+                Event::Down => log::warn!("objmapper at {}: connection lost{left_out}", self.config.target),
+                event => log::info!("objmapper at {}: {event:?}{left_out}", self.config.target),
+            }
         }
         if let Some(listener) = &self.config.listener {
             listener(event);
@@ -176,48 +186,71 @@ impl Pool {
 
     /// The keeper's life: connect what is missing, notice what closes.
     pub(crate) fn keep(self: &Arc<Self>) {
-        let mut backoff = FIRST_BACKOFF;
-        let mut next_attempt = Instant::now();
-        let mut logged = false;
+        let mut pace = Pace::new(self.config.max_backoff, Instant::now());
+        // The failure that was told last, until a connection is made.
+        let mut told = None;
         while !self.is_retired() {
-            let missing = {
-                let mut connections = self.connections.write();
-                connections.retain(|c| c.is_alive());
-                self.config.connections.saturating_sub(connections.len())
-            };
-            if missing > 0 && Instant::now() >= next_attempt {
+            let missing = self.remove_dead(&mut pace);
+            if missing > 0 && pace.left(Instant::now()).is_zero() {
                 match self.add_connection() {
                     Ok(()) => {
-                        (backoff, logged) = (FIRST_BACKOFF, false);
+                        told = None;
                         continue;
                     }
                     Err(why) => {
                         Counters::add(&self.counters.connect_failures, 1);
-                        if !logged {
-                            // Once per outage; the state and the counters tell the rest.
-                            log::warn!("objmapper at {}: {why}", self.config.target);
-                            logged = true;
-                        }
-                        next_attempt = Instant::now() + backoff;
-                        backoff = (backoff * 2).min(self.config.max_backoff);
+                        pace.failed(Instant::now());
+                        self.tell_failure(why, &mut told);
                     }
                 }
             }
-            let timeout = (missing > 0).then(|| next_attempt.saturating_duration_since(Instant::now()));
+            let timeout = (missing > 0).then(|| pace.left(Instant::now()));
             self.watch(timeout);
         }
     }
 
-    /// Waits for a connection to be closed by the peer, or to be woken.
+    /// Forgets lost connections; answers how many are missing.
+    fn remove_dead(&self, pace: &mut Pace) -> usize {
+        let mut connections = self.connections.write();
+        let (alive, dead): (Vec<_>, Vec<_>) = connections.drain(..).partition(|c| c.is_alive());
+        *connections = alive;
+        if dead.iter().any(|c| c.has_answered()) {
+            pace.answered(Instant::now());
+        } else if !dead.is_empty() {
+            pace.failed(Instant::now());
+        }
+        self.config.connections.saturating_sub(connections.len())
+    }
+
+    /// Tells why a connection cannot be made, once for each reason.
+    fn tell_failure(&self, why: Error, told: &mut Option<Error>) {
+        if told.as_ref() == Some(&why) {
+            return;
+        }
+        *told = Some(why.clone());
+        if let Some(left_out) = self.failure_log.admit() {
+            log::warn!("objmapper at {}: {why}{left_out}", self.config.target);
+        }
+        if let Some(listener) = &self.config.failure_listener {
+            let connections = self.connections.read().iter().filter(|c| c.is_alive()).count();
+            listener(&ConnectFailure { why, connections });
+        }
+    }
+
+    /// Waits for a connection to be closed by the peer, for a late answer that no caller reads, or to be woken.
     fn watch(&self, timeout: Option<Duration>) {
         let connections: Vec<_> = self.connections.read().iter().filter(|c| c.is_alive()).cloned().collect();
-        let fds: Vec<_> = connections.iter().map(|c| c.fd()).collect();
-        let closed = wait_closed(&fds, self.wake.as_fd(), timeout);
+        let fds: Vec<_> = connections.iter().map(|c| (c.fd(), c.awaits_late())).collect();
+        let happened = watch(&fds, self.wake.as_fd(), timeout);
         let mut drain = [0; 8];
         // Empty is fine.
         let _ = rustix::io::read(&self.wake, &mut drain);
-        for i in closed {
-            connections[i].peer_closed();
+        for (i, what) in happened {
+            match (connections.get(i), what) {
+                (Some(connection), Happened::Closed) => connection.peer_closed(),
+                (Some(connection), Happened::Readable) => connection.read_late(),
+                (None, _) => {}
+            }
         }
     }
 
@@ -246,7 +279,7 @@ impl Pool {
         let was_down = peer.down_since.is_some();
         let version = connection.version;
         let event = match attachment {
-            Some(Attachment { session, lost_previous }) => {
+            Some(Attachment { session, lost_previous, .. }) => {
                 let instance_changed = previous.is_some_and(|p| p.instance != session.instance);
                 let same = previous.is_some_and(|p| p.id == session.id);
                 let (id, instance) = (session.id, session.instance);
@@ -306,10 +339,13 @@ impl Pool {
 }
 
 impl Owner for Pool {
-    fn lost(&self, _connection: &Connection, why: &Error) {
+    fn lost(&self, connection: &Connection, why: &Error) {
         if *why != Error::ShutDown {
             self.counters.lost(why);
             log::debug!("objmapper at {}: connection dropped: {why}", self.config.target);
+            if let Some(item) = connection.unread() {
+                self.unclaimed(connection, item);
+            }
         }
         let order = self.order.lock();
         let went_down = {
@@ -332,6 +368,10 @@ impl Owner for Pool {
 
     fn unclaimed(&self, connection: &Connection, item: Item) {
         self.deferred.push(connection.session_id(), std::iter::once(item), &self.counters);
+    }
+
+    fn gave_up(&self) {
+        self.wake();
     }
 
     fn is_ending(&self) -> bool {

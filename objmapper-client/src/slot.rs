@@ -64,6 +64,10 @@ impl Slot {
         self.cv.notify_one();
     }
 
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.state.lock().abandoned
+    }
+
     pub(crate) fn is_done(&self) -> bool {
         self.state.lock().done
     }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use objmapper_log::RateLimited;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
@@ -311,10 +312,24 @@ impl Inbox {
     }
 }
 
-/// Waits until one of `sockets` is closed by its peer, `wake` can be read, or the time is over; answers the
-/// indices of the sockets that are closed.
-pub(crate) fn wait_closed(sockets: &[BorrowedFd<'_>], wake: BorrowedFd<'_>, timeout: Option<Duration>) -> Vec<usize> {
-    let mut fds: Vec<PollFd<'_>> = sockets.iter().map(|s| PollFd::from_borrowed_fd(*s, PollFlags::RDHUP)).collect();
+/// What has happened to a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Happened {
+    /// Its peer has closed it.
+    Closed,
+    /// It can be read.
+    Readable,
+}
+
+/// Waits until one of `sockets` is closed by its peer, or can be read if its flag is set, `wake` can be read, or the time is
+/// over; answers what has happened to which, by index.
+pub(crate) fn watch(
+    sockets: &[(BorrowedFd<'_>, bool)],
+    wake: BorrowedFd<'_>,
+    timeout: Option<Duration>,
+) -> Vec<(usize, Happened)> {
+    let flags = |read: bool| if read { PollFlags::RDHUP | PollFlags::IN } else { PollFlags::RDHUP };
+    let mut fds: Vec<PollFd<'_>> = sockets.iter().map(|(s, read)| PollFd::from_borrowed_fd(*s, flags(*read))).collect();
     fds.push(PollFd::from_borrowed_fd(wake, PollFlags::IN));
     let timeout = timeout.map(timespec);
     match poll(&mut fds, timeout.as_ref()) {
@@ -322,12 +337,21 @@ pub(crate) fn wait_closed(sockets: &[BorrowedFd<'_>], wake: BorrowedFd<'_>, time
         // As good as a wake-up: the caller looks around and waits again.
         Err(Errno::INTR) => return Vec::new(),
         Err(e) => {
-            log::error!("poll for closed connections: {e}");
+            static FAILED: RateLimited = RateLimited::new(3, Duration::from_secs(60));
+            if let Some(left_out) = FAILED.admit() {
+                log::error!("poll for closed connections: {e}{left_out}");
+            }
             // Out of memory, say: no reason to spin.
             std::thread::sleep(READ_TICK);
             return Vec::new();
         }
     }
     let closed = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-    (0..sockets.len()).filter(|&i| fds[i].revents().intersects(closed)).collect()
+    let happened = |revents: PollFlags| match revents {
+        revents if revents.intersects(closed) => Some(Happened::Closed),
+        revents if revents.intersects(PollFlags::IN) => Some(Happened::Readable),
+        _ => None,
+    };
+    let sockets = fds.iter().take(sockets.len()).enumerate();
+    sockets.filter_map(|(i, fd)| Some((i, happened(fd.revents())?))).collect()
 }

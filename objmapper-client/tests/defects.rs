@@ -400,6 +400,7 @@ fn v1_is_fallen_back_to() {
         if first[0] == b'O' {
             return;
         }
+        conn.answer_v1_probe();
         conn.expect("31 0002 2f61");
         conn.send("00 0000000000000000 0000");
         conn.send_fd(&file(&path, "f", b"old"));
@@ -423,6 +424,7 @@ fn v1_is_fallen_back_to() {
 #[test]
 fn v1_can_be_asked_for() {
     let peer = Peer::start(|mut conn| {
+        conn.answer_v1_probe();
         conn.expect("31 0009 2f64656c6574652f61");
         conn.send("01 0000000000000000 0013 ff0010 4f626a656374206e6f7420666f756e64");
         assert!(conn.closed());

@@ -34,6 +34,8 @@ pub enum Notice {
     Up(String),
     /// The store cannot be used: the text says why. Every look-up is a miss until it is up.
     Down(String),
+    /// The store gives fewer connections than are wanted: the text says why.
+    FewConnections(String),
     /// The ban log was lost, or somebody who was adding to it died: everything that was published before is outlawed.
     BansReset(String),
     /// A ban could not be recorded yet: the text says why. Look-ups are misses until it is.
@@ -47,6 +49,7 @@ impl fmt::Display for Notice {
         match self {
             Self::Up(text) => write!(f, "objmapper is up: {text}"),
             Self::Down(text) => write!(f, "objmapper is down: {text}"),
+            Self::FewConnections(text) => write!(f, "objmapper gives too few connections: {text}"),
             Self::BansReset(text) => write!(f, "all older records are outlawed: {text}"),
             Self::BanDelayed(text) => write!(f, "a ban is not recorded yet: {text}"),
             Self::Damaged(text) => write!(f, "a damaged record was removed: {text}"),

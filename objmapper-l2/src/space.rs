@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use objmapper_client::{Client, ConnectionState, Error, Event, UriError, UriSpace};
+use objmapper_client::{Client, ConnectFailure, ConnectionState, Error, Event, UriError, UriSpace};
 use objmapper_log::RateLimited;
 use parking_lot::Mutex;
 
@@ -69,9 +69,8 @@ pub struct L2 {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Tells of the client's events as an operator understands them.
-fn announcer(log: Log, bans: Arc<Keeper>) -> impl Fn(&Event) + Send + Sync {
-    let down = AtomicBool::new(false);
+/// Tells of the client's events as an operator understands them. `down` remembers whether the store is said to be down.
+fn announcer(log: Log, bans: Arc<Keeper>, down: Arc<AtomicBool>) -> impl Fn(&Event) + Send + Sync {
     move |event| {
         let notice = match event {
             Event::UpV01 { .. } => Notice::Up("a peer of protocol v0.1".into()),
@@ -93,6 +92,22 @@ fn announcer(log: Log, bans: Arc<Keeper>) -> impl Fn(&Event) + Send + Sync {
     }
 }
 
+/// Tells why the store cannot be reached: that it does not serve this client, and at first whatever the reason is. That
+/// it is gone is an event.
+fn failure_announcer(log: Log, down: Arc<AtomicBool>) -> impl Fn(&ConnectFailure) + Send + Sync {
+    move |failure| {
+        if failure.connections > 0 {
+            if failure.is_refusal() {
+                log(&Notice::FewConnections(format!("{} are open: {}", failure.connections, failure.why)));
+            }
+            return;
+        }
+        if !down.swap(true, Ordering::Relaxed) || failure.is_refusal() {
+            log(&Notice::Down(failure.why.to_string()));
+        }
+    }
+}
+
 impl L2 {
     /// Opens it. The store need not be there yet.
     ///
@@ -108,11 +123,13 @@ impl L2 {
             Connect::With(connector) => Client::builder_with(connector),
         };
         let bans = Arc::new(Keeper::new(&space));
+        let down = Arc::new(AtomicBool::new(false));
         let client = builder
             .connections(config.connections)
             .call_timeout(config.call_timeout)
             .connect_timeout(config.call_timeout)
-            .on_event(announcer(Arc::clone(&config.log), Arc::clone(&bans)))
+            .on_event(announcer(Arc::clone(&config.log), Arc::clone(&bans), Arc::clone(&down)))
+            .on_connect_failure(failure_announcer(Arc::clone(&config.log), down))
             .build()?;
         let core = Arc::new(Core {
             bans,

@@ -74,6 +74,8 @@ status! {
     UnknownHandle = 0x33, "unknown handle";
     /// The tier is full of objects that cannot be evicted.
     Full = 0x34, "tier full";
+    /// The server does not serve this client: its user or group is on no allow-list.
+    Refused = 0x35, "refused";
 }
 
 impl Status {

@@ -94,11 +94,15 @@ fn entry() -> Entry {
 fn requests() {
     request(
         &format!("10 00000009 01 01 00000010 {TOKEN}"),
-        &Request::Attach { session: token(), directories: true, board: false },
+        &Request::Attach { session: token(), directories: true, board: false, number: false },
     );
     request(
         &format!("10 00000009 01 03 00000010 {TOKEN}"),
-        &Request::Attach { session: token(), directories: true, board: true },
+        &Request::Attach { session: token(), directories: true, board: true, number: false },
+    );
+    request(
+        &format!("10 00000009 01 07 00000010 {TOKEN}"),
+        &Request::Attach { session: token(), directories: true, board: true, number: true },
     );
     request("10 00000009 02 03 00000004 0002 2f61", &Request::Lookup { uri: uri("/a"), want: Want::FD_AND_PIN });
     request(
@@ -168,23 +172,28 @@ fn requests() {
         &Request::Batch(vec![Request::Commit(fenced)]),
     );
     request("10 00000009 0e 00 00000000", &Request::Detach);
+    request(
+        "10 00000009 0f 00 00000010 0000000000000003 0000000000000102",
+        &Request::Lost { connection: 3, read: 258 },
+    );
 }
 
 #[test]
 fn replies() {
+    let attached = Attached {
+        instance: token(),
+        session: Token([0xff; 16]),
+        version: 1,
+        tiers: vec![TierLimits { tier: Tier::Disk, limit: 256, used: 16 }],
+        connection: None,
+    };
+    let payload = format!("{TOKEN} {} 01 01 02 0000000000000100 0000000000000010", "ff".repeat(16));
+    reply(&format!("11 00000009 01 00 01 00000033 {payload}"), Op::Attach, 1, &Reply::Attached(attached.clone()));
     reply(
-        &format!(
-            "11 00000009 01 00 01 00000033 {TOKEN} {} 01 01 02 0000000000000100 0000000000000010",
-            "ff".repeat(16)
-        ),
+        &format!("11 00000009 01 00 01 0000003b {payload} 0000000000000007"),
         Op::Attach,
         1,
-        &Reply::Attached(Attached {
-            instance: token(),
-            session: Token([0xff; 16]),
-            version: 1,
-            tiers: vec![TierLimits { tier: Tier::Disk, limit: 256, used: 16 }],
-        }),
+        &Reply::Attached(Attached { connection: Some(7), ..attached }),
     );
     reply(&format!("11 00000009 02 00 01 0000002a {ENTRY}"), Op::Lookup, 1, &Reply::Entry(entry()));
     reply(&format!("11 00000009 05 00 00 0000002a {ENTRY}"), Op::Commit, 0, &Reply::Entry(entry()));
@@ -194,7 +203,7 @@ fn replies() {
         1,
         &Reply::Created { handle: 7, tier: Tier::Memory },
     );
-    for op in [Op::Reserve, Op::Abort, Op::Delete, Op::Unlease, Op::Release, Op::Detach] {
+    for op in [Op::Reserve, Op::Abort, Op::Delete, Op::Unlease, Op::Release, Op::Detach, Op::Lost] {
         reply(&format!("11 00000009 {:02x} 00 00 00000000", op.code()), op, 0, &Reply::Empty);
     }
     reply(
@@ -259,7 +268,7 @@ fn failures_carry_a_bounded_message() {
 #[test]
 fn a_payload_that_means_nothing_is_answered_and_does_not_end_the_connection() {
     let refused = |op: u8, flags: u8, payload: &str| Request::parse(op, flags, &hex(payload)).unwrap_err();
-    assert_eq!(refused(0x0f, 0, ""), BadRequest::UnknownOp(0x0f));
+    assert_eq!(refused(0x10, 0, ""), BadRequest::UnknownOp(0x10));
     assert_eq!(refused(0x00, 0, "").status(), Status::Unsupported);
     for (op, flags, payload, why) in [
         (0x02, 0x04, "00022f61", "a reserved flag"),
@@ -274,7 +283,7 @@ fn a_payload_that_means_nothing_is_answered_and_does_not_end_the_connection() {
         (0x05, 0x08, COMMIT, "no fence where one is announced"),
         (0x05, 0, &format!("{COMMIT} 00000000 0000000000000000"), "a fence that nothing announces"),
         (0x07, 0x02, "0000000000000000 0002 2f61", "a reserved flag of DELETE"),
-        (0x01, 0x04, TOKEN, "a reserved flag of ATTACH"),
+        (0x01, 0x08, TOKEN, "a reserved flag of ATTACH"),
         (0x0c, 0, "ffff 0000000000000000", "a count beyond the end"),
         (0x0d, 0, "0001 0d 00 00000002 0000", "a batch in a batch"),
         (0x0d, 0, "0001 08 00 00000000", "a STAT in a batch"),

@@ -54,10 +54,11 @@ fn batchable() -> impl Strategy<Value = Request<'static>> {
 fn request() -> impl Strategy<Value = Request<'static>> {
     prop_oneof![
         batchable(),
-        any::<([u8; 16], bool, bool)>().prop_map(|(t, directories, board)| Request::Attach {
+        any::<([u8; 16], bool, bool, bool)>().prop_map(|(t, directories, board, number)| Request::Attach {
             session: Token(t),
             directories,
-            board
+            board,
+            number
         }),
         (proptest::option::of(tier()), any::<u64>(), proptest::option::of(uri()))
             .prop_map(|(tier, length, uri)| Request::Create { tier, length, uri }),
@@ -73,6 +74,7 @@ fn request() -> impl Strategy<Value = Request<'static>> {
         vec(batchable(), 0..20).prop_map(Request::Batch),
         Just(Request::Stat),
         Just(Request::Detach),
+        any::<(u64, u64)>().prop_map(|(connection, read)| Request::Lost { connection, read }),
     ]
 }
 
@@ -100,13 +102,11 @@ fn reply() -> impl Strategy<Value = (Op, Reply<'static>)> {
         entry().prop_map(|e| (Op::Lookup, Reply::Entry(e))),
         (any::<u64>(), tier()).prop_map(|(handle, tier)| (Op::Create, Reply::Created { handle, tier })),
         Just((Op::Release, Reply::Empty)),
-        (any::<([u8; 16], [u8; 16], u8)>(), vec((tier(), any::<(u64, u64)>()), 0..3)).prop_map(
-            |((instance, session, version), tiers)| {
+        (any::<([u8; 16], [u8; 16], u8, Option<u64>)>(), vec((tier(), any::<(u64, u64)>()), 0..3)).prop_map(
+            |((instance, session, version, connection), tiers)| {
                 let tiers = tiers.into_iter().map(|(tier, (limit, used))| TierLimits { tier, limit, used }).collect();
-                (
-                    Op::Attach,
-                    Reply::Attached(Attached { instance: Token(instance), session: Token(session), version, tiers }),
-                )
+                let (instance, session) = (Token(instance), Token(session));
+                (Op::Attach, Reply::Attached(Attached { instance, session, version, tiers, connection }))
             }
         ),
         (tier(), any::<(u64, u64, u64, u64, u64)>(), any::<(u32, u32, u32)>()).prop_map(

@@ -325,7 +325,10 @@ fn metadata_out_of_bounds() {
 #[test]
 fn status_codes() {
     let codes: Vec<u8> = Status::ALL.iter().map(|s| s.code()).collect();
-    assert_eq!(codes, [0, 1, 2, 3, 4, 5, 0x10, 0x11, 0x12, 0x13, 0x14, 0x20, 0x21, 0x22, 0x30, 0x31, 0x32, 0x33, 0x34]);
+    assert_eq!(
+        codes,
+        [0, 1, 2, 3, 4, 5, 0x10, 0x11, 0x12, 0x13, 0x14, 0x20, 0x21, 0x22, 0x30, 0x31, 0x32, 0x33, 0x34, 0x35]
+    );
     for code in 0..=255_u8 {
         assert_eq!(Status::try_from(code).is_ok(), codes.contains(&code));
     }

@@ -319,7 +319,8 @@ fn sigkill_loses_no_acknowledged_commit_and_serves_no_half_one() {
             assert!(bodies.contains(&body), "{name} holds {} bytes that nobody committed", body.len());
         }
         if let Some((object, body)) = &pinned {
-            let (_, mut fds) = peer.call(&Request::Attach { session, directories: true, board: false }).unwrap();
+            let (_, mut fds) =
+                peer.call(&Request::Attach { session, directories: true, board: false, number: false }).unwrap();
             let path = objmapper_proto::ext::BodyPath::new(*object);
             let flags = rustix::fs::OFlags::RDONLY;
             let file = rustix::fs::openat(fds.remove(0), path.as_str(), flags, rustix::fs::Mode::empty());
@@ -408,7 +409,7 @@ fn another_user_can_use_the_store_but_not_write_into_it() {
         }
         let mut peer = Peer::connect(&socket);
         peer.extended();
-        let request = Request::Attach { session: Token::NEW, directories: true, board: false };
+        let request = Request::Attach { session: Token::NEW, directories: true, board: false, number: false };
         let (_, mut fds) = peer.call(&request).unwrap();
         let dir = fds.remove(0);
         let object = put(&mut peer, "/a", b"hello", Want::ENTRY).unwrap();

@@ -369,7 +369,7 @@ fn modes_do_not_come_from_the_umask() {
         peer.extended();
         peer.attach(Token::NEW);
         assert!(peer_put(&mut peer, 1, b"x"));
-        let attach = Request::Attach { session: Token::NEW, directories: true, board: false };
+        let attach = Request::Attach { session: Token::NEW, directories: true, board: false, number: false };
         for tier in peer.call(&attach).unwrap().1 {
             let stat = rustix::fs::statat(&tier, "00", rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
             assert_eq!(format!("{:o}", stat.st_mode & 0o7777), "755", "umask {umask}");

@@ -55,7 +55,7 @@ fn nothing_works_without_a_session() {
     peer.extended();
     assert_eq!(lookup(&mut peer, "/a", Want::FD).unwrap_err(), Status::UnknownSession);
     assert_eq!(peer.call(&Request::Stat).unwrap_err(), Status::UnknownSession);
-    let unknown = Request::Attach { session: Token([7; 16]), directories: false, board: false };
+    let unknown = Request::Attach { session: Token([7; 16]), directories: false, board: false, number: false };
     assert_eq!(peer.call(&unknown).unwrap_err(), Status::UnknownSession);
     peer.attach(Token::NEW);
     assert_eq!(lookup(&mut peer, "/a", Want::FD).unwrap_err(), Status::NotFound);
@@ -96,7 +96,7 @@ fn who_has_the_directory_opens_bodies_himself_and_cannot_change_it() {
     let server = InProcess::new();
     let mut peer = server.attached();
     let entry = put(&mut peer, "/a", b"hello");
-    let attach = Request::Attach { session: Token::NEW, directories: true, board: false };
+    let attach = Request::Attach { session: Token::NEW, directories: true, board: false, number: false };
     let (_, mut fds) = peer.call(&attach).unwrap();
     let dir = fds.remove(0);
     let flags = rustix::fs::OFlags::RDONLY;

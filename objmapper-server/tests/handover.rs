@@ -198,7 +198,7 @@ fn what_a_reply_that_cannot_be_sent_grants_is_given_back_and_the_reason_is_logge
     // And a session whose name does not arrive, because its directories do not.
     let mut peer = Peer::connect(&socket);
     peer.extended();
-    peer.request(&Request::Attach { session: Token::NEW, directories: true, board: true });
+    peer.request(&Request::Attach { session: Token::NEW, directories: true, board: true, number: false });
     peer.expect_end();
     eventually("all of it is given back", || {
         let now = stat(&mut watcher);

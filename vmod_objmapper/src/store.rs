@@ -5,8 +5,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use objmapper_l2::{Config, Connect, L2, Notice};
+use objmapper_log::RateLimited;
 use parking_lot::{Mutex, RwLock};
 
 use crate::arguments::Arguments;
@@ -16,6 +18,10 @@ use crate::{bans, om, vsl};
 
 /// Connections of each: as many calls of an objmapperd can be on their way at once, without waiting for one another.
 const CONNECTIONS: usize = 4;
+
+/// Lines about the state of each in a minute.
+const LINES: u32 = 60;
+const MINUTE: Duration = Duration::from_secs(60);
 
 type Stores = HashMap<Name, Arc<L2>>;
 
@@ -42,6 +48,7 @@ pub(crate) fn open(arguments: &Arguments) -> Result<(Arc<L2>, Name), String> {
     };
     let who = format!("{place} {}", arguments.prefix.escape_ascii());
     let told = key.clone();
+    let lines = RateLimited::new(LINES, MINUTE);
     let l2 = L2::open(Config {
         store,
         call_timeout: arguments.deadline,
@@ -49,7 +56,15 @@ pub(crate) fn open(arguments: &Arguments) -> Result<(Arc<L2>, Name), String> {
         prefix: arguments.prefix.clone(),
         regexes: Arc::new(Vre),
         log: Arc::new(move |notice: &Notice| {
-            vsl::operator(&who, &notice.to_string());
+            // A store that comes and goes says so again and again.
+            match notice {
+                Notice::Up(_) | Notice::Down(_) | Notice::FewConnections(_) => {
+                    if let Some(left_out) = lines.admit() {
+                        vsl::operator(&who, &format!("{notice}{left_out}"));
+                    }
+                }
+                _ => vsl::operator(&who, &notice.to_string()),
+            }
             match notice {
                 Notice::Up(_) => om::show_state(&told, true),
                 Notice::Down(_) => om::show_state(&told, false),

@@ -1,6 +1,7 @@
 //! From received bytes to the callers that wait for them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use objmapper_proto::ext::Op;
 use objmapper_proto::v2::{Dialect, ServerFrame};
@@ -9,7 +10,6 @@ use objmapper_proto::{DecodeError, Status, ext, v1};
 use super::Connection;
 use crate::answer::{Answer, Body, Expect};
 use crate::counters::Counters;
-use crate::deferred::Item;
 use crate::error::{Error, ProtocolError, Result};
 use crate::socket::Inbox;
 use crate::state::Version;
@@ -66,8 +66,7 @@ impl Connection {
                     _ => Body::Failure(frame.message().into()),
                 };
                 let fds = inbox.take(used, if nfds > 0 { std::slice::from_ref(&nfds) } else { &[] })?;
-                self.deliver(id, Answer { status, body, fds });
-                Ok(())
+                Ok(self.deliver(id, Answer { status, body, fds })?)
             }
             ServerFrame::Response(response) => self.hand_out_v01(inbox, response.id, Reply01::of(&response.body), used),
             ServerFrame::Segmented(segmented) => {
@@ -87,8 +86,7 @@ impl Connection {
                     Body::Failure(message(segmented.metadata.error_text()))
                 };
                 let fds = inbox.take(used, &vec![1; count])?;
-                self.deliver(id, Answer { status, body, fds });
-                Ok(())
+                Ok(self.deliver(id, Answer { status, body, fds })?)
             }
             // Only after a CLOSE, which is never sent while anything is outstanding.
             ServerFrame::CloseAck { .. } => Err(Error::Closed.into()),
@@ -108,46 +106,46 @@ impl Connection {
         }
         let fds = inbox.take(used, if brings_fd { &[1] } else { &[] })?;
         let body = if reply.status == Status::Ok { Body::V01 } else { Body::Failure(reply.message) };
-        self.deliver(id, Answer { status: reply.status, body, fds });
-        Ok(())
+        Ok(self.deliver(id, Answer { status: reply.status, body, fds })?)
     }
 
     fn expectation(&self, id: u32) -> Result<Expect, ProtocolError> {
         self.table.lock().inflight.get(&id).map(|s| s.expect).ok_or(ProtocolError::UnknownId(id))
     }
 
-    fn deliver(&self, id: u32, answer: Answer) {
+    /// Hands an answer to its caller. If the caller has gone, what the answer gives is given back.
+    fn deliver(&self, id: u32, answer: Answer) -> Result<()> {
         Counters::add(&self.counters.answers, 1);
-        let slot = {
-            let mut table = self.table.lock();
-            let slot = table.inflight.remove(&id);
-            self.left(&mut table);
-            slot
-        };
-        if let Some(slot) = slot {
-            if Arc::strong_count(&slot) == 1 {
-                // Nobody holds the other end; the descriptors are closed with the answer.
-                Counters::add(&self.counters.late_answers, 1);
-            }
-            if let Some(late) = slot.complete(Ok(answer)) {
-                self.give_back(slot.expect, &late);
+        self.answered.store(true, Ordering::Relaxed);
+        let mut table = self.table.lock();
+        if table.dead.is_some() {
+            // Not counted as read: the store takes back what it gives.
+            return Ok(());
+        }
+        let Some(slot) = table.inflight.get(&id).cloned() else { return Ok(()) };
+        let mut answer = Some(answer);
+        if answer.as_ref().is_some_and(|answer| !answer.pinned(slot.expect).is_empty()) {
+            // Under the lock and before it counts as read: a pin is made once for the whole session, so that only the store
+            // can tell whether another call needs it. The connection ends here, as if the store had closed it.
+            if answer.take().is_some_and(|answer| slot.complete(Ok(answer)).is_some()) {
+                return Err(Error::Closed);
             }
         }
-    }
-
-    /// What a late answer brought would be held for nobody, until its session ends.
-    fn give_back(&self, expect: Expect, answer: &Answer) {
-        let (Expect::Ext(op), Status::Ok, Body::Payload(payload)) = (expect, answer.status, &answer.body) else {
-            return;
-        };
-        let item = match ext::Reply::parse(op, payload) {
-            Ok(ext::Reply::Created { handle, .. }) => Item::Abort(handle),
-            Ok(ext::Reply::Lease(ext::LeaseOutcome::Granted { lease })) => Item::Unlease { lease, refuse: 0 },
-            _ => return,
-        };
-        if let Some(owner) = self.owner.upgrade() {
-            owner.unclaimed(self, item);
+        table.inflight.remove(&id);
+        if matches!(slot.expect, Expect::Ext(_)) {
+            table.read += 1;
         }
+        self.left(&mut table);
+        drop(table);
+        let Some(answer) = answer else { return Ok(()) };
+        if Arc::strong_count(&slot) == 1 {
+            // Nothing holds the other end; the descriptors are closed with the answer.
+            Counters::add(&self.counters.late_answers, 1);
+        }
+        if let Some(late) = slot.complete(Ok(answer)) {
+            self.give_back(slot.expect, &late);
+        }
+        Ok(())
     }
 }
 

@@ -86,6 +86,12 @@ impl Conn {
         self.hello("4f424a4d020000000102")
     }
 
+    /// The exchange by which a client knows a V1 peer comes; answers it as v0.1 does.
+    pub fn answer_v1_probe(&mut self) {
+        self.expect("31 001e 2f64656c6574652f6f626a6d61707065722d636c69656e742d70726f6265");
+        self.send("01 0000000000000000 0013 ff0010 4f626a656374206e6f7420666f756e64");
+    }
+
     pub fn hello(&mut self, ack: &str) -> bool {
         let mut hello = [0; Hello::WIRE_LEN];
         if self.stream.read_exact(&mut hello).is_err() {
@@ -96,21 +102,31 @@ impl Conn {
 
     /// HELLO and ATTACH come; grants the extensions, this session and one memory tier at `dir`.
     pub fn hello_extended(&mut self, session: u8, dir: &Path) -> Option<Token> {
+        self.hello_numbered(session, dir, None)
+    }
+
+    /// [`Self::hello_extended`], and tells the connection's number.
+    pub fn hello_numbered(&mut self, session: u8, dir: &Path, connection: Option<u64>) -> Option<Token> {
         if !self.hello("4f424a4d02800000ff02") {
             return None;
         }
         let (id, Request::Attach { session: offered, .. }) = self.request()? else { panic!("not ATTACH") };
-        self.attached(id, 1, session, dir);
+        self.attached_numbered(id, (1, session), dir, connection);
         Some(offered)
     }
 
     pub fn attached(&mut self, id: u32, instance: u8, session: u8, dir: &Path) {
+        self.attached_numbered(id, (instance, session), dir, None);
+    }
+
+    fn attached_numbered(&mut self, id: u32, (instance, session): (u8, u8), dir: &Path, connection: Option<u64>) {
         let dir = File::open(dir).unwrap();
         let reply = Reply::Attached(Attached {
             instance: Token([instance; 16]),
             session: Token([session; 16]),
             version: ext::VERSION,
             tiers: vec![TierLimits { tier: Tier::Memory, limit: 1 << 20, used: 0 }],
+            connection,
         });
         let mut bytes = Vec::new();
         reply.encode(id, Op::Attach, 1, &mut bytes).unwrap();

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use objmapper_client::{Client, CommitOptions, ConnectionState, Error, Event, PrivateObject, Session};
+use objmapper_client::{Client, CommitOptions, ConnectionState, Error, Event, PrivateObject, RateLimited, Session};
 use objmapper_proto::ext::{Entry, EntryFlags, Tier, Want};
 use objmapper_proto::{ObjUri, Status};
 use parking_lot::Mutex;
@@ -28,6 +28,9 @@ const TAIL_ROOM: u64 = 16 << 10;
 
 /// More commits than this without an answer are not looked for; they end with the session.
 const MOST_DOUBTFUL: usize = 100_000;
+/// Lines about the connection in a minute.
+const LINES: u32 = 20;
+const MINUTE: Duration = Duration::from_secs(60);
 /// So often a commit without an answer is looked for before it is taken for not carried out.
 const LOOKS: u8 = 3;
 
@@ -55,6 +58,14 @@ impl Remote {
     pub fn new(ident: &str, socket: &Path, timeout: Duration, house: Arc<House>) -> Result<Remote, Failure> {
         let memory_epoch = Arc::new(AtomicU64::new(0));
         let (epoch, ident, path) = (memory_epoch.clone(), ident.to_owned(), socket.display().to_string());
+        // A store that comes and goes says so again and again.
+        let log = Arc::new(RateLimited::new(LINES, MINUTE));
+        let say = move |message: &str| {
+            if let Some(left_out) = log.admit() {
+                line(&ident, &format!("objmapperd at {path} {message}{left_out}"));
+            }
+        };
+        let say_failure = say.clone();
         let client = Client::builder(socket)
             .call_timeout(timeout)
             .connect_timeout(timeout)
@@ -79,7 +90,14 @@ impl Remote {
                     _ => "changed its state",
                 };
                 house.stir();
-                line(&ident, &format!("objmapperd at {path} {message}"));
+                say(message);
+            })
+            .on_connect_failure(move |failure| {
+                let why = &failure.why;
+                match failure.connections {
+                    0 => say_failure(&format!("cannot be used, new bodies stay in heap: {why}")),
+                    n => say_failure(&format!("gives no connection beyond {n}: {why}")),
+                }
             })
             .build()
             .map_err(failure)?;
@@ -249,6 +267,10 @@ impl Remote {
         let releases = self.pins.under_way();
         if !releases.is_empty() && self.client.flush_deferred(Duration::ZERO) {
             self.pins.arrived(&releases);
+        }
+        if !self.client.flush_deferred(Duration::ZERO) {
+            // What a lost connection may still bring about is not settled yet.
+            return;
         }
         let mut uris = std::mem::take(&mut *self.doubtful.lock()).into_iter();
         let mut again = Vec::new();

@@ -34,11 +34,13 @@ pub enum Op {
     Batch = 0x0d,
     /// End the session.
     Detach = 0x0e,
+    /// Give back what the unread replies of a lost connection gave.
+    Lost = 0x0f,
 }
 
 impl Op {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Attach,
         Self::Lookup,
         Self::Create,
@@ -53,6 +55,7 @@ impl Op {
         Self::Release,
         Self::Batch,
         Self::Detach,
+        Self::Lost,
     ];
 
     /// The byte on the wire.
@@ -70,7 +73,8 @@ impl Op {
     /// The request flags that it knows.
     pub(super) const fn known_flags(self) -> u8 {
         match self {
-            Self::Attach | Self::Lookup | Self::Lease => 0x03,
+            Self::Attach => 0x07,
+            Self::Lookup | Self::Lease => 0x03,
             Self::Commit => 0x0f,
             Self::Delete => 0x01,
             _ => 0,

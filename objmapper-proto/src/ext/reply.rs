@@ -21,6 +21,8 @@ pub struct Attached {
     pub version: u8,
     /// The tiers; descriptors of their directories come in the same order, if they were asked for.
     pub tiers: Vec<TierLimits>,
+    /// The connection's number in the store's process, if it was asked for and the server knows the flag.
+    pub connection: Option<u64>,
 }
 
 /// Answer to STAT.
@@ -99,7 +101,7 @@ pub enum Reply<'a> {
         /// Where it is.
         tier: Tier,
     },
-    /// To RESERVE, ABORT, DELETE, UNLEASE, RELEASE and DETACH.
+    /// To RESERVE, ABORT, DELETE, UNLEASE, RELEASE, DETACH and LOST.
     Empty,
     /// To STAT.
     Stat(Stat),
@@ -132,10 +134,11 @@ impl<'a> Reply<'a> {
                     session: Token(r.token()?),
                     version: r.u8()?,
                     tiers: read_tiers(r, TierLimits::read)?,
+                    connection: if r.left() == 0 { None } else { Some(r.u64()?) },
                 }),
                 Op::Lookup | Op::Commit => Self::Entry(Entry::read(r)?),
                 Op::Create => Self::Created { handle: r.u64()?, tier: Tier::try_from(r.u8()?)? },
-                Op::Reserve | Op::Abort | Op::Delete | Op::Unlease | Op::Release | Op::Detach => Self::Empty,
+                Op::Reserve | Op::Abort | Op::Delete | Op::Unlease | Op::Release | Op::Detach | Op::Lost => Self::Empty,
                 Op::Stat => Self::Stat(Stat {
                     tiers: read_tiers(r, TierStat::read)?,
                     sessions: r.u32()?,
@@ -176,6 +179,9 @@ impl<'a> Reply<'a> {
                 out.put_u8(a.version);
                 out.put_u8(a.tiers.len() as u8); // at most MAX_TIERS
                 a.tiers.iter().for_each(|t| t.write(out));
+                if let Some(connection) = a.connection {
+                    out.put_u64(connection);
+                }
             }
             Self::Entry(entry) => entry.write(out),
             Self::Created { handle, tier } => {

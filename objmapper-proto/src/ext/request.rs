@@ -42,6 +42,8 @@ pub enum Request<'a> {
         directories: bool,
         /// Send the board (flag 2).
         board: bool,
+        /// Send the connection's number (flag 4), for [`Request::Lost`].
+        number: bool,
     },
     /// Look up without creating.
     Lookup {
@@ -120,6 +122,14 @@ pub enum Request<'a> {
     Batch(Vec<Request<'a>>),
     /// End the session.
     Detach,
+    /// A connection of the session was lost: what its unread replies gave is given back, and nothing more of it is
+    /// carried out.
+    Lost {
+        /// Its number, from the reply to ATTACH.
+        connection: u64,
+        /// Extension replies that the client read on it, not counting ATTACH's and those before it.
+        read: u64,
+    },
 }
 
 /// Why a request that came whole cannot be carried out. The connection stays; [`BadRequest::status`] is
@@ -150,6 +160,7 @@ const COMMIT_EPHEMERAL: u8 = 0x04;
 const COMMIT_FENCE: u8 = 0x08;
 const ATTACH_DIRECTORIES: u8 = 0x01;
 const ATTACH_BOARD: u8 = 0x02;
+const ATTACH_NUMBER: u8 = 0x04;
 const DELETE_EVICT: u8 = 0x01;
 
 fn read_uri<'a>(r: &mut Reader<'a>) -> Result<ObjUri<'a>, DecodeError> {
@@ -190,6 +201,7 @@ impl<'a> Request<'a> {
                     session: Token(r.token()?),
                     directories: flags & ATTACH_DIRECTORIES != 0,
                     board: flags & ATTACH_BOARD != 0,
+                    number: flags & ATTACH_NUMBER != 0,
                 },
                 Op::Lookup => Self::Lookup { uri: read_uri(r)?, want: Want::from_bits(flags) },
                 Op::Create => Self::Create {
@@ -245,6 +257,7 @@ impl<'a> Request<'a> {
                 }
                 Op::Batch => Self::Batch(read_batch(r)?),
                 Op::Detach => Self::Detach,
+                Op::Lost => Self::Lost { connection: r.u64()?, read: r.u64()? },
             })
         })
     }
@@ -267,6 +280,7 @@ impl<'a> Request<'a> {
             Self::Release { .. } => Op::Release,
             Self::Batch(_) => Op::Batch,
             Self::Detach => Op::Detach,
+            Self::Lost { .. } => Op::Lost,
         }
     }
 
@@ -274,8 +288,8 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn flags(&self) -> u8 {
         match self {
-            Self::Attach { directories, board, .. } => {
-                bit(*directories, ATTACH_DIRECTORIES) | bit(*board, ATTACH_BOARD)
+            Self::Attach { directories, board, number, .. } => {
+                bit(*directories, ATTACH_DIRECTORIES) | bit(*board, ATTACH_BOARD) | bit(*number, ATTACH_NUMBER)
             }
             Self::Delete { evict, .. } => bit(*evict, DELETE_EVICT),
             Self::Lookup { want, .. } | Self::Lease { want, .. } => want.bits(),
@@ -331,6 +345,10 @@ impl<'a> Request<'a> {
                 put_uri(out, uri);
             }
             Self::Stat | Self::Detach => {}
+            Self::Lost { connection, read } => {
+                out.put_u64(*connection);
+                out.put_u64(*read);
+            }
             Self::List { prefix, cursor, max } => {
                 EncodeError::check("prefix", prefix.len(), MAX_URI)?;
                 EncodeError::check("cursor", cursor.len(), MAX_CURSOR)?;

@@ -1,5 +1,7 @@
 //! One peer: its bytes in, its protocol, its replies out.
 
+mod extended;
+
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -9,7 +11,7 @@ use std::time::Duration;
 
 use mio::net::UnixStream;
 use objmapper_log::RateLimited;
-use objmapper_proto::ext::{Op, Reply, ReplyFrame, Request, RequestFrame};
+use objmapper_proto::ext::{Op, Reply, ReplyFrame};
 use objmapper_proto::limits::MAX_PIPELINE;
 use objmapper_proto::v2::{self, ClientFrame, Dialect, Hello, HelloAck, ServerFrame};
 use objmapper_proto::{Caps, DecodeError, Status, v1 as wire_v1};
@@ -17,8 +19,9 @@ use objmapper_proto::{Caps, DecodeError, Status, v1 as wire_v1};
 use super::handover::Handover;
 use super::inbox::Inbox;
 use super::output::Output;
+use super::refusal::Refusal;
 use super::{Shared, ext, v1};
-use crate::store::{LeaseOutcome, Session, StoreError};
+use crate::store::{Delivery, Session};
 
 /// A peer that leaves this much unread is not read from any more.
 const HIGH_WATER: usize = 256 << 10;
@@ -47,7 +50,10 @@ struct Wait {
     ticket: u64,
     /// The session that asked: a later ATTACH may have changed the connection's.
     session: Session,
+    /// Likewise.
+    delivery: Option<Arc<Delivery>>,
     fd: bool,
+    pin: bool,
 }
 
 /// What the loop is to do with the connection.
@@ -73,6 +79,12 @@ pub(super) struct Connection {
     consumed: usize,
     output: Output,
     session: Option<Session>,
+    /// What the replies on this connection gave, if the client has asked for its number.
+    delivery: Option<Arc<Delivery>>,
+    /// Something was asked in its session.
+    used: bool,
+    /// Why it is not served: its first request is answered with that.
+    refusal: Option<Refusal>,
     waits: HashMap<u32, Wait>,
     /// The socket may have bytes that we did not read.
     readable: bool,
@@ -83,7 +95,14 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream, number: usize, shared: Arc<Shared>, inbox: Arc<Inbox>) -> Self {
+    /// A connection that is served, or with `refusal` one that is told why it is not.
+    pub(super) fn new(
+        stream: UnixStream,
+        number: usize,
+        shared: Arc<Shared>,
+        inbox: Arc<Inbox>,
+        refusal: Option<Refusal>,
+    ) -> Self {
         Connection {
             stream,
             number,
@@ -94,6 +113,9 @@ impl Connection {
             consumed: 0,
             output: Output::default(),
             session: None,
+            delivery: None,
+            used: false,
+            refusal,
             waits: HashMap::new(),
             readable: true,
             ended: false,
@@ -117,7 +139,9 @@ impl Connection {
             Err(error) => {
                 if error.kind() == io::ErrorKind::InvalidData {
                     self.shared.protocol_errors.fetch_add(1, Relaxed);
-                    log::info!("a connection is ended: {error}");
+                    if let Some(left_out) = self.shared.protocol_log.admit() {
+                        log::info!("a connection is ended: {error}{left_out}");
+                    }
                 } else if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
                     log::debug!("a connection is ended: {error}");
                 } else {
@@ -222,9 +246,20 @@ impl Connection {
     }
 
     fn serve_v1(&mut self, request: &wire_v1::Request<'_>) {
-        let mut answer = v1::answer(&self.shared.store, request.mode, request.uri, false);
+        let mut answer = self.answer_v1(request.mode, request.uri, false);
         let fds = Handover::of(answer.fd.take().into_iter().collect());
         self.output.push(fds, |out| answer.with_response(|r| encoded(r.encode(out))));
+    }
+
+    /// The answer to a V1 or V2 request.
+    fn answer_v1(&mut self, mode: u8, uri: &[u8], ephemeral: bool) -> v1::Answer {
+        match &self.refusal {
+            None => v1::answer(&self.shared.store, mode, uri, ephemeral),
+            Some(refusal) => {
+                self.closing = true;
+                v1::Answer::failure(Status::Unavailable, refusal.to_string())
+            }
+        }
     }
 
     fn greet(&mut self, hello: Hello) {
@@ -245,7 +280,7 @@ impl Connection {
         match frame {
             ClientFrame::Request(request) => {
                 let ephemeral = request.flags & v2::FLAG_EPHEMERAL != 0;
-                let mut answer = v1::answer(&self.shared.store, request.mode, request.uri, ephemeral);
+                let mut answer = self.answer_v1(request.mode, request.uri, ephemeral);
                 let fds = Handover::of(answer.fd.take().into_iter().collect());
                 let id = request.id;
                 self.output.push(fds, |out| {
@@ -260,87 +295,6 @@ impl Connection {
                 self.closing = true;
             }
             ClientFrame::Ext(frame) => self.serve_ext(frame, pipeline),
-        }
-    }
-
-    fn serve_ext(&mut self, frame: &RequestFrame<'_>, pipeline: u16) {
-        let (id, op) = (frame.id, frame.op);
-        let request = match Request::parse(op, frame.flags, frame.payload) {
-            Ok(request) => request,
-            Err(bad) => return self.fail(id, op, (bad.status(), bad.to_string())),
-        };
-        if self.refused_while_draining(&request) {
-            return self.fail(id, op, (Status::Unavailable, "the server is shutting down".into()));
-        }
-        if let Request::Attach { session, directories, board } = request {
-            match ext::attach(&self.shared.store, session, directories, board) {
-                Ok((session, reply, handover)) => {
-                    self.session = Some(session);
-                    self.reply(id, Op::Attach, &reply, handover);
-                }
-                Err(failure) => self.fail(id, op, failure),
-            }
-            return;
-        }
-        let Some(session) = self.session.clone() else {
-            return self.fail(id, op, (Status::UnknownSession, "no session: ATTACH first".into()));
-        };
-        match request {
-            Request::Detach => {
-                self.session = None;
-                session.end();
-                self.reply(id, Op::Detach, &Reply::Empty, Handover::none());
-            }
-            Request::Lease { wait, hold, uri, want } => {
-                if self.waits.len() >= usize::from(pipeline) || self.waits.contains_key(&id) {
-                    let text = "more waiting requests than the pipeline allows, or an id twice";
-                    return self.fail(id, op, (Status::Unavailable, text.into()));
-                }
-                let callback = {
-                    let (inbox, number, asker) = (self.inbox.clone(), self.number, session.clone());
-                    Box::new(move |outcome| inbox.lease(number, id, outcome, asker))
-                };
-                match ext::lease(&session, (wait, hold, &uri, want), callback) {
-                    Ok(LeaseOutcome::Waiting(ticket)) => {
-                        self.waits.insert(id, Wait { ticket, session, fd: want.fd });
-                    }
-                    Ok(outcome) => self.leased(id, &session, Ok(outcome), want.fd),
-                    Err(failure) => self.fail(id, op, failure),
-                }
-            }
-            Request::Batch(requests) => {
-                let (reply, handover) = ext::batch(&self.shared.store, &session, &requests);
-                self.reply(id, Op::Batch, &reply, handover);
-            }
-            request => {
-                let op = request.op();
-                match ext::perform(&self.shared.store, &session, &request) {
-                    Ok((ext::Done::Reply(reply), handover)) => self.reply(id, op, &reply, handover),
-                    Ok((ext::Done::Page(listing), handover)) => {
-                        self.reply(id, op, &ext::page(&listing), handover);
-                    }
-                    Err(failure) => self.fail(id, op.code(), failure),
-                }
-            }
-        }
-    }
-
-    fn refused_while_draining(&self, request: &Request<'_>) -> bool {
-        matches!(request, Request::Attach { .. } | Request::Create { .. } | Request::Lease { .. })
-            && self.shared.draining.load(Relaxed)
-    }
-
-    /// The outcome of a lease that waited.
-    pub(super) fn lease_outcome(&mut self, id: u32, outcome: Result<LeaseOutcome, StoreError>) {
-        if let Some(wait) = self.waits.remove(&id) {
-            self.leased(id, &wait.session, outcome, wait.fd);
-        }
-    }
-
-    fn leased(&mut self, id: u32, session: &Session, outcome: Result<LeaseOutcome, StoreError>, fd: bool) {
-        match ext::leased(session, outcome, fd) {
-            Ok((reply, handover)) => self.reply(id, Op::Lease, &reply, handover),
-            Err(failure) => self.fail(id, Op::Lease.code(), failure),
         }
     }
 
@@ -376,12 +330,15 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // What waits is taken back, so that no lease is granted to nobody; one that was granted in
-        // this instant ends after its hold, or with the session.
+        // What waits is taken back, so that no lease is granted to nobody; the event loop gives back one that was
+        // granted in this instant.
         for wait in self.waits.values() {
             wait.session.cancel_wait(wait.ticket);
         }
-        self.shared.connections.fetch_sub(1, Relaxed);
+        self.waits.clear();
+        self.leave_session();
+        let counter = if self.refusal.is_some() { &self.shared.refusing } else { &self.shared.connections };
+        counter.fetch_sub(1, Relaxed);
     }
 }
 

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use mio::net::UnixStream;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use super::Shared;
 use super::connection::{Connection, Next};
 use super::inbox::{Inbox, Message};
-use crate::store::LeaseOutcome;
+use super::refusal::{self, Refusal};
+use super::{Shared, ext};
 
 const WAKE: Token = Token(usize::MAX);
 
@@ -24,6 +24,8 @@ pub(super) struct EventLoop {
     connections: HashMap<usize, Connection>,
     /// Connections with more to do, in turn.
     ready: VecDeque<usize>,
+    /// Refused connections, with the instant at which they are closed, answered or not.
+    refused: VecDeque<(Instant, usize)>,
     next_number: usize,
     deadline: Option<Instant>,
 }
@@ -39,6 +41,7 @@ impl EventLoop {
             shared,
             connections: HashMap::new(),
             ready: VecDeque::new(),
+            refused: VecDeque::new(),
             next_number: 0,
             deadline: None,
         };
@@ -51,7 +54,9 @@ impl EventLoop {
         loop {
             let timeout = if self.ready.is_empty() {
                 // While draining, what a connection waits for may happen on another one.
-                self.deadline.map(|_| Duration::from_millis(50))
+                let draining = self.deadline.map(|_| Duration::from_millis(50));
+                let refused = self.refused.front().map(|(at, _)| at.saturating_duration_since(Instant::now()));
+                draining.into_iter().chain(refused).min()
             } else {
                 Some(Duration::ZERO)
             };
@@ -74,6 +79,7 @@ impl EventLoop {
                 }
             }
             self.read_inbox();
+            self.end_refused();
             if let Some(deadline) = self.deadline {
                 if Instant::now() >= deadline && !self.connections.is_empty() {
                     log::warn!("{} connections are closed unfinished at the drain deadline", self.connections.len());
@@ -91,15 +97,28 @@ impl EventLoop {
         }
     }
 
+    fn end_refused(&mut self) {
+        while let Some((at, number)) = self.refused.front().copied() {
+            if at > Instant::now() {
+                return;
+            }
+            self.refused.pop_front();
+            self.close(number);
+        }
+    }
+
+    fn close(&mut self, number: usize) {
+        if let Some(mut connection) = self.connections.remove(&number) {
+            let _ = self.poll.registry().deregister(connection.stream());
+        }
+    }
+
     fn turn(&mut self, number: usize) {
         let Some(connection) = self.connections.get_mut(&number) else { return };
         match connection.turn() {
             Next::Wait => {}
             Next::Again => self.ready.push_back(number),
-            Next::Close => {
-                let _ = self.poll.registry().deregister(connection.stream());
-                self.connections.remove(&number);
-            }
+            Next::Close => self.close(number),
         }
     }
 
@@ -107,16 +126,17 @@ impl EventLoop {
         loop {
             let Some(message) = self.inbox.take() else { return };
             match message {
-                Message::Connection(stream) => self.add(stream),
-                Message::Lease { number, id, outcome, asker } => {
-                    if let Some(connection) = self.connections.get_mut(&number) {
-                        connection.lease_outcome(id, outcome);
+                Message::Connection(stream) => self.add(stream, None),
+                Message::Refused(stream, refusal) => self.add(stream, Some(refusal)),
+                Message::Lease { number, id, outcome, asker, pin } => {
+                    let grant = ext::lease_grant(&outcome, pin);
+                    let mut outcome = Some(outcome);
+                    let connection = self.connections.get_mut(&number);
+                    if connection.is_some_and(|connection| connection.lease_outcome(id, &mut outcome)) {
                         self.ready.push_back(number);
-                    } else if let Ok(LeaseOutcome::Granted(lease)) = outcome {
-                        // Granted in the instant in which the connection went: to the next one.
-                        if let Err(e) = asker.unlease(lease, Duration::ZERO) {
-                            log::debug!("giving back a lease: {e}");
-                        }
+                    } else if let Some(grant) = grant {
+                        // It came about in the instant in which the connection went.
+                        asker.withdraw(grant);
                     }
                 }
                 Message::Drain(deadline) => {
@@ -129,17 +149,23 @@ impl EventLoop {
         }
     }
 
-    fn add(&mut self, stream: StdStream) {
+    fn add(&mut self, stream: StdStream, refusal: Option<Refusal>) {
         let mut stream = UnixStream::from_std(stream);
         let number = self.next_number;
         self.next_number += 1;
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(e) = self.poll.registry().register(&mut stream, Token(number), interest) {
-            log::error!("registering a connection: {e}");
-            self.shared.connections.fetch_sub(1, Relaxed);
+            if let Some(left_out) = self.shared.refusal_log.admit() {
+                log::error!("registering a connection: {e}{left_out}");
+            }
+            let counter = if refusal.is_some() { &self.shared.refusing } else { &self.shared.connections };
+            counter.fetch_sub(1, Relaxed);
             return;
         }
-        let connection = Connection::new(stream, number, self.shared.clone(), self.inbox.clone());
+        if refusal.is_some() {
+            self.refused.push_back((Instant::now() + refusal::TIME, number));
+        }
+        let connection = Connection::new(stream, number, self.shared.clone(), self.inbox.clone(), refusal);
         self.connections.insert(number, connection);
         self.ready.push_back(number);
     }

@@ -9,8 +9,10 @@ use objmapper_proto::ext::{
 use objmapper_proto::limits::{MAX_FDS, MAX_PAYLOAD};
 use objmapper_proto::{ObjUri, Status};
 
-use super::handover::{Grant, Handover};
-use crate::store::{Commit, Entry, LeaseCallback, LeaseOutcome, Session, Store, StoreError, TierChoice, TierKind};
+use super::handover::{self, Handover};
+use crate::store::{
+    Commit, Entry, Grant, LeaseCallback, LeaseOutcome, Session, Store, StoreError, TierChoice, TierKind,
+};
 
 /// Most entries of a listing page.
 const MAX_PAGE: usize = 1024;
@@ -80,19 +82,20 @@ fn wire_tier(kind: TierKind) -> Tier {
     }
 }
 
-/// ATTACH: begins or joins a session.
+/// ATTACH: begins or joins a session. `connection` makes the connection's number in it, if the client wants one.
 pub(super) fn attach(
     store: &Store,
     token: ext::Token,
     directories: bool,
     board: bool,
+    connection: impl FnOnce(&Session) -> Option<u64>,
 ) -> Result<(Session, Reply<'static>, Handover), Failure> {
     let token = (token != ext::Token::NEW).then_some(token.0);
     let session = store.session(token).map_err(failure)?;
-    match attached(store, &session, directories, board) {
+    match attached(store, &session, (directories, board), connection) {
         Ok((reply, handover)) => {
             // A client that does not learn the name of its new session will not come back to it.
-            let grant = token.is_none().then(|| Grant::Session(session.clone()));
+            let grant = token.is_none().then(|| handover::Grant::Session(session.clone()));
             Ok((session, reply, handover.with_grant(grant)))
         }
         Err(failure) => {
@@ -107,8 +110,8 @@ pub(super) fn attach(
 fn attached(
     store: &Store,
     session: &Session,
-    directories: bool,
-    board: bool,
+    (directories, board): (bool, bool),
+    connection: impl FnOnce(&Session) -> Option<u64>,
 ) -> Result<(Reply<'static>, Handover), Failure> {
     let stats = store.stats();
     let mut fds = Vec::new();
@@ -132,6 +135,7 @@ fn attached(
             .iter()
             .map(|t| TierLimits { tier: wire_tier(t.tier), limit: t.limit, used: t.used })
             .collect(),
+        connection: connection(session),
     });
     Ok((reply, Handover::of(fds)))
 }
@@ -139,7 +143,7 @@ fn attached(
 /// Every operation but ATTACH, DETACH, LEASE and BATCH.
 pub(super) fn perform(store: &Store, session: &Session, request: &Request<'_>) -> Answered {
     match request {
-        Request::Lookup { uri, want } => lookup(session, uri, *want),
+        Request::Lookup { uri, want } => lookup(store, session, uri, *want),
         Request::Create { tier, length, uri } => {
             let choice = match tier {
                 None => TierChoice::Any,
@@ -190,7 +194,7 @@ pub(super) fn perform(store: &Store, session: &Session, request: &Request<'_>) -
             session.release(objects);
             empty(Ok(()))
         }
-        Request::Attach { .. } | Request::Detach | Request::Lease { .. } | Request::Batch(_) => {
+        Request::Attach { .. } | Request::Detach | Request::Lost { .. } | Request::Lease { .. } | Request::Batch(_) => {
             Err((Status::Internal, "this operation belongs to the connection".into()))
         }
     }
@@ -201,8 +205,25 @@ fn empty(result: Result<(), StoreError>) -> Answered {
     Ok((Done::Reply(Reply::Empty), Handover::none()))
 }
 
-fn lookup(session: &Session, uri: &ObjUri<'_>, want: Want) -> Answered {
-    let (entry, fds) = if want.fd {
+fn lookup(store: &Store, session: &Session, uri: &ObjUri<'_>, want: Want) -> Answered {
+    let (entry, fds) = if want.fd && want.pin {
+        // In two steps, so that a pin does not stay where there is no descriptor for it.
+        let Some(entry) = session.lookup(uri.as_bytes(), true).map_err(failure)? else {
+            return Err(failure(StoreError::NotFound));
+        };
+        match store.open_body(entry.tier, entry.object) {
+            Ok(fd) => Some((entry, vec![fd])),
+            Err(e) => {
+                session.withdraw(Grant::Pin(entry.object));
+                if e.kind() == std::io::ErrorKind::NotFound {
+                    // Drops what has lost its file.
+                    session.open(uri.as_bytes(), false).map_err(failure)?;
+                    return Err(failure(StoreError::NotFound));
+                }
+                return Err(failure(StoreError::io("opening a body")(e)));
+            }
+        }
+    } else if want.fd {
         let found = session.open(uri.as_bytes(), want.pin).map_err(failure)?;
         found.map(|(entry, fd)| (entry, vec![fd]))
     } else {
@@ -287,6 +308,46 @@ pub(super) fn batch(store: &Store, session: &Session, requests: &[Request<'_>]) 
     (Reply::Batch(replies), Handover::of(fds))
 }
 
+/// What a reply to `request` gives its client.
+pub(super) fn grants(request: &Request<'_>, reply: &Reply<'_>) -> Vec<Grant> {
+    let mut grants = Vec::new();
+    match (request, reply) {
+        (Request::Batch(requests), Reply::Batch(replies)) => {
+            for (request, reply) in requests.iter().zip(replies) {
+                if let Request::Release { objects } = request {
+                    // What an operation before it in the batch pinned is not held any more.
+                    grants.retain(|grant| !matches!(grant, Grant::Pin(object) if objects.contains(object)));
+                }
+                if let BatchReply::Done { reply, .. } = reply {
+                    grants.extend(grant(request, reply));
+                }
+            }
+        }
+        (request, reply) => grants.extend(grant(request, reply)),
+    }
+    grants
+}
+
+fn grant(request: &Request<'_>, reply: &Reply<'_>) -> Option<Grant> {
+    match (request, reply) {
+        (_, Reply::Created { handle, .. }) => Some(Grant::Private(*handle)),
+        (_, Reply::Lease(ext::LeaseOutcome::Granted { lease })) => Some(Grant::Lease(*lease)),
+        (Request::Lookup { want, .. } | Request::Commit(ext::Commit { want, .. }), Reply::Entry(entry)) => {
+            want.pin.then_some(Grant::Pin(entry.object))
+        }
+        _ => None,
+    }
+}
+
+/// What the outcome of a LEASE gives its client.
+pub(super) fn lease_grant(outcome: &Result<LeaseOutcome, StoreError>, pin: bool) -> Option<Grant> {
+    match outcome {
+        Ok(LeaseOutcome::Granted(lease)) => Some(Grant::Lease(*lease)),
+        Ok(LeaseOutcome::Present(entry)) if pin => Some(Grant::Pin(entry.object)),
+        _ => None,
+    }
+}
+
 /// LEASE, up to its outcome or the wait for it.
 pub(super) fn lease(
     session: &Session,
@@ -316,7 +377,7 @@ pub(super) fn leased(
             ext::LeaseOutcome::Present(wire_entry(&entry))
         }
         LeaseOutcome::Granted(lease) => {
-            handover = handover.with_grant(Some(Grant::Lease(session.clone(), lease)));
+            handover = handover.with_grant(Some(handover::Grant::Lease(session.clone(), lease)));
             ext::LeaseOutcome::Granted { lease }
         }
         LeaseOutcome::Refused(retry) => {

@@ -63,7 +63,7 @@ impl InProcess {
     /// # Errors
     /// As [`Self::connect`].
     pub fn adopt(&self, socket: OwnedFd) -> io::Result<()> {
-        Ok(self.workers.adopt(socket)?)
+        self.workers.adopt(socket)
     }
 
     /// Connections now.

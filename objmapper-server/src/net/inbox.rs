@@ -7,16 +7,21 @@ use std::time::Instant;
 use mio::Waker;
 use parking_lot::Mutex;
 
+use super::refusal::Refusal;
 use crate::store::{LeaseOutcome, Session, StoreError};
 
 /// What other threads have for a loop.
 pub(super) enum Message {
     Connection(StdStream),
+    /// To be told why it is not served.
+    Refused(StdStream, Refusal),
     Lease {
         number: usize,
         id: u32,
         outcome: Result<LeaseOutcome, StoreError>,
         asker: Session,
+        /// Whether a pin was asked for.
+        pin: bool,
     },
     /// Serve until the instant at the latest, then end.
     Drain(Instant),
@@ -50,8 +55,18 @@ impl Inbox {
         self.send(Message::Connection(stream));
     }
 
-    pub(super) fn lease(&self, number: usize, id: u32, outcome: Result<LeaseOutcome, StoreError>, asker: Session) {
-        self.send(Message::Lease { number, id, outcome, asker });
+    pub(super) fn refused(&self, stream: StdStream, refusal: Refusal) {
+        self.send(Message::Refused(stream, refusal));
+    }
+
+    pub(super) fn lease(
+        &self,
+        number: usize,
+        id: u32,
+        outcome: Result<LeaseOutcome, StoreError>,
+        (asker, pin): (Session, bool),
+    ) {
+        self.send(Message::Lease { number, id, outcome, asker, pin });
     }
 
     pub(super) fn drain(&self, deadline: Instant) {

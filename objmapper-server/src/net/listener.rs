@@ -14,6 +14,7 @@ use std::time::Duration;
 use mio::net::UnixListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 
+use super::refusal::Refusal;
 use super::workers::{Workers, join};
 use crate::store::Store;
 
@@ -37,7 +38,7 @@ pub struct ListenConfig {
     pub allow_uids: Vec<u32>,
     /// Groups (primary) that may connect.
     pub allow_gids: Vec<u32>,
-    /// Most connections at a time; more are closed at once.
+    /// Most connections at a time; more are told so and closed.
     pub max_connections: usize,
     /// Threads that serve them.
     pub threads: u8,
@@ -107,7 +108,7 @@ impl Server {
     /// # Errors
     /// If there are too many connections, or the server is shutting down.
     pub fn adopt(&self, socket: OwnedFd) -> io::Result<()> {
-        Ok(self.workers.adopt(socket)?)
+        self.workers.adopt(socket)
     }
 
     /// Connections now.
@@ -247,27 +248,22 @@ impl Acceptor {
     }
 
     fn admit(&self, stream: StdStream) {
-        if let Err(reason) = self.check(&stream) {
-            self.workers.shared.refused.fetch_add(1, Relaxed);
-            log::warn!("a connection is refused: {reason}");
-            return;
-        }
-        if let Err(refused) = self.workers.adopt(stream.into()) {
-            log::warn!("a connection is refused: {refused}");
+        match self.check(&stream).and_then(|()| self.workers.admit()) {
+            Ok(()) => self.workers.serve(stream),
+            Err(refusal) => self.workers.refuse(stream, refusal),
         }
     }
 
-    fn check(&self, stream: &StdStream) -> Result<(), String> {
+    fn check(&self, stream: &StdStream) -> Result<(), Refusal> {
         let (uids, gids) = (&self.config.allow_uids, &self.config.allow_gids);
         if uids.is_empty() && gids.is_empty() {
             return Ok(());
         }
-        let peer =
-            rustix::net::sockopt::socket_peercred(stream.as_fd()).map_err(|e| format!("its credentials: {e}"))?;
+        let peer = rustix::net::sockopt::socket_peercred(stream.as_fd()).map_err(Refusal::NoCredentials)?;
         let (uid, gid) = (peer.uid.as_raw(), peer.gid.as_raw());
         if uids.contains(&uid) || gids.contains(&gid) {
             return Ok(());
         }
-        Err(format!("uid {uid}, gid {gid} is on no allow-list (--allow-uid, --allow-gid)"))
+        Err(Refusal::NotAllowed { uid, gid })
     }
 }

@@ -5,6 +5,7 @@
 //! | `workers` | the threads that serve connections |
 //! | `in_process` | a server for clients in the same process |
 //! | `listener` | the socket, who may connect, how many; the accepting thread |
+//! | `refusal` | connections that are not served, and what they are told |
 //! | `event_loop` | a thread that serves its share of the connections |
 //! | `inbox` | what other threads have for such a loop |
 //! | `connection` | one peer: its bytes in, its protocol, its replies out |
@@ -21,13 +22,16 @@ mod in_process;
 mod inbox;
 mod listener;
 mod output;
+mod refusal;
 mod v1;
 mod workers;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::time::Duration;
 
 pub use in_process::InProcess;
 pub use listener::{ListenConfig, NetError, Server};
+use objmapper_log::RateLimited;
 
 use crate::store::Store;
 
@@ -42,8 +46,35 @@ pub(crate) struct Shared {
     pub(crate) accepted: AtomicUsize,
     /// Connections refused: by credentials, by number.
     pub(crate) refused: AtomicU64,
+    /// Refused connections that wait for their first request.
+    pub(crate) refusing: AtomicUsize,
+    /// Bounds the lines about refused connections.
+    pub(crate) refusal_log: RateLimited,
+    /// Bounds the lines about connections that broke the protocol.
+    pub(crate) protocol_log: RateLimited,
     /// Connections ended because of what they sent.
     pub(crate) protocol_errors: AtomicU64,
     /// Connections ended because a reply could not be sent, although the peer was there.
     pub(crate) send_failures: AtomicU64,
+}
+
+impl Shared {
+    fn new(store: Store, loops: u8) -> Self {
+        /// Lines of one kind per minute.
+        const LINES: u32 = 5;
+        const MINUTE: Duration = Duration::from_secs(60);
+        Self {
+            store,
+            connections: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            loops,
+            accepted: AtomicUsize::new(0),
+            refused: AtomicU64::new(0),
+            refusing: AtomicUsize::new(0),
+            refusal_log: RateLimited::new(LINES, MINUTE),
+            protocol_log: RateLimited::new(LINES, MINUTE),
+            protocol_errors: AtomicU64::new(0),
+            send_failures: AtomicU64::new(0),
+        }
+    }
 }

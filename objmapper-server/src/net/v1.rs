@@ -21,7 +21,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn failure(status: Status, error: impl Into<String>) -> Self {
+    pub(super) fn failure(status: Status, error: impl Into<String>) -> Self {
         Answer { status, content_len: 0, error: error.into(), fd: None }
     }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use super::Shared;
 use super::event_loop::EventLoop;
 use super::inbox::Inbox;
+use super::refusal::{MAX_REFUSING, Refusal};
 use crate::store::Store;
 
 /// The event loops of a server. Dropped, they end and their connections with them.
@@ -30,25 +31,14 @@ struct Worker {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Why a connection is not served.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Refused {
-    #[error("there are {0} already (--max-connections)")]
-    TooMany(usize),
-    #[error("the server is shutting down")]
-    Draining,
-    #[error("setting it up: {0}")]
-    Io(io::Error),
-}
-
-impl From<Refused> for io::Error {
-    fn from(refused: Refused) -> Self {
-        let kind = match &refused {
-            Refused::TooMany(_) => io::ErrorKind::QuotaExceeded,
-            Refused::Draining => io::ErrorKind::ConnectionRefused,
-            Refused::Io(_) => io::ErrorKind::Other,
+impl From<Refusal> for io::Error {
+    fn from(refusal: Refusal) -> Self {
+        let kind = match &refusal {
+            Refusal::TooMany(_) => io::ErrorKind::QuotaExceeded,
+            Refusal::Draining => io::ErrorKind::ConnectionRefused,
+            Refusal::NotAllowed { .. } | Refusal::NoCredentials(_) => io::ErrorKind::PermissionDenied,
         };
-        io::Error::new(kind, refused.to_string())
+        io::Error::new(kind, refusal.to_string())
     }
 }
 
@@ -56,16 +46,7 @@ impl Workers {
     /// Starts `threads` of them (`objm-loop-N`), at least one.
     pub(super) fn start(store: Store, threads: u8, max_connections: usize) -> io::Result<Self> {
         let threads = threads.max(1);
-        let shared = Arc::new(Shared {
-            store,
-            connections: AtomicUsize::new(0),
-            draining: AtomicBool::new(false),
-            loops: threads,
-            accepted: AtomicUsize::new(0),
-            refused: AtomicU64::new(0),
-            protocol_errors: AtomicU64::new(0),
-            send_failures: AtomicU64::new(0),
-        });
+        let shared = Arc::new(Shared::new(store, threads));
         // Dropping it ends those that were started, should a later one fail.
         let mut workers = Workers { shared, loops: Vec::new(), max_connections };
         for i in 0..threads {
@@ -76,30 +57,52 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Has a connected stream socket served, whoever is at its other end.
-    pub(super) fn adopt(&self, socket: OwnedFd) -> Result<(), Refused> {
-        let adopted = self.try_adopt(socket);
-        if adopted.is_err() {
+    /// Has a connected stream socket served, whatever is at its other end.
+    pub(super) fn adopt(&self, socket: OwnedFd) -> io::Result<()> {
+        let stream = UnixStream::from(socket);
+        stream.set_nonblocking(true)?;
+        self.admit().inspect_err(|_| {
             self.shared.refused.fetch_add(1, Relaxed);
-        }
-        adopted
+        })?;
+        self.serve(stream);
+        Ok(())
     }
 
-    fn try_adopt(&self, socket: OwnedFd) -> Result<(), Refused> {
+    /// Takes a place among the connections, for [`Self::serve`].
+    pub(super) fn admit(&self) -> Result<(), Refusal> {
         if self.shared.draining.load(Relaxed) {
-            return Err(Refused::Draining);
+            return Err(Refusal::Draining);
         }
-        let stream = UnixStream::from(socket);
-        stream.set_nonblocking(true).map_err(Refused::Io)?;
         if self.shared.connections.fetch_add(1, Relaxed) >= self.max_connections {
             self.shared.connections.fetch_sub(1, Relaxed);
-            return Err(Refused::TooMany(self.max_connections));
-        }
-        let turn = self.shared.accepted.fetch_add(1, Relaxed);
-        if let Some(worker) = self.loops.get(turn % self.loops.len().max(1)) {
-            worker.inbox.connection(stream);
+            return Err(Refusal::TooMany(self.max_connections));
         }
         Ok(())
+    }
+
+    /// Serves a non-blocking stream that was admitted.
+    pub(super) fn serve(&self, stream: UnixStream) {
+        if let Some(worker) = self.next() {
+            worker.inbox.connection(stream);
+        }
+    }
+
+    /// Has a non-blocking stream told why it is not served; one too many is closed at once.
+    pub(super) fn refuse(&self, stream: UnixStream, refusal: Refusal) {
+        self.shared.refused.fetch_add(1, Relaxed);
+        if let Some(left_out) = self.shared.refusal_log.admit() {
+            log::warn!("a connection is refused: {refusal}{left_out}");
+        }
+        if self.shared.refusing.fetch_add(1, Relaxed) >= MAX_REFUSING {
+            self.shared.refusing.fetch_sub(1, Relaxed);
+        } else if let Some(worker) = self.next() {
+            worker.inbox.refused(stream, refusal);
+        }
+    }
+
+    fn next(&self) -> Option<&Worker> {
+        let turn = self.shared.accepted.fetch_add(1, Relaxed);
+        self.loops.get(turn % self.loops.len().max(1))
     }
 
     /// Lets the connections finish what they have begun for at most `timeout`, and ends the threads.

@@ -1,6 +1,6 @@
 //! Leases on missing URIs: one client fetches, the others wait for its commit.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,13 @@ use super::{Inner, StoreError};
 
 /// Most leases (held, refused or waited for) that a store keeps.
 const MAX_LEASES: usize = 1 << 16;
+/// Most leases of one session: one client does not take those of the others.
+const MAX_SHARE: usize = MAX_LEASES / 4;
 /// Most callers that wait in all.
 const MAX_WAITERS: usize = 1 << 16;
+/// The longest that a lease is held, that a refusal lasts, and that a caller waits: what is asked for beyond it is cut. A
+/// client that does not come back keeps other clients waiting for that long at most.
+const MAX_TIME: Duration = Duration::from_secs(3600);
 
 /// What became of a request for a lease.
 #[derive(Debug)]
@@ -44,13 +49,22 @@ struct Table {
     timers: BTreeMap<(Instant, u64), Timer>,
     by_lease: HashMap<u64, Arc<[u8]>>,
     by_ticket: HashMap<u64, Arc<[u8]>>,
+    by_session: HashMap<Token, Share>,
     last: u64,
+}
+
+/// What one session has of the table.
+#[derive(Default)]
+struct Share {
+    leases: HashSet<u64>,
+    tickets: HashSet<u64>,
 }
 
 #[derive(Default)]
 struct State {
     holder: Option<Holder>,
-    waiters: VecDeque<Waiter>,
+    /// By their tickets, which grow: the first one waits the longest.
+    waiters: BTreeMap<u64, Waiter>,
     refused_until: Option<Instant>,
 }
 
@@ -107,6 +121,7 @@ impl Table {
         let until = later(hold);
         self.uris.entry(uri.clone()).or_default().holder = Some(Holder { lease, session, until });
         self.by_lease.insert(lease, uri.clone());
+        self.by_session.entry(session).or_default().leases.insert(lease);
         self.timers.insert((until, lease), Timer::Hold(lease));
         lease
     }
@@ -117,18 +132,21 @@ impl Table {
         let Some(state) = self.uris.get_mut(&uri) else { return false };
         if let Some(holder) = state.holder.take() {
             self.timers.remove(&(holder.until, lease));
+            self.drop_share(&holder.session, |share| share.leases.remove(&lease));
         }
+        let Some(state) = self.uris.get_mut(&uri) else { return false };
         if !refuse.is_zero() {
+            let refuse = refuse.min(MAX_TIME);
             let until = later(refuse);
             state.refused_until = Some(until);
             let waiters = std::mem::take(&mut state.waiters);
-            for waiter in waiters {
+            for waiter in waiters.into_values() {
                 self.forget(&waiter);
                 due.push((waiter.callback, Ok(LeaseOutcome::Refused(refuse))));
             }
             let number = self.number();
             self.timers.insert((until, number), Timer::Refusal(uri));
-        } else if let Some(waiter) = state.waiters.pop_front() {
+        } else if let Some((_, waiter)) = state.waiters.pop_first() {
             self.forget(&waiter);
             let lease = self.grant(&uri, waiter.session.token, waiter.hold);
             due.push((waiter.callback, Ok(LeaseOutcome::Granted(lease))));
@@ -141,13 +159,22 @@ impl Table {
     fn forget(&mut self, waiter: &Waiter) {
         self.by_ticket.remove(&waiter.ticket);
         self.timers.remove(&(waiter.until, waiter.ticket));
+        self.drop_share(&waiter.session.token, |share| share.tickets.remove(&waiter.ticket));
+    }
+
+    fn drop_share(&mut self, session: &Token, remove: impl FnOnce(&mut Share) -> bool) {
+        if let Some(share) = self.by_session.get_mut(session) {
+            remove(share);
+            if share.leases.is_empty() && share.tickets.is_empty() {
+                self.by_session.remove(session);
+            }
+        }
     }
 
     fn take_waiter(&mut self, ticket: u64) -> Option<Waiter> {
         let uri = self.by_ticket.get(&ticket)?.clone();
         let state = self.uris.get_mut(&uri)?;
-        let at = state.waiters.iter().position(|w| w.ticket == ticket)?;
-        let waiter = state.waiters.remove(at)?;
+        let waiter = state.waiters.remove(&ticket)?;
         self.forget(&waiter);
         self.tidy(&uri);
         Some(waiter)
@@ -165,16 +192,15 @@ impl Table {
     }
 }
 
-/// `after` from now; what the clock cannot hold is a century.
+/// `after` from now, at most [`MAX_TIME`].
 fn later(after: Duration) -> Instant {
-    const CENTURY: Duration = Duration::from_secs(100 * 365 * 86400);
-    Instant::now().checked_add(after.min(CENTURY)).unwrap_or_else(Instant::now)
+    Instant::now() + after.min(MAX_TIME)
 }
 
 impl Session {
     /// Asks for the lease on `uri` unless there is an object. Waits (by `callback`, which is
     /// dropped unused with any outcome but `Waiting`) up to `wait` for the present holder; a lease
-    /// that is granted ends after `hold`.
+    /// that is granted ends after `hold`. Both are an hour at most.
     pub fn lease(
         &self,
         uri: &[u8],
@@ -203,6 +229,9 @@ impl Session {
             if table.uris.len() >= MAX_LEASES && !table.uris.contains_key(&uri) {
                 return Err(StoreError::TooMany { what: "leases", limit: MAX_LEASES });
             }
+            if table.by_session.get(&self.core.token).is_some_and(|share| share.leases.len() >= MAX_SHARE) {
+                return Err(StoreError::TooMany { what: "leases of one session", limit: MAX_SHARE });
+            }
             let waiting = table.by_ticket.len();
             let state = table.uris.entry(uri.clone()).or_default();
             if let Some(until) = state.refused_until.filter(|until| *until > now) {
@@ -223,7 +252,8 @@ impl Session {
             let waiter = Waiter { ticket, session: self.core.clone(), pin, hold, until, callback };
             table.timers.insert((until, ticket), Timer::Wait(ticket));
             table.by_ticket.insert(ticket, uri.clone());
-            table.uris.entry(uri).or_default().waiters.push_back(waiter);
+            table.by_session.entry(self.core.token).or_default().tickets.insert(ticket);
+            table.uris.entry(uri).or_default().waiters.insert(ticket, waiter);
             drop(table);
             inner.wake.notify();
             return Ok(LeaseOutcome::Waiting(ticket));
@@ -231,7 +261,7 @@ impl Session {
     }
 
     /// Ends a lease without a commit: the next waiter is granted, or with `refuse` above zero
-    /// everybody who asks is refused for that long.
+    /// everybody who asks is refused for that long, an hour at most.
     pub fn unlease(&self, lease: u64, refuse: Duration) -> Result<(), StoreError> {
         let mut due = Due::new();
         let ended = {
@@ -250,7 +280,9 @@ impl Session {
     /// Takes a waiting request back; its callback is not called any more. False if it is being, or
     /// was, called.
     pub fn cancel_wait(&self, ticket: u64) -> bool {
-        self.store.inner.leases.0.lock().take_waiter(ticket).is_some()
+        // Dropped with the table unlocked: the callback may own a handle of a session.
+        let waiter = self.store.inner.leases.0.lock().take_waiter(ticket);
+        waiter.is_some()
     }
 }
 
@@ -263,14 +295,15 @@ impl Inner {
             if let Some(holder) = state.holder {
                 table.by_lease.remove(&holder.lease);
                 table.timers.remove(&(holder.until, holder.lease));
+                table.drop_share(&holder.session, |share| share.leases.remove(&holder.lease));
             }
-            for waiter in &state.waiters {
+            for waiter in state.waiters.values() {
                 table.forget(waiter);
             }
             drop(uri);
             state.waiters
         };
-        for waiter in waiters {
+        for waiter in waiters.into_values() {
             let outcome = match self.lookup_for(&waiter.session, uri, waiter.pin) {
                 Ok(Some(entry)) => Ok(LeaseOutcome::Present(entry)),
                 // Gone again already: the caller may as well fetch.
@@ -286,26 +319,30 @@ impl Inner {
         let mut due = Due::new();
         {
             let mut table = self.leases.0.lock();
-            let waiting: Vec<u64> = table
-                .uris
-                .values()
-                .flat_map(|s| s.waiters.iter())
-                .filter(|w| w.session.token == *session)
-                .map(|w| w.ticket)
-                .collect();
-            for ticket in waiting {
+            let Some(Share { leases, tickets }) = table.by_session.remove(session) else { return };
+            for ticket in tickets {
                 if let Some(waiter) = table.take_waiter(ticket) {
                     due.push((waiter.callback, Err(StoreError::UnknownSession)));
                 }
             }
-            let held: Vec<u64> = table
-                .uris
-                .values()
-                .filter_map(|s| s.holder.as_ref())
-                .filter(|h| h.session == *session)
-                .map(|h| h.lease)
-                .collect();
-            for lease in held {
+            for lease in leases {
+                table.end(lease, Duration::ZERO, &mut due);
+            }
+        }
+        self.deliver(due);
+    }
+
+    /// Gives up the leases of a session whose last connection has ended.
+    pub(crate) fn lease_session_detached(&self, session: &SessionCore) {
+        let mut due = Due::new();
+        {
+            let mut table = self.leases.0.lock();
+            // A client that has come back meanwhile may hold new ones.
+            if session.state.lock().attached > 0 {
+                return;
+            }
+            let Some(share) = table.by_session.get(&session.token) else { return };
+            for lease in share.leases.iter().copied().collect::<Vec<_>>() {
                 table.end(lease, Duration::ZERO, &mut due);
             }
         }
@@ -345,5 +382,18 @@ impl Inner {
         for (callback, outcome) in due {
             callback(outcome);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_cut() {
+        let now = Instant::now();
+        let days = Duration::from_secs(49 * 86_400);
+        assert!(later(days) <= Instant::now() + MAX_TIME);
+        assert!(later(Duration::from_secs(60)) >= now + Duration::from_secs(60));
     }
 }

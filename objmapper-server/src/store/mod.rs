@@ -10,6 +10,8 @@
 //! | `board` | counters shared with clients; the fences that order commits with deletes |
 //! | `private`, `publish` | create, reserve, abort; commit, delete, evict |
 //! | `session`, `lease` | pins and their owner; who fetches a missing URI |
+//! | `pin` | a session's pins |
+//! | `delivery` | what replies gave that the client may not have read |
 //! | `foreign` | objects of v0.1 clients |
 //! | `writers` | files that a client can still write, held to what the account carries for them |
 //! | `disk_dir` | the disk tier's directory, its lock and its owner |
@@ -17,10 +19,10 @@
 //! | `room` | a file system with less room than the limit |
 //! | `house` | the store's threads |
 //!
-//! Locks, in the order in which one may be taken while another is held: a private object's state, a
+//! Locks, in the order in which one may be taken while another is held: a delivery's state, a private object's state, a
 //! fence's gate, `measuring`, `evicting`, a shard's `publish`, the lease table, a shard's `map` or a session's
-//! state, an object's state, a tier's order. The list of `leftovers` may be taken under any of the first five, and nothing but
-//! counters under it. System calls and database transactions happen under these six only, and a look-up takes none of those (but for objects that a v0.1 client still writes).
+//! state, an object's state, a tier's order. The list of `leftovers` may be taken under any of the first six, and nothing but
+//! counters under it. System calls and database transactions happen under these seven only, and a look-up takes none of those (but for objects that a v0.1 client still writes).
 //!
 //! ```
 //! use objmapper_server::store::{Commit, MemoryTier, Store, StoreConfig, TierChoice};
@@ -44,6 +46,7 @@
 
 mod account;
 mod board;
+mod delivery;
 mod disk_dir;
 mod disk_index;
 mod error;
@@ -56,6 +59,7 @@ mod lease;
 mod mount;
 mod object;
 mod open;
+mod pin;
 mod private;
 mod publish;
 mod room;
@@ -75,6 +79,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+pub use delivery::{Delivery, Grant, Turn};
 pub use error::StoreError;
 pub use lease::{LeaseCallback, LeaseOutcome};
 pub use mount::{MemoryMount, MountKind, ShmDirectory};

@@ -16,6 +16,7 @@ use super::index_error::IndexError;
 use super::lease::Leases;
 use super::mount::MemoryMount;
 use super::object::{Object, ObjectId, ObjectState, now_ms};
+use super::pin::Pin;
 use super::publish::{ID_BLOCK, Ids};
 use super::room::Room;
 use super::session::random_token;
@@ -253,7 +254,7 @@ impl Inner {
             self.forget_sessions(&loaded.sessions);
             HashMap::new()
         } else {
-            loaded.sessions.iter().map(|token| (*token, self.add_session(*token))).collect()
+            loaded.sessions.iter().map(|token| (*token, self.add_session(*token, true))).collect()
         };
         let mut pins: HashMap<_, Vec<_>> = HashMap::new();
         for (token, id) in &loaded.pins {
@@ -277,7 +278,7 @@ impl Inner {
                 object.state.lock().pins = u32::try_from(holders.len()).unwrap_or(u32::MAX);
                 disk.account.pinned.fetch_add(object.charge(), Relaxed);
                 for session in holders {
-                    session.state.lock().pins.insert(object.id, object.clone());
+                    session.state.lock().pins.insert(object.id, Pin::kept(object.clone()));
                 }
             }
             if object.state.lock().listed {

@@ -1,19 +1,24 @@
 //! Sessions: what one client's connections have in common (private objects, pins, ephemeral
 //! objects, leases), and its end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::delivery::Delivery;
 use super::disk_index::Op;
 use super::object::{Entry, Object, ObjectId, Token, check_uri, now_ms};
+use super::pin::Pin;
 use super::private::{Commit, Private, PrivateObject};
 use super::room::warn;
 use super::{Inner, Store, StoreError, TierChoice, TierKind};
+
+/// How long a session lives without a connection whose token its client may never have learnt.
+const UNUSED_GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(crate) struct SessionCore {
@@ -25,16 +30,23 @@ pub(crate) struct SessionCore {
 pub(crate) struct SessionState {
     ended: bool,
     /// Live [`Session`] handles (connections).
-    attached: usize,
+    pub(super) attached: usize,
     /// Since when there is none; the grace time runs from here.
     pub(super) detached_at: Option<Instant>,
-    pub(super) pins: HashMap<ObjectId, Arc<Object>>,
+    pub(super) pins: HashMap<ObjectId, Pin>,
     pub(super) ephemeral: HashMap<ObjectId, Arc<Object>>,
     pub(super) privates: HashMap<u64, Arc<Private>>,
+    /// Of its connections, and of ended ones whose last replies may be unread; oldest first.
+    pub(super) deliveries: VecDeque<Arc<Delivery>>,
+    /// Its client knows its token: it has asked for something in it, or come back with it.
+    used: bool,
+    /// Its client counts replies: what is pinned and not claimed is known to be unwanted.
+    pub(super) counted: bool,
 }
 
-/// A client's share in a session. When the last one is dropped, the session lives on for the
-/// store's grace time, so that the client can come back with the token.
+/// A client's share in a session. When the last one is dropped, its leases end, as a client that is not connected
+/// cannot publish; the rest of the session lives on for the store's grace time, so that the client can come back with the
+/// token.
 #[derive(Debug)]
 pub struct Session {
     pub(super) store: Store,
@@ -50,11 +62,15 @@ impl Clone for Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let mut state = self.core.state.lock();
-        state.attached = state.attached.saturating_sub(1);
-        if state.attached == 0 {
+        {
+            let mut state = self.core.state.lock();
+            state.attached = state.attached.saturating_sub(1);
+            if state.attached > 0 {
+                return;
+            }
             state.detached_at = Some(Instant::now());
         }
+        self.store.inner.lease_session_detached(&self.core);
     }
 }
 
@@ -153,13 +169,23 @@ impl Session {
             let mut state = self.core.state.lock();
             objects.iter().filter_map(|id| state.pins.remove(id)).collect()
         };
-        let inner = &self.store.inner;
-        for object in &dropped {
-            if let (TierKind::Disk, Some(index)) = (object.tier, &inner.disk_index) {
-                index.enqueue(vec![Op::Unpin(self.core.token, object.id)]);
-            }
-            inner.unpin(object);
+        for pin in &dropped {
+            self.released(&pin.object);
         }
+    }
+
+    /// A pin has left the session.
+    pub(super) fn released(&self, object: &Arc<Object>) {
+        let inner = &self.store.inner;
+        if let (TierKind::Disk, Some(index)) = (object.tier, &inner.disk_index) {
+            index.enqueue(vec![Op::Unpin(self.core.token, object.id)]);
+        }
+        inner.unpin(object);
+    }
+
+    /// Its client has asked for something in it.
+    pub fn mark_used(&self) {
+        self.core.state.lock().used = true;
     }
 
     /// Ends the session now: aborts its private objects, deletes its ephemeral ones, drops its pins,
@@ -175,6 +201,7 @@ impl Session {
 
 impl Inner {
     pub(crate) fn attach(&self, store: &Store, token: Option<Token>) -> Result<Session, StoreError> {
+        let known = token.is_some();
         let core = match token {
             Some(token) => self.sessions.lock().get(&token).cloned().ok_or(StoreError::UnknownSession)?,
             None => self.new_session()?,
@@ -186,6 +213,7 @@ impl Inner {
             }
             state.attached += 1;
             state.detached_at = None;
+            state.used |= known;
         }
         Ok(Session { store: store.clone(), core })
     }
@@ -198,12 +226,12 @@ impl Inner {
         if let Err(e) = self.apply_with_room(|| vec![Op::SessionBegin(token)]) {
             warn(&self.room.unsaved, &format_args!("a session will not survive a restart: {e}"));
         }
-        Ok(self.add_session(token))
+        Ok(self.add_session(token, false))
     }
 
-    /// Enters a session that nobody is attached to yet.
-    pub(crate) fn add_session(&self, token: Token) -> Arc<SessionCore> {
-        let state = SessionState { detached_at: Some(Instant::now()), ..SessionState::default() };
+    /// Enters a session that nobody is attached to yet: a new one, or one that the client knows from a former run.
+    pub(crate) fn add_session(&self, token: Token, used: bool) -> Arc<SessionCore> {
+        let state = SessionState { detached_at: Some(Instant::now()), used, ..SessionState::default() };
         let core = Arc::new(SessionCore { token, state: Mutex::new(state) });
         self.sessions.lock().insert(token, core.clone());
         core
@@ -215,6 +243,7 @@ impl Inner {
             if std::mem::replace(&mut state.ended, true) {
                 return;
             }
+            state.deliveries.clear();
             (std::mem::take(&mut state.pins), std::mem::take(&mut state.ephemeral), std::mem::take(&mut state.privates))
         };
         self.sessions.lock().remove(&core.token);
@@ -228,8 +257,8 @@ impl Inner {
         for object in ephemeral.values() {
             self.discard(object);
         }
-        for object in pins.values() {
-            self.unpin(object);
+        for pin in pins.values() {
+            self.unpin(&pin.object);
         }
         if self.disk_index.is_some() {
             self.flush_index(TierKind::Disk);
@@ -244,7 +273,8 @@ impl Inner {
             .values()
             .filter(|core| {
                 let state = core.state.lock();
-                state.attached == 0 && state.detached_at.is_some_and(|at| at.elapsed() >= self.session_grace)
+                let grace = if state.used { self.session_grace } else { self.session_grace.min(UNUSED_GRACE) };
+                state.attached == 0 && state.detached_at.is_some_and(|at| at.elapsed() >= grace)
             })
             .cloned()
             .collect();
@@ -339,7 +369,7 @@ impl Inner {
             if !self.take_pin(object) {
                 return Ok(false);
             }
-            session.pins.insert(object.id, object.clone());
+            session.pins.insert(object.id, Pin::new(object.clone()));
         }
         if object.tier == TierKind::Disk
             && let Err(e) = self.apply(vec![Op::Pin(session.token, object.id)])
@@ -377,7 +407,7 @@ impl Inner {
                 if object.ephemeral.is_some() && object.state.lock().listed {
                     state.ephemeral.insert(object.id, object.clone());
                 }
-                (false, pinned && state.pins.insert(object.id, object.clone()).is_some())
+                (false, pinned && state.pins.insert(object.id, Pin::new(object.clone())).is_some())
             }
         };
         if ended && object.ephemeral.is_some() {

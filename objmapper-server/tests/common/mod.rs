@@ -203,6 +203,8 @@ pub struct Peer {
     pub stream: UnixStream,
     pub input: Vec<u8>,
     pub fds: Vec<OwnedFd>,
+    /// The connection's number, if ATTACH asked for it.
+    pub number: Option<u64>,
     next_id: u32,
 }
 
@@ -213,7 +215,7 @@ impl Peer {
 
     pub fn try_connect(socket: &Path) -> io::Result<Self> {
         let stream = connect(socket)?;
-        Ok(Peer { stream, input: Vec::new(), fds: Vec::new(), next_id: 0 })
+        Ok(Peer { stream, input: Vec::new(), fds: Vec::new(), number: None, next_id: 0 })
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
@@ -278,7 +280,17 @@ impl Peer {
     }
 
     pub fn attach(&mut self, token: Token) -> Token {
-        match self.call(&Request::Attach { session: token, directories: false, board: false }).unwrap().0 {
+        match self.call(&Request::Attach { session: token, directories: false, board: false, number: false }).unwrap().0
+        {
+            Answer::Attached(session) => session,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Attaches, and has the connection numbered.
+    pub fn attach_numbered(&mut self, token: Token) -> Token {
+        let request = Request::Attach { session: token, directories: false, board: false, number: true };
+        match self.call(&request).unwrap().0 {
             Answer::Attached(session) => session,
             other => panic!("{other:?}"),
         }
@@ -302,7 +314,11 @@ impl Peer {
                     let answer = match frame.status {
                         Status::Ok => {
                             let op = Op::try_from(frame.op).unwrap();
-                            Ok(Answer::of(&Reply::parse(op, frame.payload).unwrap()))
+                            let reply = Reply::parse(op, frame.payload).unwrap();
+                            if let Reply::Attached(attached) = &reply {
+                                self.number = attached.connection;
+                            }
+                            Ok(Answer::of(&reply))
                         }
                         status => {
                             assert!(!frame.message().is_empty());

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ pub enum Meddling {
     /// In one of eight pieces a bit is flipped, but not in the length of an answer: one that is too long takes those that
     /// follow for a part of itself, until the connection ends.
     Flip,
+    /// Each piece ends after so many percent of its bytes, and the connection with it. Descriptors come with all of it only.
+    CutAt(usize),
     /// At one of eight pieces the connection ends in the middle of it.
     Cut,
     /// Their descriptors are closed, their bytes passed on.
@@ -51,7 +53,9 @@ struct Shared {
     /// How often it meddled.
     times: AtomicU64,
     stop: AtomicBool,
-    connections: Mutex<Vec<UnixStream>>,
+    /// Those that have not ended.
+    connections: Mutex<Vec<Weak<UnixStream>>>,
+    path: PathBuf,
 }
 
 /// Room for what one answer may bring, see EXTENSIONS.md: as much as a sendmsg with descriptors may have.
@@ -71,10 +75,16 @@ impl Meddler {
             times: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             connections: Mutex::new(Vec::new()),
+            path: path.to_owned(),
         });
         let (accepting, listening) = (Arc::clone(&shared), listener.try_clone()?);
         let thread = std::thread::spawn(move || accept(&listening, &accepting));
         Ok(Self { listener, shared, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.shared.path
     }
 
     /// Does this from now on.
@@ -107,11 +117,12 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
         }
         // Without a store the client finds its connection closed.
         let (Ok(client), Ok(store)) = (client, UnixStream::connect(&shared.store)) else { continue };
-        let pairs = (client.try_clone(), store.try_clone(), client.try_clone(), store.try_clone());
-        let (Ok(client2), Ok(store2), Ok(client3), Ok(store3)) = pairs else { continue };
-        shared.connections.lock().unwrap_or_else(PoisonError::into_inner).extend([client3, store3]);
+        let (client, store) = (Arc::new(client), Arc::new(store));
+        let both = [Arc::downgrade(&client), Arc::downgrade(&store)];
+        shared.connections.lock().unwrap_or_else(PoisonError::into_inner).extend(both);
         let answering = Arc::clone(shared);
-        threads.push(std::thread::spawn(move || pass_requests(client, store)));
+        let (client2, store2) = (Arc::clone(&client), Arc::clone(&store));
+        threads.push(std::thread::spawn(move || pass_requests(&client, &store)));
         threads.push(std::thread::spawn(move || {
             // An error is the end of the connection, like its closing.
             let _ = pass_answers(&store2, &client2, &answering, Random::new(number as u64));
@@ -120,14 +131,16 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
         }));
     }
     for connection in shared.connections.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-        let _ = connection.shutdown(Shutdown::Both);
+        if let Some(connection) = connection.upgrade() {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
     }
     for thread in threads {
         let _ = thread.join();
     }
 }
 
-fn pass_requests(mut client: UnixStream, mut store: UnixStream) {
+fn pass_requests(mut client: &UnixStream, mut store: &UnixStream) {
     let mut bytes = [0; ROOM];
     // Clients send no descriptors.
     while let Ok(n) = client.read(&mut bytes) {
@@ -149,7 +162,7 @@ fn pass_answers(store: &UnixStream, client: &UnixStream, shared: &Shared, mut ra
         let mut piece = &mut bytes[..n];
         let chosen = match meddling {
             Meddling::Nothing => false,
-            Meddling::Late(_) => true,
+            Meddling::Late(_) | Meddling::CutAt(_) => true,
             Meddling::NoDescriptors => !descriptors.is_empty(),
             Meddling::Flip | Meddling::Cut => random.below(8) == 0,
         };
@@ -169,11 +182,19 @@ fn pass_answers(store: &UnixStream, client: &UnixStream, shared: &Shared, mut ra
                     descriptors.clear();
                     piece = &mut piece[..n / 2];
                 }
+                Meddling::CutAt(percent) => {
+                    if percent < 100 {
+                        descriptors.clear();
+                    }
+                    piece = &mut piece[..n * percent / 100];
+                }
                 Meddling::NoDescriptors => descriptors.clear(),
             }
         }
-        send(client, piece, &descriptors)?;
-        if chosen && meddling == Meddling::Cut {
+        if !piece.is_empty() {
+            send(client, piece, &descriptors)?;
+        }
+        if chosen && matches!(meddling, Meddling::Cut | Meddling::CutAt(_)) {
             return Ok(());
         }
     }

@@ -10,7 +10,8 @@ use nix::unistd::Pid;
 use objmapper_client::{Client, Stat};
 
 use crate::artefacts;
-use crate::process::Process;
+use crate::proc::all_stopped;
+use crate::process::{PATIENCE, Process, wait_for};
 
 /// An objmapperd that does not get on. Goes on when dropped.
 #[derive(Debug)]
@@ -37,6 +38,24 @@ impl Objmapperd {
     /// Starts one with its socket and log in `dir` and a memory tier of `memory` (`1g`).
     pub fn start(dir: &Path, memory: &str) -> Result<Self> {
         Self::with_tiers(dir, vec!["--memory".to_owned(), memory.to_owned()])
+    }
+
+    /// [`Objmapperd::start`] with a memory tier of 1 GiB and more arguments.
+    pub fn start_with(dir: &Path, arguments: &[&str]) -> Result<Self> {
+        let mut daemon = Self { process: None, dir: dir.to_owned(), tiers: Vec::new(), mount: None };
+        daemon.start_again_with(arguments)?;
+        Ok(daemon)
+    }
+
+    /// Starts the daemon with a memory tier of 1 GiB and these arguments instead of those that it had.
+    pub fn start_again_with(&mut self, arguments: &[&str]) -> Result<()> {
+        self.tiers = [&["--memory", "1g"], arguments].concat().into_iter().map(str::to_owned).collect();
+        self.start_again()
+    }
+
+    /// What it has logged, of former runs too.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("objmapperd.log")).unwrap_or_default()
     }
 
     /// Starts one with a disk tier of `size` alone, in the directory `store` below `dir`.
@@ -87,10 +106,13 @@ impl Objmapperd {
 
     /// SIGSTOP: it takes connections and requests, and answers none until the value is dropped.
     pub fn stall(&self) -> Result<Stalled> {
-        let pid = self.pid().context("objmapperd does not run")?;
-        let pid = Pid::from_raw(i32::try_from(pid)?);
+        let number = self.pid().context("objmapperd does not run")?;
+        let pid = Pid::from_raw(i32::try_from(number)?);
         kill(pid, Signal::SIGSTOP)?;
-        Ok(Stalled(pid))
+        let stalled = Stalled(pid);
+        // A thread that runs may still answer something.
+        wait_for("all threads of objmapperd to stop", PATIENCE, || Ok(all_stopped(number)?.then_some(())))?;
+        Ok(stalled)
     }
 
     /// SIGKILL. The socket's file stays, as after a crash.

@@ -134,8 +134,7 @@ impl Stage {
     /// A new path of `size` bytes that has been published: it is found in the store.
     pub fn published(&self, size: usize) -> Result<String> {
         wait_for("a response to be published and found", BOUND, || {
-            // Another one each time: where the answer that granted a lease was lost, others wait for its holder until its
-            // time (`hold`) is over.
+            // Another one each time: the lease of one whose answer was lost a moment ago may not have been given back yet.
             let path = self.new_path(size);
             for _ in 0..3 {
                 if status(&self.miss(&path)?) == "hit" {

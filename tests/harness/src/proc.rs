@@ -14,6 +14,19 @@ pub fn mappings(pid: u32) -> Result<usize> {
     Ok(std::fs::read_to_string(proc(pid, "maps"))?.lines().count())
 }
 
+/// Returns true if all threads of a process are stopped by a signal.
+pub fn all_stopped(pid: u32) -> Result<bool> {
+    for thread in std::fs::read_dir(proc(pid, "task"))? {
+        let stat = std::fs::read_to_string(thread?.path().join("stat"))?;
+        // `pid (name) state …`; the name may hold parentheses.
+        let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
+        if state != Some("T") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn proc(pid: u32, file: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/{file}"))
 }

@@ -1,0 +1,310 @@
+//! Connections that are lost, refused, or given up; what their unread answers gave; and the pace of new attempts.
+
+mod fake_peer;
+
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use fake_peer::{Conn, PATIENCE, Peer, entry, eventually};
+use objmapper_client::{
+    ConnectFailure, ConnectionState, Entry, EntryFlags, Error, ObjUri, Op, Status, Tier, Token, Want,
+};
+use objmapper_proto::ext::{LeaseOutcome, Reply, Request};
+
+fn uri(text: &str) -> ObjUri<'_> {
+    ObjUri::try_from(text).unwrap()
+}
+
+fn pinned(object: u64) -> Entry {
+    Entry { flags: EntryFlags::PINNED, ..entry(object) }
+}
+
+/// A peer that numbers its connections from 100 and says which LOST came.
+fn numbered(
+    script: impl Fn(&mut Conn) + Send + Sync + 'static,
+) -> (Peer, mpsc::Receiver<(u64, u64)>, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let (send, lost) = mpsc::channel();
+    let send = Mutex::new(send);
+    let peer = Peer::start(move |mut conn| {
+        let number = 100 + conn.number as u64;
+        if conn.hello_numbered(1, &path, Some(number)).is_none() {
+            return;
+        }
+        if conn.number == 0 {
+            return script(&mut conn);
+        }
+        while let Some((id, request)) = conn.request() {
+            match request {
+                Request::Lost { connection, read } => {
+                    conn.reply(id, Op::Lost, &Reply::Empty);
+                    send.lock().unwrap().send((connection, read)).unwrap();
+                }
+                Request::Lookup { .. } => conn.reply(id, Op::Lookup, &Reply::Entry(entry(1))),
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    (peer, lost, dir)
+}
+
+#[test]
+fn the_store_is_told_how_much_was_read_on_a_lost_connection() {
+    let (peer, lost, _dir) = numbered(|conn| {
+        for _ in 0..3 {
+            let (id, _) = conn.request().unwrap();
+            conn.reply(id, Op::Lookup, &Reply::Entry(entry(1)));
+        }
+        // A failure is an answer too.
+        let (id, _) = conn.request().unwrap();
+        conn.fail(id, Op::Lookup, Status::NotFound);
+        // Half of an answer is none.
+        let (id, _) = conn.request().unwrap();
+        let mut bytes = Vec::new();
+        Reply::Lease(LeaseOutcome::Granted { lease: 5 }).encode(id, Op::Lease, 0, &mut bytes).unwrap();
+        std::io::Write::write_all(&mut conn.stream, &bytes[..bytes.len() - 1]).unwrap();
+    });
+    let client = peer.config().connect().unwrap();
+    for _ in 0..4 {
+        client.lookup(&uri("/a"), Want::ENTRY).unwrap();
+    }
+    let why = client.lease(&uri("/a"), Duration::ZERO, PATIENCE, Want::ENTRY).unwrap_err();
+    assert_eq!(why, Error::Closed);
+    assert_eq!(lost.recv_timeout(PATIENCE).unwrap(), (100, 4));
+    assert!(client.flush_deferred(PATIENCE));
+    let counters = client.counters();
+    assert_eq!((counters.deferred, counters.deferred_dropped), (0, 0));
+    drop(client);
+    peer.finish();
+}
+
+/// A pin cannot be released for one caller: another one may have been told of the same.
+#[test]
+fn a_pin_that_comes_too_late_costs_its_connection() {
+    let (answer, answers) = mpsc::channel::<()>();
+    let answers = Mutex::new(answers);
+    let (peer, lost, _dir) = numbered(move |conn| {
+        let (first, _) = conn.request().unwrap();
+        // A sign of life, so that the client does not take the connection for dead.
+        let (second, _) = conn.request().unwrap();
+        conn.reply(second, Op::Lookup, &Reply::Entry(entry(1)));
+        answers.lock().unwrap().recv().unwrap();
+        conn.reply(first, Op::Lookup, &Reply::Entry(pinned(7)));
+        assert!(conn.closed(), "nothing more is asked on it");
+    });
+    let client = peer.config().call_timeout(Duration::from_millis(300)).connect().unwrap();
+    std::thread::scope(|scope| {
+        let late = scope.spawn(|| client.lookup(&uri("/late"), Want::PIN));
+        eventually("it is asked", || client.counters().requests == 1);
+        client.lookup(&uri("/a"), Want::ENTRY).unwrap();
+        assert!(matches!(late.join().unwrap(), Err(Error::Timeout { .. })));
+    });
+    assert!(client.is_up(), "being late costs nothing yet");
+    answer.send(()).unwrap();
+    // No call reads it.
+    eventually("the connection is given up", || client.counters().disconnects == 1);
+    // The answer that brought the pin does not count as read.
+    assert_eq!(lost.recv_timeout(PATIENCE).unwrap(), (100, 1));
+    drop(client);
+    peer.finish();
+}
+
+#[test]
+fn what_a_late_answer_gave_is_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let (answer, answers) = mpsc::channel::<()>();
+    let answers = Mutex::new(answers);
+    let (given, back) = mpsc::channel();
+    let given = Mutex::new(given);
+    let peer = Peer::start(move |mut conn| {
+        if conn.hello_numbered(1, &path, Some(9)).is_none() {
+            return;
+        }
+        let file = tempfile::tempfile().unwrap();
+        let late: Vec<_> = (0..2).map(|_| conn.request().unwrap()).collect();
+        let (id, _) = conn.request().unwrap();
+        conn.reply(id, Op::Lookup, &Reply::Entry(entry(1)));
+        answers.lock().unwrap().recv().unwrap();
+        for (id, request) in late {
+            if let Request::Create { .. } = request {
+                let mut bytes = Vec::new();
+                Reply::Created { handle: 7, tier: Tier::Memory }.encode(id, Op::Create, 1, &mut bytes).unwrap();
+                bytes.push(b'X');
+                conn.send_fds(&bytes, &[file.as_fd()]);
+            } else {
+                conn.reply(id, Op::Lease, &Reply::Lease(LeaseOutcome::Granted { lease: 5 }));
+            }
+        }
+        while let Some((id, request)) = conn.request() {
+            conn.reply(id, request.op(), &Reply::Empty);
+            given.lock().unwrap().send(request).unwrap();
+        }
+    });
+    let client = peer.config().call_timeout(Duration::from_millis(300)).connect().unwrap();
+    std::thread::scope(|scope| {
+        let created = scope.spawn(|| client.create(1, None, None).map(drop));
+        let leased = scope.spawn(|| client.lease(&uri("/a"), Duration::ZERO, PATIENCE, Want::ENTRY).map(drop));
+        eventually("both are asked", || client.counters().requests == 2);
+        client.lookup(&uri("/a"), Want::ENTRY).unwrap();
+        assert!(matches!(created.join().unwrap(), Err(Error::Timeout { .. })));
+        assert!(matches!(leased.join().unwrap(), Err(Error::Timeout { .. })));
+    });
+    // No call reads it.
+    answer.send(()).unwrap();
+    let back: Vec<_> = (0..2).map(|_| back.recv_timeout(PATIENCE).unwrap()).collect();
+    assert!(back.contains(&Request::Abort { handle: 7 }) && back.contains(&Request::Unlease { lease: 5, refuse: 0 }));
+    assert_eq!(client.counters().disconnects, 0);
+    drop(client);
+    peer.finish();
+}
+
+/// An answer that the caller does not take, having given its pipeline up.
+#[test]
+fn a_pin_that_is_not_taken_is_released() {
+    let (released, releases) = mpsc::channel();
+    let released = Mutex::new(released);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let peer = Peer::start(move |mut conn| {
+        if conn.hello_numbered(1, &path, Some(9)).is_none() {
+            return;
+        }
+        while let Some((id, request)) = conn.request() {
+            match request {
+                Request::Release { objects } => {
+                    conn.reply(id, Op::Release, &Reply::Empty);
+                    released.lock().unwrap().send(objects).unwrap();
+                }
+                _ => conn.reply(id, Op::Lookup, &Reply::Entry(pinned(7))),
+            }
+        }
+    });
+    let client = peer.config().connect().unwrap();
+    let pipeline = client.pipeline().unwrap();
+    let dropped = pipeline.lookup(&uri("/a"), Want::PIN).unwrap();
+    let unpinned = pipeline.lookup(&uri("/a"), Want::ENTRY).unwrap();
+    let taken = pipeline.lookup(&uri("/a"), Want::PIN).unwrap();
+    // Its answer is the last one, so that the others have come as well.
+    assert_eq!(taken.wait().unwrap().unwrap().entry.object, 7);
+    drop((dropped, unpinned));
+    assert_eq!(releases.recv_timeout(PATIENCE).unwrap(), [7]);
+    assert!(client.flush_deferred(PATIENCE));
+    drop((pipeline, client));
+    peer.finish();
+    assert!(releases.try_recv().is_err(), "what was taken, or was no pin, is not released");
+}
+
+/// A peer that does not serve this client looks like one of protocol V1 until it is asked something.
+#[test]
+fn a_peer_that_accepts_and_closes_is_not_connected() {
+    const FAILURES: u64 = 6;
+    let peer = Peer::start(|_| {});
+    let (told, events) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
+    let (tell, log) = (Arc::clone(&told), Arc::clone(&events));
+    let client = peer
+        .config()
+        .on_event(move |event| log.lock().unwrap().push(*event))
+        .on_connect_failure(move |failure| tell.lock().unwrap().push(failure.clone()))
+        .build()
+        .unwrap();
+    eventually("several attempts", || client.counters().connect_failures >= FAILURES);
+    assert!(matches!(client.state(), ConnectionState::Down { .. }));
+    let counters = client.counters();
+    assert_eq!((counters.connects, counters.fallbacks), (0, 0));
+    // Each attempt tries what a peer might speak: a bounded number of connections.
+    assert!(peer.accepted() as u64 <= 8 * (counters.connect_failures + 1), "{} connections", peer.accepted());
+    assert!(events.lock().unwrap().is_empty(), "{events:?}");
+    let told = std::mem::take(&mut *told.lock().unwrap());
+    assert!(matches!(&told[..], [ConnectFailure { why: Error::HungUp, connections: 0, .. }]), "once: {told:?}");
+    assert!(told[0].is_refusal() && told[0].why.to_string().contains("--allow-uid"));
+    drop(client);
+    peer.finish();
+}
+
+#[test]
+fn a_refusal_is_told_in_the_stores_words() {
+    let peer = Peer::start(|mut conn| {
+        if conn.hello("4f424a4d02800000ff02")
+            && let Some((id, Request::Attach { number: true, .. })) = conn.request()
+        {
+            conn.fail(id, Op::Attach, Status::Refused);
+        }
+    });
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&told);
+    let client = peer.config().on_connect_failure(move |f| tell.lock().unwrap().push(f.clone())).build().unwrap();
+    eventually("several attempts", || client.counters().connect_failures >= 5);
+    let told = std::mem::take(&mut *told.lock().unwrap());
+    assert!(told.len() == 1 && told[0].is_refusal(), "{told:?}");
+    assert_eq!(told[0].why.status(), Some(Status::Refused));
+    assert_eq!(peer.accepted() as u64, client.counters().connect_failures, "one connection for each attempt");
+    drop(client);
+    peer.finish();
+}
+
+/// In V1 too a refusal is no sign of a V1 peer.
+#[test]
+fn a_v1_peer_that_is_not_available_is_not_connected() {
+    let peer = Peer::start(|mut conn| {
+        let mut first = [0];
+        let peeked = rustix::net::recv(&conn.stream, &mut first, rustix::net::RecvFlags::PEEK);
+        if peeked.is_ok() && first[0] == b'1' {
+            conn.expect("31 001e 2f64656c6574652f6f626a6d61707065722d636c69656e742d70726f6265");
+            conn.send("14 0000000000000000 0005 ff0002 6e6f");
+        }
+    });
+    let client = peer.config().build().unwrap();
+    eventually("several attempts", || client.counters().connect_failures >= 3);
+    assert!(!client.is_up() && client.counters().connects == 0);
+    drop(client);
+    peer.finish();
+}
+
+/// A connection that was made proves nothing: only an answered call ends the back-off.
+#[test]
+fn a_peer_that_attaches_and_closes_is_asked_more_and_more_slowly() {
+    const CONNECTIONS: usize = 12;
+    const PAUSE: Duration = Duration::from_millis(20);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let peer = Peer::start(move |mut conn| {
+        conn.hello_extended(1, &path);
+    });
+    let began = Instant::now();
+    let client = peer.config().max_backoff(PAUSE).build().unwrap();
+    eventually("connections", || peer.accepted() >= CONNECTIONS);
+    // At least half of the pause before each but the first ones.
+    let least = PAUSE / 2 * (CONNECTIONS as u32 - 4);
+    assert!(began.elapsed() >= least, "{CONNECTIONS} connections within {:?}", began.elapsed());
+    drop(client);
+    peer.finish();
+}
+
+/// The session goes on by its token, whatever became of a connection.
+#[test]
+fn an_older_store_knows_no_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let peer = Peer::start(move |mut conn| {
+        if !conn.hello("4f424a4d02800000ff02") {
+            return;
+        }
+        // Neither numbers nor a board: each is asked for once.
+        for (board, number) in [(true, true), (true, false)] {
+            let Some((id, request)) = conn.request() else { return };
+            assert_eq!(request, Request::Attach { session: Token::NEW, directories: true, board, number });
+            conn.fail(id, Op::Attach, Status::InvalidRequest);
+        }
+        let Some((id, request)) = conn.request() else { return };
+        assert!(matches!(request, Request::Attach { board: false, number: false, .. }));
+        conn.attached(id, 1, 1, &path);
+        assert!(conn.closed());
+    });
+    let client = peer.config().connect().unwrap();
+    assert!(matches!(client.state(), ConnectionState::Extended { .. }));
+    drop(client);
+    peer.finish();
+}

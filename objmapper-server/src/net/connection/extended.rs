@@ -1,0 +1,225 @@
+//! A connection's extension requests: its session, their answers, and the record of what these give.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use objmapper_proto::Status;
+use objmapper_proto::ext::{Op, Reply, Request, RequestFrame, Token, Want};
+
+use super::{Connection, Wait};
+use crate::net::ext;
+use crate::net::handover::Handover;
+use crate::net::output::Output;
+use crate::store::{Grant, LeaseOutcome, Session, StoreError, Turn};
+
+impl Connection {
+    pub(super) fn serve_ext(&mut self, frame: &RequestFrame<'_>, pipeline: u16) {
+        let (id, op) = (frame.id, frame.op);
+        let parsed = Request::parse(op, frame.flags, frame.payload);
+        if let Some(refusal) = &self.refusal {
+            let known = matches!(parsed, Ok(Request::Attach { number: true, .. }));
+            let failure = (refusal.status(known), refusal.to_string());
+            self.closing = true;
+            return self.fail(id, op, failure);
+        }
+        if let Ok(Request::Attach { session, directories, board, number }) = parsed {
+            return self.attach(id, (session, directories, board, number), pipeline);
+        }
+        let (session, delivery) = (self.session.clone(), self.delivery.clone());
+        if let (Ok(Request::Lost { connection, read }), Some(session)) = (&parsed, &session) {
+            // Before this connection's own delivery is locked: never two at once.
+            session.connection_lost(*connection, *read);
+        }
+        let mut turn = None;
+        if let (Some(delivery), Some(session)) = (&delivery, &session) {
+            turn = delivery.request(session);
+            if turn.is_none() {
+                // The client has given this connection up: nothing more of it is carried out or sent.
+                self.output = Output::default();
+                self.closing = true;
+                return;
+            }
+        }
+        let request = match parsed {
+            Ok(request) => request,
+            Err(bad) => {
+                return self.respond(turn, session.as_ref(), id, op, Err((bad.status(), bad.to_string())), &[]);
+            }
+        };
+        if self.refused_while_draining(&request) {
+            let failure = (Status::Unavailable, "the server is shutting down".into());
+            return self.respond(turn, session.as_ref(), id, op, Err(failure), &[]);
+        }
+        let Some(session) = session else {
+            return self.fail(id, op, (Status::UnknownSession, "no session: ATTACH first".into()));
+        };
+        if !std::mem::replace(&mut self.used, true) {
+            session.mark_used();
+        }
+        match request {
+            Request::Detach => {
+                // Its answer gives nothing; the delivery ends with the session.
+                drop(turn);
+                self.session = None;
+                self.delivery = None;
+                session.end();
+                self.reply(id, Op::Detach, &Reply::Empty, Handover::none());
+            }
+            Request::Lost { .. } => {
+                self.respond(turn, Some(&session), id, op, Ok((Reply::Empty, Handover::none())), &[]);
+            }
+            Request::Lease { wait, hold, uri, want } => {
+                if self.waits.len() >= usize::from(pipeline) || self.waits.contains_key(&id) {
+                    let text = "more waiting requests than the pipeline allows, or an id twice";
+                    let failure = (Status::Unavailable, text.into());
+                    return self.respond(turn, Some(&session), id, op, Err(failure), &[]);
+                }
+                let callback = {
+                    let (inbox, number, asker) = (self.inbox.clone(), self.number, session.clone());
+                    Box::new(move |outcome| inbox.lease(number, id, outcome, (asker, want.pin)))
+                };
+                match ext::lease(&session, (wait, hold, &uri, want), callback) {
+                    Ok(LeaseOutcome::Waiting(ticket)) => {
+                        let (fd, pin) = (want.fd, want.pin);
+                        self.waits.insert(id, Wait { ticket, session, delivery: delivery.clone(), fd, pin });
+                    }
+                    Ok(outcome) => self.leased(turn, &session, id, Ok(outcome), want),
+                    Err(failure) => self.respond(turn, Some(&session), id, op, Err(failure), &[]),
+                }
+            }
+            request => {
+                let answered = match &request {
+                    Request::Batch(requests) => {
+                        let (reply, handover) = ext::batch(&self.shared.store, &session, requests);
+                        Ok((ext::Done::Reply(reply), handover))
+                    }
+                    request => ext::perform(&self.shared.store, &session, request),
+                };
+                match answered {
+                    Ok((ext::Done::Reply(reply), handover)) => {
+                        let grants = ext::grants(&request, &reply);
+                        self.respond(turn, Some(&session), id, op, Ok((reply, handover)), &grants);
+                    }
+                    Ok((ext::Done::Page(listing), handover)) => {
+                        self.respond(turn, Some(&session), id, op, Ok((ext::page(&listing), handover)), &[]);
+                    }
+                    Err(failure) => self.respond(turn, Some(&session), id, op, Err(failure), &[]),
+                }
+            }
+        }
+    }
+
+    fn attach(&mut self, id: u32, request: (Token, bool, bool, bool), pipeline: u16) {
+        let (token, directories, board, number) = request;
+        let op = Op::Attach;
+        if self.shared.draining.load(Relaxed) {
+            return self.fail(id, op.code(), (Status::Unavailable, "the server is shutting down".into()));
+        }
+        let mut delivery = None;
+        let begin = |session: &Session| {
+            delivery = number.then(|| session.begin_delivery(pipeline));
+            delivery.as_ref().map(|d| d.number())
+        };
+        match ext::attach(&self.shared.store, token, directories, board, begin) {
+            Ok((session, reply, handover)) => {
+                self.leave_session();
+                self.used = false;
+                self.session = Some(session);
+                self.delivery = delivery;
+                self.reply(id, op, &reply, handover);
+            }
+            Err(failure) => self.fail(id, op.code(), failure),
+        }
+    }
+
+    /// Takes its leave of its session, which lives on for what it holds.
+    pub(super) fn leave_session(&mut self) {
+        let Some(session) = self.session.take() else { return };
+        if let Some(delivery) = self.delivery.take() {
+            session.end_delivery(&delivery);
+        }
+    }
+
+    /// Sends the answer to a request of a session, and records what it gives.
+    fn respond(
+        &mut self,
+        turn: Option<Turn<'_>>,
+        session: Option<&Session>,
+        id: u32,
+        op: u8,
+        answered: Result<(Reply<'_>, Handover), ext::Failure>,
+        grants: &[Grant],
+    ) {
+        let mut answered = answered;
+        if let (Some(mut turn), Some(session)) = (turn, session)
+            && !turn.replied(session, grants)
+        {
+            if let Ok((_, handover)) = answered {
+                handover.take_back();
+            }
+            answered = Err((Status::Unavailable, "another connection gave the pin back at this moment".into()));
+            for grant in grants.iter().filter(|grant| !matches!(grant, Grant::Pin(_))) {
+                session.withdraw(*grant);
+            }
+            let _ = turn.replied(session, &[]);
+        }
+        match (answered, Op::try_from(op)) {
+            (Ok((reply, handover)), Ok(op)) => self.reply(id, op, &reply, handover),
+            (Err(failure), _) => self.fail(id, op, failure),
+            (Ok(_), Err(unknown)) => self.fail(id, op, (Status::Unsupported, unknown.to_string())),
+        }
+    }
+
+    fn refused_while_draining(&self, request: &Request<'_>) -> bool {
+        matches!(request, Request::Create { .. } | Request::Lease { .. }) && self.shared.draining.load(Relaxed)
+    }
+
+    /// The outcome of a lease that waited. False if nothing waits for it any more: it is not taken.
+    pub(in crate::net) fn lease_outcome(
+        &mut self,
+        id: u32,
+        outcome: &mut Option<Result<LeaseOutcome, StoreError>>,
+    ) -> bool {
+        let Some(wait) = self.waits.remove(&id) else { return false };
+        let turn = match &wait.delivery {
+            None => None,
+            Some(delivery) => match delivery.outcome() {
+                None => return false,
+                turn => turn,
+            },
+        };
+        if let Some(Ok(LeaseOutcome::Granted(lease))) = outcome
+            && self.shared.draining.load(Relaxed)
+        {
+            // The connection of its former holder was closed before this one was told of the shutdown.
+            wait.session.withdraw(Grant::Lease(*lease));
+            let failure = (Status::Unavailable, "the server is shutting down".into());
+            self.respond(turn, Some(&wait.session), id, Op::Lease.code(), Err(failure), &[]);
+            return true;
+        }
+        if let Some(outcome) = outcome.take() {
+            let want = Want { fd: wait.fd, pin: wait.pin };
+            self.leased(turn, &wait.session, id, outcome, want);
+        }
+        true
+    }
+
+    fn leased(
+        &mut self,
+        turn: Option<Turn<'_>>,
+        session: &Session,
+        id: u32,
+        outcome: Result<LeaseOutcome, StoreError>,
+        want: Want,
+    ) {
+        let grant = ext::lease_grant(&outcome, want.pin);
+        let answered = ext::leased(session, outcome, want.fd);
+        match (&answered, grant) {
+            // No descriptor could be had.
+            (Err(_), Some(grant)) => {
+                session.withdraw(grant);
+                self.respond(turn, Some(session), id, Op::Lease.code(), answered, &[]);
+            }
+            (_, grant) => self.respond(turn, Some(session), id, Op::Lease.code(), answered, grant.as_slice()),
+        }
+    }
+}

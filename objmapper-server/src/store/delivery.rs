@@ -1,0 +1,204 @@
+//! What the replies on one connection gave, for as long as the client may not have read them.
+//!
+//! A reply can give its client something: a lease, a private object, a pin. A reply that the client never reads (its
+//! deadline has passed, the connection was cut) would leave that held for as long as the session lives. The client alone
+//! knows how many replies it has read; it says so with LOST once a connection has ended (EXTENSIONS.md).
+//!
+//! | event | what the replies gave |
+//! |---|---|
+//! | request n arrives on a pipeline of depth d | replies up to n - d have been read: it is the client's |
+//! | LOST with r replies read | up to r it is the client's, beyond it is given back; nothing more is carried out |
+//! | the connection ends without LOST | it stays recorded until LOST or the session's end |
+//! | the session ends | it goes with the session |
+//!
+//! A delivery's lock is held while a request is carried out and its reply recorded, so that LOST finds all of a request or
+//! nothing of it. It is taken before every other lock of the store, and never two of them at once.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::object::ObjectId;
+use super::pin::Claim;
+use super::session::Session;
+
+/// Ended connections whose deliveries a session keeps for LOST. Of more, the oldest counts as read.
+const MAX_ENDED: usize = 64;
+
+/// What a reply gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grant {
+    /// A lease, by its number.
+    Lease(u64),
+    /// A private object, by its handle.
+    Private(u64),
+    /// A pin of this object.
+    Pin(ObjectId),
+}
+
+/// A connection's delivery; see the module.
+#[derive(Debug)]
+pub struct Delivery {
+    number: u64,
+    depth: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// LOST named it.
+    closed: bool,
+    /// The connection has ended.
+    ended: bool,
+    requests: u64,
+    replies: u64,
+    /// With the number of the reply that gave it; in that order. At most `depth` replies' worth.
+    unread: VecDeque<(u64, Grant)>,
+}
+
+/// A request that is being carried out. Dropped without [`Turn::replied`], nothing is recorded.
+pub struct Turn<'a> {
+    delivery: &'a Delivery,
+    state: MutexGuard<'a, State>,
+}
+
+impl Delivery {
+    /// The connection's number.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// A request has arrived. `None`: the client has given the connection up; nothing is to be carried out.
+    pub fn request(&self, session: &Session) -> Option<Turn<'_>> {
+        let mut state = self.state.lock();
+        state.requests += 1;
+        let read = state.requests.saturating_sub(self.depth);
+        self.confirm(&mut state, session, read);
+        (!state.closed).then_some(Turn { delivery: self, state })
+    }
+
+    /// The outcome of a request that waited is there. `None` as for [`Self::request`].
+    pub fn outcome(&self) -> Option<Turn<'_>> {
+        let state = self.state.lock();
+        (!state.closed).then_some(Turn { delivery: self, state })
+    }
+
+    /// What the first `read` replies gave is the client's.
+    fn confirm(&self, state: &mut State, session: &Session, read: u64) {
+        while let Some(&(reply, grant)) = state.unread.front()
+            && reply <= read
+        {
+            state.unread.pop_front();
+            if let Grant::Pin(object) = grant {
+                session.core.keep_pin(object, (self.number, reply));
+            }
+        }
+    }
+}
+
+impl Turn<'_> {
+    /// A reply goes out that gives `grants`. False if one of the pins was given back meanwhile by another connection:
+    /// then nothing is recorded, and the request is to be carried out again or refused.
+    #[must_use]
+    pub fn replied(&mut self, session: &Session, grants: &[Grant]) -> bool {
+        let reply = self.state.replies + 1;
+        let claim = (self.delivery.number, reply);
+        for (at, grant) in grants.iter().enumerate() {
+            if let Grant::Pin(object) = grant
+                && !session.core.claim_pin(*object, claim)
+            {
+                for grant in &grants[..at] {
+                    if let Grant::Pin(object) = grant {
+                        session.drop_claim(*object, claim);
+                    }
+                }
+                return false;
+            }
+        }
+        self.state.replies = reply;
+        self.state.unread.extend(grants.iter().map(|grant| (reply, *grant)));
+        true
+    }
+}
+
+/// A number for a connection. Random, so that one of a former process, which a session of the disk tier may outlive, names
+/// nothing in this one.
+fn number() -> u64 {
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    RandomState::new().hash_one(MADE.fetch_add(1, Relaxed)).max(1)
+}
+
+impl Session {
+    /// Begins to record what the replies on a connection of this session give. `depth` is the pipeline's.
+    pub fn begin_delivery(&self, depth: u16) -> Arc<Delivery> {
+        let delivery = Arc::new(Delivery { number: number(), depth: depth.into(), state: Mutex::default() });
+        let mut state = self.core.state.lock();
+        state.counted = true;
+        state.deliveries.push_back(delivery.clone());
+        drop(state);
+        delivery
+    }
+
+    /// The connection has ended. What its replies gave stays until LOST or the session's end.
+    pub fn end_delivery(&self, delivery: &Delivery) {
+        let idle = {
+            let mut state = delivery.state.lock();
+            state.ended = true;
+            state.closed || state.unread.is_empty()
+        };
+        let surplus = {
+            let mut state = self.core.state.lock();
+            if idle {
+                state.deliveries.retain(|d| d.number != delivery.number);
+            }
+            (state.deliveries.len() > MAX_ENDED + state.attached).then(|| state.deliveries.clone())
+        };
+        let oldest = surplus.and_then(|all| all.into_iter().find(|d| d.state.lock().ended));
+        if let Some(oldest) = oldest {
+            let mut state = oldest.state.lock();
+            oldest.confirm(&mut state, self, u64::MAX);
+            drop(state);
+            self.core.state.lock().deliveries.retain(|d| d.number != oldest.number);
+        }
+    }
+
+    /// LOST: the client has given the connection up after `read` replies. What later replies gave is given back, and no
+    /// further request of that connection is carried out. Does nothing for a connection of another session, or one that is
+    /// settled already.
+    pub fn connection_lost(&self, connection: u64, read: u64) {
+        let delivery = {
+            let mut state = self.core.state.lock();
+            let at = state.deliveries.iter().position(|d| d.number == connection);
+            at.and_then(|at| state.deliveries.remove(at))
+        };
+        let Some(delivery) = delivery else { return };
+        let unread = {
+            let mut state = delivery.state.lock();
+            state.closed = true;
+            delivery.confirm(&mut state, self, read);
+            std::mem::take(&mut state.unread)
+        };
+        for (reply, grant) in unread {
+            self.give_back(grant, (connection, reply));
+        }
+    }
+
+    /// Gives back what no reply will report.
+    pub fn withdraw(&self, grant: Grant) {
+        // No reply has the number 0: nothing claims it.
+        self.give_back(grant, (0, 0));
+    }
+
+    fn give_back(&self, grant: Grant, claim: Claim) {
+        match grant {
+            // Unknown: it has ended by itself.
+            Grant::Lease(lease) => drop(self.unlease(lease, Duration::ZERO)),
+            Grant::Private(handle) => drop(self.abort(handle)),
+            Grant::Pin(object) => self.drop_claim(object, claim),
+        }
+    }
+}
