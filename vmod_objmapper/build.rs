@@ -15,7 +15,7 @@ fn main() {
     println!("cargo::rerun-if-changed={REFERENCE}");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
 
-    run_vmodtool(&out);
+    run_vmodtool(varnish.module, &out);
     compare_reference(&out);
 
     // vmodtool.py's C expects autoconf's header.
@@ -59,8 +59,8 @@ fn fail(message: &str) -> ! {
     std::process::exit(1)
 }
 
-fn run_vmodtool(out: &Path) {
-    let tool = pkg_config::get_variable("varnishapi", "vmodtool").unwrap_or_else(|error| fail(&error.to_string()));
+fn run_vmodtool(module: &str, out: &Path) {
+    let tool = pkg_config::get_variable(module, "vmodtool").unwrap_or_else(|error| fail(&error.to_string()));
     // What it makes names its source as it is called here: the reference must be the same in every checkout.
     std::fs::copy(VCC, out.join(VCC)).unwrap_or_else(|error| fail(&format!("{VCC}: {error}")));
     let made = Command::new("python3").arg(&tool).arg("--strict").arg(VCC).current_dir(out).output();

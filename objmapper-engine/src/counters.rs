@@ -3,11 +3,10 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+objmapper_counters::counters! {
 /// The counters of one storage, in shared memory for varnishstat(1).
 ///
 /// The documentation of each is what varnishstat shows. Gauges begin with `g_`.
-#[derive(Debug, Default, varnish::VscMetric)]
-#[repr(C)]
 pub struct Counters {
     /// Bodies in heap
     ///
@@ -208,6 +207,7 @@ pub struct Counters {
     /// A panic was caught at the boundary to varnishd. Please report it.
     #[counter]
     pub c_err_internal: AtomicU64,
+}
 }
 
 /// Adds to a counter.

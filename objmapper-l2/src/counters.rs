@@ -5,11 +5,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::outage::Outage;
 
+objmapper_counters::counters! {
 /// The counters of one director, in shared memory for varnishstat(1).
 ///
 /// The documentation of each is what varnishstat shows. Gauges begin with `g_`.
-#[derive(Debug, Default, varnish::VscMetric)]
-#[repr(C)]
 pub struct Counters {
     /// Look-ups answered by objmapper
     #[counter]
@@ -116,6 +115,7 @@ pub struct Counters {
     /// 1 while objmapper can be used
     #[gauge]
     pub g_up: AtomicU64,
+}
 }
 
 impl Counters {

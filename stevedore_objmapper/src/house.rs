@@ -9,7 +9,8 @@ use std::time::Duration;
 use objmapper_engine::counters;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::house::Work;
-use varnish_stevedore_sys::bindings::{VSL_Flush, VSL_Setup, WRK_BgThread, pthread_join, pthread_t, vsl_log};
+use varnish_stevedore_sys::bindings::{VSL_Flush, WRK_BgThread, pthread_join, pthread_t, vsl_log};
+use varnish_stevedore_sys::branch::init_log;
 use varnish_stevedore_sys::functions::{HSH_Kill, LRU_NukeOne, Pool_Sumstat};
 use varnish_stevedore_sys::stevedore::Lru;
 use varnish_stevedore_sys::{objcore, worker};
@@ -58,10 +59,10 @@ unsafe extern "C" fn keep(wrk: *mut worker, priv_: *mut c_void) -> *mut c_void {
         // SAFETY: `start` leaked it.
         let charge = unsafe { &*priv_.cast::<Charge>() };
         let mut vsl = MaybeUninit::<vsl_log>::zeroed();
-        // SAFETY: a log buffer of varnishd's own making (no memory given: it allocates), set before the worker is used
-        // for anything that logs, as in cache_expire.c; it outlives its use below.
+        // SAFETY: a log buffer of varnishd's own making, set before the worker is used for anything that logs, as in
+        // cache_expire.c; it outlives its use below.
         unsafe {
-            VSL_Setup(vsl.as_mut_ptr(), null_mut(), 0);
+            init_log(vsl.as_mut_ptr());
             (*wrk).vsl = vsl.as_mut_ptr();
         }
         loop {

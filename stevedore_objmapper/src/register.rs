@@ -17,6 +17,8 @@ use crate::{bans, buffer, fetch, iterate, logger, object, panic, storage};
 /// For tests: registers the engine a second time under this name (`default` makes it the storage of whoever names none).
 const REGISTER_AS: &str = "OBJMAPPER_REGISTER_AS";
 
+// A branch of Varnish may have slots that another has not.
+#[allow(clippy::needless_update)]
 pub(crate) static METHODS: ObjMethods = ObjMethods {
     // Required.
     objfree: Some(object::objfree),
@@ -31,6 +33,7 @@ pub(crate) static METHODS: ObjMethods = ObjMethods {
     objslim: Some(object::objslim),
     objtouch: Some(LRU_Touch),
     objsetstate: None,
+    ..ObjMethods::NONE
 };
 
 static STEVEDORE: Stevedore = Stevedore {

@@ -21,11 +21,10 @@ use objmapper_server::store::{
     DiskTier, MemoryMount, MemoryTier, MountAccess, MountKind, ShmDirectory, Store, StoreConfig, TierKind,
 };
 use parking_lot::Mutex;
-use varnish::Vsc;
 use varnish_stevedore_sys::bindings::VNUM_2bytes;
 use varnish_stevedore_sys::functions::LRU_Alloc;
 use varnish_stevedore_sys::stevedore::Stevedore;
-use varnish_stevedore_sys::vsc::{VSC_sma_New, VscSma, is_first_child};
+use varnish_stevedore_sys::vsc::{Segment, VSC_sma_New, VscSma, is_first_child};
 
 use crate::boundary::{fallible, infallible, stevedore_ref};
 use crate::house;
@@ -197,8 +196,7 @@ pub(crate) unsafe extern "C" fn open(stv: *mut Stevedore) {
         let sma = unsafe { VSC_sma_New(null_mut(), null_mut(), c"%s".as_ptr(), ident.as_ptr()) };
         // SAFETY: not null (VSC_sma_New asserts), never freed, and of the same layout (checked above).
         let sma: &'static SmaCounters = unsafe { &*sma.cast::<SmaCounters>() };
-        // An ident is letters, digits, '_' and '-' (MGT_NamedArg): no format directive can be in it.
-        let counters: &'static Vsc<Counters> = Box::leak(Box::new(Vsc::new("OBJM", &ident_text)));
+        let counters: &'static Segment<Counters> = Box::leak(Box::new(Segment::new(c"OBJM", ident)));
         let house = Arc::new(House::default());
         let backing = backing(storage, &ident_text, &house).unwrap_or_else(|problem| match problem {
             Problem::Mistake(message) if is_first_child(BEHIND_FORK) => {

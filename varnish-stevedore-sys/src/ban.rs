@@ -42,7 +42,7 @@ pub struct BanObjcores {
     pub last: *mut *mut objcore,
 }
 
-/// `struct ban` of Varnish 7.7.
+/// `struct ban`.
 #[repr(C)]
 pub struct Ban {
     /// [`BAN_MAGIC`].

@@ -10,7 +10,7 @@ use crate::obj_methods::ObjIterateFn;
 /// `V1L_MAGIC`.
 pub const V1L_MAGIC: c_uint = 0x2f21_42e5;
 
-/// `struct v1l` of Varnish 7.7: what is queued for a client, and what became of it. The private of [`VDP_v1l`].
+/// `struct v1l`: what is queued for a client, and what became of it. The private of [`VDP_v1l`].
 #[repr(C)]
 pub struct V1l {
     /// [`V1L_MAGIC`].

@@ -4,14 +4,16 @@
 //! varnishd resolves the symbols of a stevedore that it loads with `-E`, and of a VMOD, against itself. What it installs
 //! of its internals (`cache/cache_varnishd.h`, `cache/cache_filter.h`, `cache/cache_director.h` and what they include) is
 //! read by bindgen; `storage/storage.h`, `cache/cache_obj.h`, `cache/cache_objhead.h`, `cache/cache_ban.h` and the
-//! generated `VSC_*.h` are not installed, so that what we need of them is declared here by hand, per supported branch,
-//! with its size and offsets checked when this is compiled.
-//! [`version::check`] refuses to run in a varnishd of another branch than the one this was compiled for.
+//! generated `VSC_*.h` are not installed, so that what we need of them is declared here by hand,
+//! with its size and offsets checked when this is compiled. What differs between branches of Varnish and Vinyl Cache is in
+//! [`branch`] and behind `cfg(varnishd_has = "…")`, whose values `build.rs` derives from the headers.
+//! [`version::check`] refuses to run in a varnishd of another release than the one this was compiled for.
 //!
 //! Nothing in this crate calls anything at load time; linking it into a program other than a library that varnishd
 //! loads leaves undefined symbols.
 
 pub mod ban;
+pub mod branch;
 pub mod functions;
 pub mod http1;
 pub mod obj_methods;

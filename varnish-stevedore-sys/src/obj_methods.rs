@@ -32,7 +32,7 @@ pub type ObjTouch = unsafe extern "C" fn(*mut worker, *mut objcore, vtim_real);
 /// `objsetstate_f`: the boc is about to enter a state.
 pub type ObjSetState = unsafe extern "C" fn(*mut worker, *const objcore, boc_state_e);
 
-/// `struct obj_methods` of Varnish 7.7.
+/// `struct obj_methods`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct ObjMethods {
@@ -60,10 +60,33 @@ pub struct ObjMethods {
     pub objtouch: Option<ObjTouch>,
     /// See [`ObjSetState`].
     pub objsetstate: Option<ObjSetState>,
+    /// Iteration without a thread that waits (`vai_init_f`): see [`ObjMethods::NONE`].
+    #[cfg(varnishd_has = "vai")]
+    pub vai_init: Option<unsafe extern "C" fn()>,
+}
+
+impl ObjMethods {
+    /// No method at all, for `..ObjMethods::NONE`: what a branch has more than another is optional.
+    pub const NONE: ObjMethods = ObjMethods {
+        objfree: None,
+        objiterator: None,
+        objgetspace: None,
+        objextend: None,
+        objgetattr: None,
+        objsetattr: None,
+        objtrimstore: None,
+        objbocdone: None,
+        objslim: None,
+        objtouch: None,
+        objsetstate: None,
+        #[cfg(varnishd_has = "vai")]
+        vai_init: None,
+    };
 }
 
 const _: () = {
-    assert!(size_of::<ObjMethods>() == 11 * size_of::<usize>());
+    const SLOTS: usize = if cfg!(varnishd_has = "vai") { 12 } else { 11 };
+    assert!(size_of::<ObjMethods>() == SLOTS * size_of::<usize>());
     assert!(core::mem::offset_of!(ObjMethods, objtrimstore) == 6 * size_of::<usize>());
     assert!(core::mem::offset_of!(ObjMethods, objsetstate) == 10 * size_of::<usize>());
 };

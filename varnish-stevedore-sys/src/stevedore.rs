@@ -55,7 +55,7 @@ pub struct TailqEntry {
     pub prev: *mut *mut Stevedore,
 }
 
-/// `struct stevedore` of Varnish 7.7.
+/// `struct stevedore`.
 ///
 /// varnishd copies the one that is registered for every `-s` that names it, and fills in the fields after `priv_`.
 #[repr(C)]

@@ -1,50 +1,76 @@
-//! Is the varnishd that loads us the one we were compiled for?
+//! Whether the varnishd that loads this library is the one it was compiled for.
+//!
+//! What decides is what decides for a VMOD with `$ABI strict`: product, version and revision, all equal. Nothing less is
+//! safe. Neither VRT's version nor the branch speaks for the structures that are declared here or read from
+//! `cache_varnishd.h`, and patch releases have changed such: 7.3.1, 7.3.2, 7.4.2 and 7.4.3 added parameters (`struct params`),
+//! flags of requests and counters. A distribution's fix keeps version and revision, and with them, by its policy, the ABI.
 
-use core::ffi::{CStr, c_char};
+use core::ffi::CStr;
 use std::fmt;
 
 use crate::bindings::{VCS_String, VMOD_ABI_Version};
 
-/// The branch (`7.7`) whose structures this crate declares.
-#[cfg(varnish_branch = "7.7")]
-pub const BRANCH: &str = "7.7";
+/// What `VCS_String("T")` returns in the product that this was compiled for.
+const TARNAME: &str = env!("VARNISH_TARNAME");
 
-/// What we were compiled for, for example `Varnish 7.7.0 71fc9d2…`.
-pub fn compiled_for() -> &'static str {
-    VMOD_ABI_Version.to_str().unwrap_or("?")
+/// A release of a product.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release {
+    /// Its name in its own programs: `varnish`, `vinyl-cache`.
+    pub product: String,
+    /// For example `7.7.0`.
+    pub version: String,
+    /// The commit that it was made from.
+    pub revision: String,
 }
 
-/// varnishd is of another branch.
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} (revision {})", self.product, self.version, self.revision)
+    }
+}
+
+/// The release whose headers this was compiled with.
+pub fn compiled_for() -> Release {
+    // "Vinyl Cache 9.0.1 423648c…": the product's name may have spaces (Varnish: include/generate.py).
+    let mut words = VMOD_ABI_Version.to_str().unwrap_or_default().rsplitn(3, ' ');
+    let revision = words.next().unwrap_or_default().to_owned();
+    Release { product: TARNAME.to_owned(), version: words.next().unwrap_or_default().to_owned(), revision }
+}
+
+/// The release of the varnishd around us.
+pub fn running() -> Release {
+    let string = |which: &CStr| {
+        // SAFETY: VCS_String (lib/libvarnish/version.c) takes a one-letter string it knows and returns a static one.
+        unsafe { CStr::from_ptr(VCS_String(which.as_ptr())) }.to_string_lossy().into_owned()
+    };
+    Release { product: string(c"T"), version: string(c"P"), revision: string(c"R") }
+}
+
+/// varnishd is of another release.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mismatch {
-    /// The version that runs, for example `7.6.1`.
-    pub running: String,
+    /// What this library was compiled for.
+    pub compiled_for: Release,
+    /// What loads it.
+    pub running: Release,
 }
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "this storage engine was built for {} and works with Varnish {BRANCH} only, but varnishd is {}: \
-             install the build for {}, or rebuild against its headers",
-            compiled_for(),
-            self.running,
-            self.running
+            "this storage engine was built for {}, but {} loads it. It uses private structures, which can differ between any \
+             two releases: rebuild it with the headers of {} {} (make build, make install), or install the build for that",
+            self.compiled_for, self.running, self.running.product, self.running.version
         )
     }
 }
 
 impl std::error::Error for Mismatch {}
 
-/// Compares the branch of the varnishd that runs with the one that was compiled for.
-///
-/// Patch releases keep the private ABI; a branch does not promise to.
-pub fn check() -> Result<(), Mismatch> {
-    let string = |which: &CStr| {
-        // SAFETY: VCS_String (lib/libvarnish/version.c) takes a one-letter string it knows and returns a static one.
-        let p: *const c_char = unsafe { VCS_String(which.as_ptr()) };
-        // SAFETY: see above: static and NUL-terminated.
-        unsafe { CStr::from_ptr(p) }.to_string_lossy().into_owned()
-    };
-    if string(c"B") == BRANCH { Ok(()) } else { Err(Mismatch { running: string(c"P") }) }
+/// Compares the release that runs with the one that this was compiled for.
+pub fn check() -> Result<(), Box<Mismatch>> {
+    let (compiled_for, running) = (compiled_for(), running());
+    if compiled_for == running { Ok(()) } else { Err(Box::new(Mismatch { compiled_for, running })) }
 }

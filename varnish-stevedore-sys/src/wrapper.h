@@ -1,4 +1,4 @@
-/* What Varnish installs of its internals. storage/storage.h, cache/cache_obj.h and cache/cache_objhead.h are
+/* What Varnish, or Vinyl Cache, installs of its internals. storage/storage.h, cache/cache_obj.h and cache/cache_objhead.h are
  * not installed: their declarations are in the Rust modules beside this file. */
 #include <sys/types.h>
 #include <sys/socket.h>
@@ -6,7 +6,11 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#include "cache/cache_varnishd.h"
+#if __has_include("cache/cache_vinyld.h")
+#  include "cache/cache_vinyld.h"
+#else
+#  include "cache/cache_varnishd.h"
+#endif
 #include "cache/cache_filter.h"
 #include "cache/cache_director.h"
 #include "cache/cache_backend.h"

@@ -6,13 +6,14 @@
 
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
-use std::ptr::{NonNull, null, null_mut};
+use std::ptr::{NonNull, null_mut};
 
 use objmapper_abi::{Copied, Delivered, Place, Span, Wish};
 use varnish_stevedore_sys::bindings::{
     HTTP_HDR_METHOD, OBJCORE_MAGIC, REQ_MAGIC, SLT_VCL_Log, VDP_CTX_MAGIC, VDP_END, VDP_ENTRY_MAGIC, VDP_FLUSH,
     VDP_bytes, VSLbt, WS_Alloc, cache_param, objcore, req, txt, vdp, vdp_action, vdp_ctx, vdp_entry, vrt_ctx, vsl_log,
 };
+use varnish_stevedore_sys::branch::delivery_filter;
 use varnish_stevedore_sys::http1::{HTTP1_transport, V1l, VDP_range, VDP_v1l};
 
 use crate::boundary::{Constant, context, fallible};
@@ -26,15 +27,8 @@ const STATE_MAGIC: u32 = 0x6f62_6476;
 
 /// The filter `objmapper`.
 // SAFETY: varnishd only reads a filter.
-pub(crate) static SENDER: Constant<vdp> = unsafe {
-    Constant::new(vdp {
-        name: c"objmapper".as_ptr(),
-        init: Some(init),
-        bytes: Some(bytes),
-        fini: Some(fini),
-        priv1: null(),
-    })
-};
+pub(crate) static SENDER: Constant<vdp> =
+    unsafe { Constant::new(delivery_filter(c"objmapper", Some(init), Some(bytes), Some(fini))) };
 
 /// What is known of one delivery; in the request's workspace.
 struct State {

@@ -12,8 +12,9 @@ use std::ptr::{null, null_mut};
 use objmapper_abi::{Copied, Delivered, Place};
 use varnish_stevedore_sys::bindings::{
     REQ_MAGIC, VCL_EVENT_DISCARD, VCL_EVENT_LOAD, VCL_StackVDP, VDP_Push, VRT_AddFilter, VRT_RemoveFilter,
-    VRT_l_resp_filters, VRT_r_resp_filters, strands, vcl_event_e, vdp, vdp_ctx, vrt_ctx,
+    VRT_l_resp_filters, VRT_r_resp_filters, vcl_event_e, vdp, vdp_ctx, vrt_ctx,
 };
+use varnish_stevedore_sys::branch::{delivery_filter, strands_of};
 
 use crate::boundary::{self, Constant, context, fallible};
 use crate::deliver::{self, SENDER};
@@ -23,9 +24,7 @@ const PLACER_NAME: &CStr = c"objmapper_default";
 
 /// The filter `objmapper_default`: stands for varnishd's default list with the filter `objmapper` behind it.
 // SAFETY: varnishd only reads a filter.
-static PLACER: Constant<vdp> = unsafe {
-    Constant::new(vdp { name: PLACER_NAME.as_ptr(), init: Some(init), bytes: None, fini: None, priv1: null() })
-};
+static PLACER: Constant<vdp> = unsafe { Constant::new(delivery_filter(PLACER_NAME, Some(init), None, None)) };
 
 /// Registers the filters with a VCL that is loaded, and removes them from one that is discarded. Returns 0, or 1 after it has failed
 /// the load.
@@ -81,7 +80,7 @@ pub(crate) unsafe fn deliver(ctx: &vrt_ctx) {
             // VCL has made the choice that varnishd would make later.
             Place::Off | Place::File => {
                 let mut parts = [list, c" objmapper".as_ptr()];
-                let all = strands { n: parts.len() as c_int, p: parts.as_mut_ptr() };
+                let all = strands_of(&mut parts);
                 VRT_l_resp_filters(ctx, null(), &raw const all);
             }
         }

@@ -10,7 +10,7 @@ use varnish_stevedore_sys::bindings::{
 };
 
 use crate::arguments::Arguments;
-use crate::boundary::{Constant, busyobj_of, bytes, context, fallible, wrong};
+use crate::boundary::{Constant, busyobj_of, context, fallible, wrong};
 use crate::om::Om;
 use crate::{fetch, store};
 
@@ -49,9 +49,8 @@ pub(crate) unsafe fn create(ctx: *const vrt_ctx, name: &CStr, arguments: Argumen
         return Err("varnishd takes no more directors: the VCL is being discarded".to_owned());
     }
     // SAFETY: a live director, whose vcldir has its name as varnishd's CLI shows it.
-    let full_name = unsafe { bytes((*(*dir).vdir).cli_name) };
-    let names = (name, &*String::from_utf8_lossy(full_name));
-    let om = Box::into_raw(Box::new(Om::new(dir, names, arguments, (l2, store))));
+    let full_name = unsafe { CStr::from_ptr((*(*dir).vdir).cli_name) };
+    let om = Box::into_raw(Box::new(Om::new(dir, (name, full_name), arguments, (l2, store))));
     // SAFETY: a live director; the box is not moved before `destroy`, which takes it off the list.
     unsafe {
         (*dir).priv_ = om.cast::<c_void>();

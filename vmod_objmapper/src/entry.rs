@@ -123,7 +123,7 @@ pub(crate) unsafe extern "C" fn vmod_event(ctx: *const vrt_ctx, _vcl: *mut vmod_
 /// `objmapper.version()`
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn vmod_version(_ctx: *const vrt_ctx) -> VCL_STRING {
-    concat!(env!("CARGO_PKG_VERSION"), " (Varnish ", env!("VARNISH_VERSION"), ")\0").as_ptr().cast()
+    concat!(env!("CARGO_PKG_VERSION"), " (", env!("VARNISH_NAME"), ")\0").as_ptr().cast()
 }
 
 /// `objmapper.set_uri_prefix()`

@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime};
 use objmapper_l2::{Adopts, Counters, Finding, Hit, Key, Lookup, MissReason, Stale, Ticket};
 use sha2::{Digest, Sha256};
 use varnish_stevedore_sys::bindings::{
-    DIR_S_HDRS, DIR_S_NULL, H_If_Modified_Since, H_If_None_Match, HTTP_Setup, OC_F_FAILED, OC_F_PRIVATE, OF_IMSCAND,
-    ObjCheckFlag, SLT_BerespMethod, VDI_Finish, VDI_GetHdr, VFP_Close, VFP_Push, VFP_Setup, VRT_Assign_Backend,
-    VTIM_real, busyobj, http_SetHeader, http_Unset, vfp_entry, vrt_ctx, vsl_log,
+    DIR_S_HDRS, DIR_S_NULL, HTTP_Setup, OC_F_FAILED, OC_F_PRIVATE, OF_IMSCAND, ObjCheckFlag, SLT_BerespMethod,
+    VDI_Finish, VDI_GetHdr, VFP_Close, VFP_Push, VFP_Setup, VRT_Assign_Backend, VTIM_real, busyobj, http_SetHeader,
+    http_Unset, vfp_entry, vrt_ctx, vsl_log,
 };
+use varnish_stevedore_sys::branch::{if_modified_since, if_none_match};
 
 use crate::engine::{self, Storage};
 use crate::filter::{self, SOURCE, Serving, WITNESS};
@@ -380,8 +381,8 @@ impl Fetch<'_> {
         // SAFETY: the fetch's own request and workspace; the names are constants of varnishd's.
         unsafe {
             let (bereq, ws) = ((*self.bo).bereq, (&raw mut (*self.bo).ws).cast());
-            http_Unset(bereq, (&raw const H_If_None_Match).cast());
-            http_Unset(bereq, (&raw const H_If_Modified_Since).cast());
+            http_Unset(bereq, if_none_match());
+            http_Unset(bereq, if_modified_since());
             let lines = [
                 (&b"If-None-Match: "[..], &conditional.none_match),
                 (b"If-Modified-Since: ", &conditional.modified_since),

@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use objmapper_l2::{Counters, L2};
 use parking_lot::Mutex;
-use varnish::Vsc;
 use varnish_stevedore_sys::bindings::{VCL_BACKEND, VRT_Assign_Backend, VRT_DelDirector, director};
+use varnish_stevedore_sys::vsc::Segment;
 
 use crate::arguments::Arguments;
 use crate::boundary::wrong;
@@ -28,16 +28,8 @@ pub(crate) struct Om {
     pub(crate) arguments: Arguments,
     pub(crate) l2: Arc<L2>,
     pub(crate) store: Name,
-    counters: Segment,
+    counters: Segment<Counters>,
 }
-
-/// The counters' segment in shared memory.
-struct Segment(Vsc<Counters>);
-
-// SAFETY: the counters are atomics in memory that stays where it is until the segment is dropped, by one thread.
-unsafe impl Send for Segment {}
-// SAFETY: as above.
-unsafe impl Sync for Segment {}
 
 /// A director in the list of all.
 struct Listed(*const Om);
@@ -63,7 +55,7 @@ impl Om {
     /// Around varnishd's director, which its VCL gives this name, and varnishd's CLI `full_name`. It is for [`Om::enlist`].
     pub(crate) fn new(
         dir: *mut director,
-        (name, full_name): (&CStr, &str),
+        (name, full_name): (&CStr, &CStr),
         arguments: Arguments,
         (l2, store): (Arc<L2>, Name),
     ) -> Om {
@@ -75,8 +67,7 @@ impl Om {
             arguments,
             l2,
             store,
-            // Names in VCL are letters, digits, '_' and '-': no format directive is in them.
-            counters: Segment(Vsc::new("OBJM", full_name)),
+            counters: Segment::new(c"OBJM", full_name),
         }
     }
 
@@ -144,7 +135,7 @@ impl Om {
 
     /// Its counters.
     pub(crate) fn counters(&self) -> &Counters {
-        &self.counters.0
+        &self.counters
     }
 
     fn show_state(&self, up: bool) {

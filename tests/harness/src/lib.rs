@@ -1,5 +1,5 @@
 //! Runs the programs that the tests are about, as they are: the packaged `varnishd`, `varnishtest` and
-//! `h2o`, and our `objmapperd` and storage engine from `target/release`.
+//! `h2o` that PATH names (of Varnish, or of Vinyl Cache under the same names), and our `objmapperd` and storage engine from `target/release`.
 //!
 //! Everything started here is ended by its process id when its value is dropped, listens on loopback or
 //! on a Unix socket only, and is waited for by a condition with a bound, never by a sleep.
@@ -17,6 +17,7 @@ pub mod objmapperd;
 pub mod outage;
 pub mod proc;
 pub mod process;
+pub mod product;
 pub mod random;
 pub mod record;
 pub mod shared;

@@ -87,6 +87,8 @@ impl Varnishd {
         for storage in options.storage {
             command.args(["-s", storage]);
         }
+        // A worker thread keeps the VCL of its last request while it is idle, and vinyld stops only when none is in use.
+        command.args(["-p", "debug=+vclrel"]);
         for parameter in options.parameters {
             command.args(["-p", parameter]);
         }
@@ -153,6 +155,12 @@ impl Varnishd {
         let stats: serde_json::Value =
             serde_json::from_slice(&output.stdout).with_context(|| format!("varnishstat has no {name}: {output:?}"))?;
         stats["counters"][name]["value"].as_u64().with_context(|| format!("no counter {name} in {stats}"))
+    }
+
+    /// All that varnishstat knows of all counters, as JSON.
+    pub fn statistics(&self) -> Result<serde_json::Value> {
+        let output = Command::new("varnishstat").arg("-n").arg(&self.workdir).args(["-1", "-j"]).output()?;
+        serde_json::from_slice(&output.stdout).with_context(|| format!("varnishstat: {output:?}"))
     }
 
     /// All counters whose full names begin with `prefix`, by what follows it.

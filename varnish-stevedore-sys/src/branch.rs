@@ -1,0 +1,89 @@
+//! What differs between the branches that can be built for, behind one interface. Nothing above this crate asks for a branch
+//! or a capability.
+
+use core::ffi::{c_char, c_int, c_void};
+use core::ptr::null;
+
+use crate::bindings::{
+    H_If_Modified_Since, H_If_None_Match, hdr_t, strands, vdp, vdp_bytes_f, vdp_fini_f, vdp_init_f, vsl_log,
+};
+
+/// A header's name as varnishd's functions take it. The types decide: with the wrong one of the two this does not compile.
+#[cfg(not(varnishd_has = "hdr_t"))]
+macro_rules! header {
+    ($name:ident) => {
+        (&raw const $name).cast::<c_char>()
+    };
+}
+
+/// As above. Here the address of the variable would be accepted by a cast, and name nothing.
+#[cfg(varnishd_has = "hdr_t")]
+macro_rules! header {
+    ($name:ident) => {
+        // SAFETY: a constant of varnishd's.
+        unsafe { $name }
+    };
+}
+
+/// `H_If_None_Match`.
+pub fn if_none_match() -> hdr_t {
+    header!(H_If_None_Match)
+}
+
+/// `H_If_Modified_Since`.
+pub fn if_modified_since() -> hdr_t {
+    header!(H_If_Modified_Since)
+}
+
+/// A `struct strands` of these parts, of which each may be null.
+///
+/// The structure points to `parts`.
+pub fn strands_of(parts: &mut [*const c_char]) -> strands {
+    strands {
+        #[cfg(varnishd_has = "strands_magic")]
+        magic: crate::bindings::STRANDS_MAGIC,
+        n: c_int::try_from(parts.len()).unwrap_or(c_int::MAX),
+        p: parts.as_mut_ptr(),
+    }
+}
+
+/// A delivery filter that is called for each piece of a body, and not asked for pieces (`io_*`, of which nothing is required).
+pub const fn delivery_filter(
+    name: &'static core::ffi::CStr,
+    init: vdp_init_f,
+    bytes: vdp_bytes_f,
+    fini: vdp_fini_f,
+) -> vdp {
+    vdp {
+        name: name.as_ptr(),
+        init,
+        bytes,
+        fini,
+        priv1: null::<c_void>(),
+        #[cfg(varnishd_has = "vai")]
+        io_init: None,
+        #[cfg(varnishd_has = "vai")]
+        io_upgrade: None,
+        #[cfg(varnishd_has = "vai")]
+        io_lease: None,
+        #[cfg(varnishd_has = "vai")]
+        io_fini: None,
+    }
+}
+
+/// Gives a log buffer memory of the size that the parameter `vsl_buffer` says. varnishd asserts that there is some.
+///
+/// # Safety
+/// `vsl` must point to room for a `struct vsl_log`. It is initialised by this.
+pub unsafe fn init_log(vsl: *mut vsl_log) {
+    #[cfg(varnishd_has = "vsl_alloc")]
+    // SAFETY: by contract.
+    unsafe {
+        crate::bindings::VSL_Alloc(vsl)
+    };
+    #[cfg(not(varnishd_has = "vsl_alloc"))]
+    // SAFETY: by contract; without memory given it allocates.
+    unsafe {
+        crate::bindings::VSL_Setup(vsl, core::ptr::null_mut(), 0)
+    };
+}
