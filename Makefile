@@ -2,6 +2,9 @@
 #
 # demo and test set up what they need on Debian 12 and 13 (scripts/setup.sh says what it installs); the others
 # expect it to be there: `make setup`.
+#
+# VARNISH=vinyl-9.0 builds for, tests with and shows Vinyl Cache 9.0 instead of the installed Varnish. It comes below
+# target/vinyl-9.0 (scripts/setup-vinyl.sh) and is built there.
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -13,12 +16,26 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 CARGO   ?= cargo
 TARGET  := $(or $(CARGO_TARGET_DIR),target)
+VARNISHES := vinyl-9.0
+ifeq ($(VARNISH),)
 RELEASE := $(TARGET)/release
+else
+ifeq ($(filter $(VARNISH),$(VARNISHES)),)
+$(error VARNISH=$(VARNISH) is not known: $(VARNISHES), or nothing for the installed Varnish)
+endif
+ifneq ($(filter install uninstall bench profile lint cache-tests,$(MAKECMDGOALS)),)
+$(error VARNISH=$(VARNISH) is for build, test, in-flight, demo and conformance: $(filter install uninstall bench profile lint cache-tests,$(MAKECMDGOALS)) uses the installed Varnish)
+endif
+RELEASE := $(TARGET)/$(VARNISH)/release
+# In front of a command: with that product's programs, headers and build.
+WITH    := . $(TARGET)/$(VARNISH)/env && OBJM_BUILD_DIR=$(abspath $(RELEASE))
+BUILD   := . $(TARGET)/$(VARNISH)/env && CARGO_TARGET_DIR=$(TARGET)/$(VARNISH)
+endif
 BUILT   := -p stevedore_objmapper -p vmod_objmapper -p objmapper-server
 
-# Where `make install` puts things: as the installed Varnish says. DESTDIR and these can be given.
-varnish_var  = $(shell pkg-config --variable=$(1) varnishapi)
-enginedir   ?= $(call varnish_var,libdir)/varnish
+# Where `make install` puts things: as the installed Varnish or Vinyl Cache says. DESTDIR and these can be given.
+varnish_var  = $(shell pkg-config --variable=$(1) varnishapi 2>/dev/null || pkg-config --variable=$(1) vinylapi)
+enginedir   ?= $(patsubst %/vmods,%,$(vmoddir))
 vmoddir     ?= $(call varnish_var,vmoddir)
 vcldir      ?= $(call varnish_var,vcldir)
 sbindir     ?= $(call varnish_var,sbindir)
@@ -30,16 +47,25 @@ help: ## this list
 
 setup: ## install what build, tests and demo need (Debian 12, 13; root or sudo)
 	@scripts/setup.sh
+ifneq ($(VARNISH),)
+	@scripts/setup-vinyl.sh $(TARGET)/$(VARNISH)
+endif
 
-build: ## release build: the engine, the VMOD, objmapperd in target/release
-	$(CARGO) build --release --locked $(BUILT)
+build: $(if $(VARNISH),setup) ## release build: the engine, the VMOD, objmapperd in target/release
+	$(BUILD) $(CARGO) build --release --locked $(BUILT)
 	@ls -l $(RELEASE)/libstevedore_objmapper.so $(RELEASE)/libvmod_objmapper.so $(RELEASE)/objmapperd
 
-test: setup build ## unit, integration and varnishtest cases
+# What knows no varnishd is not tested again for another one; the guide is about Debian's Varnish.
+test: setup build ## unit, integration and varnishtest cases; VARNISH=vinyl-9.0: those with varnishd, with that
+ifeq ($(VARNISH),)
 	@scripts/test.sh $(CARGO) test --locked --workspace
+else
+	@$(WITH) scripts/test.sh $(CARGO) test --locked -p objmapper-harness $(addprefix --test ,$(filter-out docs guide,\
+	    $(basename $(notdir $(wildcard tests/harness/tests/*.rs)))))
+endif
 
 in-flight: build ## for MINUTES=10: bodies that go while their pages are on the way to slow readers
-	OBJM_IN_FLIGHT_SECONDS=$$(( $(or $(MINUTES),10) * 20 )) \
+	$(WITH) OBJM_IN_FLIGHT_SECONDS=$$(( $(or $(MINUTES),10) * 20 )) \
 	    $(CARGO) test --locked -p objmapper-harness --test in_flight -- --nocapture --test-threads=1
 
 lint: ## format, clippy and documentation, with warnings as errors
@@ -49,10 +75,10 @@ lint: ## format, clippy and documentation, with warnings as errors
 	scripts/lint-shell.sh
 
 demo: setup build ## see it work with real programs; ONCE=1 ends by itself
-	@OBJM_BUILD_DIR=$(abspath $(RELEASE)) ONCE=$(ONCE) scripts/demo.sh
+	@$(or $(WITH),OBJM_BUILD_DIR=$(abspath $(RELEASE))) ONCE=$(ONCE) scripts/demo.sh
 
 conformance: setup build ## Varnish's own test suite, with malloc and with the engine
-	$(CARGO) run --locked --release -p objmapper-harness --bin conformance -- $(ARGS)
+	$(WITH) $(CARGO) run --locked --release -p objmapper-harness --bin conformance -- $(ARGS)
 
 cache-tests: setup build ## the public suite http-cache-tests, with malloc and with engine and director (Node.js, npm)
 	$(CARGO) run --locked --release -p objmapper-harness --bin cache-tests -- $(ARGS)
@@ -70,7 +96,7 @@ profile: build ## instructions, system calls, locks and allocations per hit, bes
 	@OBJM_BUILD_DIR=$(abspath $(RELEASE)) scripts/profile-hit.sh
 
 install: ## into the installed Varnish's directories, below DESTDIR
-	@test -n "$(vmoddir)" || { echo "pkg-config does not find varnishapi: run 'make setup'" >&2; exit 1; }
+	@test -n "$(vmoddir)" || { echo "pkg-config finds neither varnishapi nor vinylapi: run 'make setup'" >&2; exit 1; }
 	@test -f $(RELEASE)/objmapperd || { echo "nothing built: run 'make build' first" >&2; exit 1; }
 	install -d $(DESTDIR)$(enginedir) $(DESTDIR)$(vmoddir) $(DESTDIR)$(vcldir) $(DESTDIR)$(sbindir)
 	install -m 644 $(RELEASE)/libstevedore_objmapper.so $(DESTDIR)$(enginedir)/

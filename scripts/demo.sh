@@ -165,9 +165,10 @@ sub vcl_backend_response {
 	if (bereq.url ~ "^/(index.html)?$") { set beresp.do_esi = true; }
 }
 VCL
+    # vclrel: vinyld stops only when no idle thread keeps a VCL any more, which takes a minute without it
     varnishd -F -n "$dir/$name" -a 127.0.0.1:0 -f "$dir/vcl/demo.vcl" -E "$dir/libstevedore_objmapper.so" \
         -s "s0=objmapper,$storage_size,socket=$socket,threshold=$threshold" \
-        -p "vcl_path=$dir/vcl" -p "vmod_path=$dir/vcl" \
+        -p "vcl_path=$dir/vcl" -p "vmod_path=$dir/vcl" -p debug=+vclrel \
         -p ban_lurker_age=0.1 -p ban_lurker_sleep=0.1 >>"$dir/$name.log" 2>&1 &
     pids+=("$!")
     pid_of[$name]=$!
@@ -240,9 +241,9 @@ ask() {
     local code time size
     read -r code time size < <(curl -sS -H "$host" -o "$dir/got" -D "$dir/head" -w '%{http_code} %{time_total} %{size_download}\n' \
         "$@" "$url$path")
-    # two numbers in X-Varnish: this request and the one that fetched the object
+    # two numbers in X-Varnish (X-Vinyl): this request and the one that fetched the object
     local was=miss
-    [ "$(tr -d '\r' <"$dir/head" | awk 'tolower($1) == "x-varnish:" { n = NF } END { print n + 0 }')" -le 2 ] || was=hit
+    [ "$(tr -d '\r' <"$dir/head" | awk 'tolower($1) ~ /^x-(varnish|vinyl):$/ { n = NF } END { print n + 0 }')" -le 2 ] || was=hit
     local l2; l2=$(tr -d '\r' <"$dir/head" | awk 'tolower($1) == "x-l2:" { print $2 }')
     [ "$was:$l2" != miss:hit ] || was=shared
     local deadline=$((SECONDS + 5))

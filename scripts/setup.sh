@@ -13,8 +13,9 @@ readonly need_varnish=7.7
 readonly varnish_release=trixie
 readonly h2o_release=bookworm
 
-say()  { printf 'setup: %s\n' "$*"; }
-die()  { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
+me=setup
+# shellcheck source=scripts/lib/debian.sh
+. "$(dirname "$0")/lib/debian.sh"
 
 # All that can be refused is refused before anything is changed.
 check_rust() {
@@ -34,9 +35,6 @@ if [ "$(id -u)" -eq 0 ]; then sudo=(); else
     sudo=(sudo)
 fi
 
-[ -r /etc/os-release ] || die "no /etc/os-release: this script knows Debian 12 and 13 only"
-# shellcheck disable=SC1091
-. /etc/os-release
 case "${ID:-}:${VERSION_ID:-}" in
     debian:12|debian:13) ;;
     *) die "unsupported system '${PRETTY_NAME:-unknown}': supported are Debian 12 and 13." \
@@ -65,26 +63,14 @@ update_once() {
 version_at_least() { dpkg --compare-versions "$1" ge "$2"; }
 installed_version() { dpkg-query -W -f='${Version}' "$1" 2>/dev/null || true; }
 
-# Debian's main archive, its key and its address, as this system has them configured.
-archive_address() {
-    "${sudo[@]}" apt-get indextargets --format '$(SITE) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' 2>/dev/null |
-        awk -v r="$VERSION_CODENAME" '$2 == r && $3 == "main" { print $1; exit }'
-}
-
 # Makes the packages of another release of Debian available, at a priority at which nothing moves unless it is asked for.
 add_release() {
     local release=$1
     local list=/etc/apt/sources.list.d/objmapper-$release.sources
-    local site; site=$(archive_address)
-    [ -n "$site" ] || die "no source for Debian '$VERSION_CODENAME' main is configured; add one and run again"
+    local source
+    source=$(deb822_source "deb deb-src" "$release") || exit 1
     say "adding Debian $release (pinned at priority 100) in $list"
-    "${sudo[@]}" tee "$list" >/dev/null <<SOURCES
-Types: deb deb-src
-URIs: $site
-Suites: $release
-Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-SOURCES
+    printf '%s\n' "$source" | "${sudo[@]}" tee "$list" >/dev/null
     "${sudo[@]}" tee "/etc/apt/preferences.d/objmapper-$release" >/dev/null <<PIN
 Package: *
 Pin: release n=$release

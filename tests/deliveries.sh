@@ -6,6 +6,12 @@ set -eu
 
 asked=0
 
+# What varnishncsa's formats of its own begin with.
+case $(varnishncsa -V 2>&1) in
+*vinyl-cache*) product=Vinyl ;;
+*) product=Varnish ;;
+esac
+
 # warm PATH...: has these fetched, and waits until they are stored, so that both listeners find the same. Not compared.
 warm() {
 	for path; do
@@ -62,14 +68,14 @@ same_accounts() {
 
 # ncsa LISTENER FORMAT: what varnishncsa logs of the requests that came there, and of what ESI included in them.
 ncsa() {
-	varnishncsa -n "$name" -d -c -E -g request -q "ReqStart[3] eq '$1'" -F "%{Varnish:side}x $2" 2>/dev/null | sed -n 's/^c //p'
+	varnishncsa -n "$name" -d -c -E -g request -q "ReqStart[3] eq '$1'" -F "%{$product:side}x $2" 2>/dev/null | sed -n 's/^c //p'
 }
 
 # same_ncsa LINES: of all requests so far, for which there must be so many lines from either listener. All but times,
 # addresses and transaction numbers is compared; of a request with "abort" in its query not the bytes of the response,
 # which are a matter of when it is noticed that the client went away. The lines are left in "zc.ncsa".
 same_ncsa() {
-	format='%s %b %O %I "%r" %m %U %q %H %{Varnish:hitmiss}x %{Varnish:handling}x %{Content-Length}o %{VSL:ReqAcct}x'
+	format="%s %b %O %I \"%r\" %m %U %q %H %{$product:hitmiss}x %{$product:handling}x %{Content-Length}o %{VSL:ReqAcct}x"
 	tries=0
 	until ncsa plain "$format" >plain.ncsa && ncsa zc "$format" >zc.ncsa &&
 		[ "$(wc -l <plain.ncsa)" -ge "$1" ] && [ "$(wc -l <zc.ncsa)" -ge "$1" ]; do

@@ -19,6 +19,14 @@ pub fn target_dir() -> PathBuf {
     }
 }
 
+/// A directory for files of `purpose`, beside the release build that the tests use.
+pub fn work_dir(purpose: &str) -> PathBuf {
+    match std::env::var_os("OBJM_BUILD_DIR") {
+        Some(dir) => workspace().join(dir).join("..").join(purpose),
+        None => target_dir().join(purpose),
+    }
+}
+
 /// Puts a file into `dir`, which every user can read, and returns its path there. varnishd's child and its VCL compiler run
 /// as other users, who may not see the workspace (a home directory has mode 0700).
 pub fn stage(file: &Path, dir: &Path) -> Result<PathBuf> {

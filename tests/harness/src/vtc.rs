@@ -9,6 +9,7 @@ use crate::arrangement::Arrangement;
 use crate::h2o::H2o;
 use crate::objmapperd::Objmapperd;
 use crate::process::open_directory;
+use crate::product::Product;
 use crate::{artefacts, site};
 
 /// How a vtc file ended.
@@ -55,7 +56,10 @@ pub fn run(file: &Path, arrangement: Arrangement) -> Result<Outcome> {
     let text = std::fs::read_to_string(file)?;
     let header = Header::parse(&text)?;
     let dir = open_directory()?;
+    let product = Product::get()?;
     let mut macros: Vec<(&str, String)> = vec![
+        ("path", std::env::var("PATH").context("PATH")?),
+        ("xid", product.xid_header().to_owned()),
         ("objm", arrangement.kind().to_owned()),
         ("objm_load", arrangement.load_argument(dir.path())?),
         ("objm_dir", dir.path().display().to_string()),

@@ -14,6 +14,7 @@ use objmapper_harness::h2o::H2o;
 use objmapper_harness::http::Client;
 use objmapper_harness::objmapperd::Objmapperd;
 use objmapper_harness::process::{open_directory, wait_for};
+use objmapper_harness::product::Product;
 use objmapper_harness::site;
 use objmapper_harness::varnishd::{Options, Varnishd};
 
@@ -190,12 +191,12 @@ fn sigkill_under_load_with_every_body_in_the_store() -> Result<()> {
     killed_and_started_again(Arrangement::DaemonT0)
 }
 
-/// A hit's object, by the number of the request that fetched it: the second one in X-Varnish.
+/// A hit's object, by the number of the request that fetched it: the second one in X-Varnish or X-Vinyl.
 fn hit(client: &Client, varnishd: &Varnishd, size: usize) -> Result<String> {
     let response = client.fetch(&varnishd.url(&format!("/{size}?kept")))?;
     ensure!(response.status == 200, "{size}: status {}", response.status);
     ensure!(response.body == site::bytes(size as u64, size), "{size}: the body differs");
-    let numbers = response.header("x-varnish").unwrap_or_default();
+    let numbers = response.header(Product::get()?.xid_header()).unwrap_or_default();
     let object = numbers.split_whitespace().nth(1);
     Ok(object.ok_or_else(|| anyhow::anyhow!("{size}: no hit: {numbers}"))?.to_owned())
 }

@@ -105,6 +105,7 @@ sub vcl_recv {
 sub vcl_deliver {
 	# What names the transaction, the time or the machine.
 	unset resp.http.X-Varnish;
+	unset resp.http.X-Vinyl;
 	unset resp.http.Age;
 	unset resp.http.Via;
 	set resp.http.X-Hits = obj.hits > 0;
@@ -129,6 +130,7 @@ sub vcl_deliver {
 }
 sub vcl_synth {
 	unset resp.http.X-Varnish;
+	unset resp.http.X-Vinyl;
 	unset resp.http.Date;
 	set resp.body = "synthetic";
 	return (deliver);

@@ -12,6 +12,7 @@ use objmapper_harness::artefacts;
 use objmapper_harness::conformance::lists::Lists;
 use objmapper_harness::conformance::suite::{Results, Suite};
 use objmapper_harness::conformance::{report, source};
+use objmapper_harness::product::Product;
 
 struct Arguments {
     arrangements: Vec<Arrangement>,
@@ -22,9 +23,10 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = arguments()?;
-    let work = artefacts::target_dir().join("conformance");
+    let product = Product::get()?;
+    let work = artefacts::work_dir("conformance");
     let source = source::obtain(&work)?;
-    println!("{} test files of Varnish {}", source.files.len(), source.version);
+    println!("{} test files of {}", source.files.len(), source.version);
     let lists = Lists::read(&artefacts::workspace().join("tests/conformance"))?;
     let suite = Suite { source: &source, lists: &lists, work: &work, jobs: arguments.jobs, only: &arguments.only };
 
@@ -40,7 +42,8 @@ fn main() -> Result<()> {
         runs.insert(arrangement.name(), results);
     }
 
-    if arguments.only.is_empty() {
+    // The page is about Debian's Varnish.
+    if arguments.only.is_empty() && !product.is_vinyl() {
         report::write(&artefacts::workspace().join("docs/conformance.md"), &source, &lists, &work, &baseline)?;
     }
     let worse: usize = runs.values().map(|r| report::differences(&baseline, r).len()).sum();

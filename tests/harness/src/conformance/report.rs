@@ -51,7 +51,7 @@ fn count(results: &Results, verdict: Verdict) -> usize {
 /// Writes the generated part of the page from all results that `work` holds.
 pub fn write(page: &Path, source: &Source, lists: &Lists, work: &Path, baseline: &Results) -> Result<()> {
     let mut table = String::new();
-    writeln!(table, "Varnish {}, {} test files.\n", source.version, source.files.len())?;
+    writeln!(table, "{}, {} test files.\n", source.version, source.files.len())?;
     writeln!(table, "| arrangement | passed | skipped | failed | excluded | differs from malloc |")?;
     writeln!(table, "|---|---|---|---|---|---|")?;
     let mut failed_with_malloc = Vec::new();

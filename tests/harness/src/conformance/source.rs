@@ -1,4 +1,4 @@
-//! Gets Varnish's test files from the package's source.
+//! Gets the product's own test files from its package's source.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,15 +6,16 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::product::Product;
 use crate::vtc;
 
-/// The release whose Varnish we test with.
+/// The release of Debian whose Varnish we test with.
 const RELEASE: &str = "trixie";
 
 /// The test files of the installed Varnish's version.
 #[derive(Debug)]
 pub struct Source {
-    /// The version of the installed varnishd, `7.7.0`.
+    /// The product and version that the tests run, `varnish 7.7.0`.
     pub version: String,
     /// The vtc files, in order.
     pub files: Vec<PathBuf>,
@@ -22,41 +23,41 @@ pub struct Source {
 
 /// Downloads and unpacks them below `work`, unless that was done before.
 pub fn obtain(work: &Path) -> Result<Source> {
-    let version = installed_version()?;
-    let root = work.join(format!("varnish-{version}"));
-    let tests = root.join("bin/varnishtest/tests");
+    let product = Product::get()?;
+    let root = work.join(format!("{}-{}", product.package(), product.version));
+    let tests = root.join(product.test_directory());
     if !tests.is_dir() {
         fs::create_dir_all(work)?;
-        let tarball = download(work, &version)?;
-        unpack(&tarball, work, &version)?;
+        let tarball = download(work, product)?;
+        unpack(&tarball, work, product)?;
     }
     let files = vtc::files(&tests)?;
     if files.is_empty() {
         bail!("no vtc file in {}", tests.display());
     }
-    Ok(Source { version, files })
-}
-
-fn installed_version() -> Result<String> {
-    let output = Command::new("varnishd").arg("-V").output().context("varnishd is not installed")?;
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    let rest = text.split("varnish-").nth(1).with_context(|| format!("unreadable version: {text}"))?;
-    Ok(rest.split_whitespace().next().unwrap_or(rest).to_owned())
+    Ok(Source { version: format!("{} {}", product.name, product.version), files })
 }
 
 /// The upstream tarball in `work`, by the package manager.
-fn download(work: &Path, version: &str) -> Result<PathBuf> {
-    let tarball = work.join(format!("varnish_{version}.orig.tar.xz"));
+fn download(work: &Path, product: &Product) -> Result<PathBuf> {
+    let (package, version) = (product.package(), &product.version);
+    let tarball = work.join(format!("{package}_{version}.orig.tar.xz"));
     if tarball.is_file() {
         return Ok(tarball);
     }
+    // With a configuration of apt's that is not the system's, the sources are in it.
+    let own = std::env::var_os("APT_CONFIG").is_some();
+    let wanted = if own { package.to_owned() } else { format!("{package}/{RELEASE}") };
     for attempt in 0..2 {
         if attempt == 1 {
+            if own {
+                break;
+            }
             add_source_packages()?;
         }
-        println!("apt-get source --download-only varnish/{RELEASE}");
+        println!("apt-get source --download-only {wanted}");
         let output = Command::new("apt-get")
-            .args(["source", "-qq", "--download-only", &format!("varnish/{RELEASE}")])
+            .args(["source", "-qq", "--download-only", &wanted])
             .current_dir(work)
             .stdin(Stdio::null())
             .output()?;
@@ -66,7 +67,7 @@ fn download(work: &Path, version: &str) -> Result<PathBuf> {
         }
         eprintln!("{}", String::from_utf8_lossy(&output.stderr));
     }
-    bail!("the package manager does not give the source of Varnish {version}: is a deb-src of {RELEASE} configured?")
+    bail!("the package manager does not give the source of {package} {version}: is a deb-src of {RELEASE} configured?")
 }
 
 /// Makes this system's own archive a source of source packages too.
@@ -105,15 +106,10 @@ fn add_source_packages() -> Result<()> {
     Ok(())
 }
 
-fn unpack(tarball: &Path, work: &Path, version: &str) -> Result<()> {
-    let status = Command::new("tar")
-        .arg("xJf")
-        .arg(tarball)
-        .arg("-C")
-        .arg(work)
-        .arg(format!("varnish-{version}/bin/varnishtest/tests"))
-        .status()
-        .context("cannot run tar")?;
+fn unpack(tarball: &Path, work: &Path, product: &Product) -> Result<()> {
+    let tests = format!("{}-{}/{}", product.package(), product.version, product.test_directory());
+    let status = Command::new("tar").arg("xJf").arg(tarball).arg("-C").arg(work).arg(tests).status();
+    let status = status.context("cannot run tar")?;
     if !status.success() {
         bail!("cannot unpack {}: {status}", tarball.display());
     }

@@ -142,7 +142,10 @@ impl Suite<'_> {
         let mut arguments = Vec::new();
         let mut environment = Vec::new();
         if arrangement.has_engine() {
-            arguments.push(format!("-Dvarnishd_args_prepend={}", arrangement.load_argument(directory.path())?));
+            // For the vtc commands "varnish" and "vinyl".
+            for name in ["varnishd_args_prepend", "vinyld_args_prepend"] {
+                arguments.push(format!("-D{name}={}", arrangement.load_argument(directory.path())?));
+            }
             environment.push(("OBJMAPPER_REGISTER_AS", "default".to_owned()));
             let socket = daemon.as_ref().map(Objmapperd::socket);
             environment.push(("OBJMAPPER_OPTIONS", arrangement.options(socket.as_deref())));
