@@ -58,9 +58,9 @@ build: $(if $(VARNISH),setup) ## release build: the engine, the VMOD, objmapperd
 # What knows no varnishd is not tested again for another one; the guide is about Debian's Varnish.
 test: setup build ## unit, integration and varnishtest cases; VARNISH=vinyl-9.0: those with varnishd, with that
 ifeq ($(VARNISH),)
-	@scripts/test.sh $(CARGO) test --locked --workspace
+	@scripts/test.sh $(CARGO) test --locked --no-fail-fast --workspace
 else
-	@$(WITH) scripts/test.sh $(CARGO) test --locked -p objmapper-harness $(addprefix --test ,$(filter-out docs guide,\
+	@$(WITH) scripts/test.sh $(CARGO) test --locked --no-fail-fast -p objmapper-harness $(addprefix --test ,$(filter-out docs guide,\
 	    $(basename $(notdir $(wildcard tests/harness/tests/*.rs)))))
 endif
 
