@@ -301,14 +301,14 @@ pub struct Engine {
     pub connect: unsafe extern "C" fn(stv: *const c_void) -> c_int,
     /// Announces that the next object that this thread allocates for `oc` in `stv` adopts a record, which is pinned for
     /// it. Called in the fetch, before the object is allocated and with no lock held; it may wait for the store, within
-    /// its deadline. Announcing again, or [`Engine::forgo`], gives the former announcement up.
+    /// its deadline. Announcing again, or [`Engine::cancel_adoption`], gives the former announcement up.
     ///
     /// Even then the object may have to do with ordinary room: without room for all of the file below the storage's
     /// limit, if its file cannot be opened, or with a filter on top that writes to the room (all but `testgunzip` and `esi`).
     /// [`Engine::adopted`] then answers 0: copy the bytes. So it does for what is asked for behind the record's last byte.
     pub adopt: unsafe extern "C" fn(stv: *const c_void, oc: *const c_void, record: *const Record) -> Adoption,
     /// Gives up what [`Engine::adopt`] announced in this thread, if no object has taken it.
-    pub forgo: unsafe extern "C" fn(),
+    pub cancel_adoption: unsafe extern "C" fn(),
     /// If `ptr` is the room that ObjGetSpace gave for the adopted body of `oc`: how many bytes of the body are there
     /// already, at most `len`. Else 0: it is room to write to. The bytes need not be at that address, which must neither be written to
     /// nor, by anything but `testgunzip` and `esi`, be read.

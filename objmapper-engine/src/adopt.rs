@@ -35,7 +35,7 @@ pub enum NotAdopted {
     Failed,
 }
 
-/// A record that is pinned for a body: give it to [`Body::adopt`](crate::body::Body::adopt) or to [`Engine::forgo`].
+/// A record that is pinned for a body: give it to [`Body::adopt`](crate::body::Body::adopt) or to [`Engine::cancel_adoption`].
 #[derive(Debug)]
 #[must_use = "it stays pinned"]
 pub struct Announced(pub(crate) Stored);
@@ -66,7 +66,7 @@ impl Engine {
             Ok(None) => Err(NotAdopted::Gone),
             Err(failure) => {
                 self.count_failure(&failure);
-                self.complain(&format!("a record could not be adopted: {failure}"));
+                self.log_error(&format!("a record could not be adopted: {failure}"));
                 Err(match failure {
                     Failure::Down(_) | Failure::Timeout(_) => NotAdopted::Down,
                     _ => NotAdopted::Failed,
@@ -76,7 +76,7 @@ impl Engine {
     }
 
     /// No body takes it.
-    pub fn forgo(&self, announced: Announced) {
+    pub fn cancel_adoption(&self, announced: Announced) {
         self.backing().release(&announced.0);
     }
 }

@@ -21,7 +21,7 @@ const COPY_STEP: usize = 256 << 10;
 /// What [`Body::space`] gives as room for bytes that an adopted record has already.
 pub(crate) enum Room {
     /// Addresses that lead nowhere: no filter of the fetch looks at the bytes.
-    Nowhere(&'static Nowhere),
+    Placeholder(&'static Nowhere),
     /// A copy of the record's bytes from `start` on, for filters that look at them (testgunzip, ESI's parser).
     Copy { start: u64, bytes: Vec<u8> },
 }
@@ -30,7 +30,7 @@ impl Room {
     /// The address that stands for the byte at `offset`, and how many bytes from there on this has.
     fn at(&self, offset: u64) -> Option<(NonNull<u8>, usize)> {
         let (ptr, len) = match self {
-            Room::Nowhere(nowhere) => (nowhere.start().cast::<u8>(), nowhere.len()),
+            Room::Placeholder(nowhere) => (nowhere.start().cast::<u8>(), nowhere.len()),
             Room::Copy { start, bytes } => {
                 let skip = usize::try_from(offset.checked_sub(*start)?).ok()?;
                 let rest = bytes.get(skip..).filter(|rest| !rest.is_empty())?;
@@ -74,7 +74,7 @@ impl Body {
         let announced = self.lock().adoption.take_if(|adoption| matches!(adoption, Adoption::Announced(_)));
         if let Some(Adoption::Announced(announced)) = announced {
             counters::add(&engine.counters.c_adopt_fallback, 1);
-            engine.forgo(announced);
+            engine.cancel_adoption(announced);
         }
     }
 }
@@ -106,19 +106,19 @@ pub(crate) fn room(
             let room = if with_bytes {
                 Some(Room::Copy { start: 0, bytes: Vec::new() })
             } else {
-                Nowhere::get().map(Room::Nowhere)
+                Nowhere::get().map(Room::Placeholder)
             };
             let Some(room) = room.filter(|_| take_over(engine, &announced.0, limits, nuke)) else {
                 engine.close(&announced.0);
                 counters::add(&engine.counters.c_adopt_fallback, 1);
-                engine.forgo(announced);
+                engine.cancel_adoption(announced);
                 return None;
             };
             let Announced(stored) = announced;
             counters::add(&engine.counters.c_adopted, 1);
             counters::add(&engine.counters.g_bodies, 1);
             counters::add(&engine.counters.g_body_bytes, stored.file_len);
-            engine.house.keep_room(&engine.account);
+            engine.maintenance.keep_room(&engine.account);
             let mut inner = body.lock();
             inner.stored = Some(stored);
             // Should more come than the record has, it is put behind it.
@@ -128,7 +128,7 @@ pub(crate) fn room(
     };
     let room = match room {
         Room::Copy { start, bytes } => copy(body, engine, start, bytes)?,
-        Room::Nowhere(_) => room,
+        Room::Placeholder(_) => room,
     };
     let mut inner = body.lock();
     let found = rest(&inner, &room);

@@ -113,7 +113,7 @@ pub struct Body {
 /// Where bytes of a body are.
 enum At {
     /// At an address.
-    There(Span),
+    Address(Span),
     /// In the published body, which the caches know as `key`: up to `end`, of `total`.
     Stored { key: u64, end: u64, total: u64 },
     /// In a draft's file, up to `end`, of `total`.
@@ -151,7 +151,7 @@ impl Body {
     /// The bytes from `offset` on: at an address or in a file.
     pub fn part(&self, engine: &Engine, offset: u64) -> Result<Part, NoSpan> {
         let (file, end, total) = match self.find(offset)? {
-            At::There(span) => return Ok(Part::There(span)),
+            At::Address(span) => return Ok(Part::There(span)),
             At::Stored { key, end, total } => {
                 (engine.opened(key).map_or_else(|| engine.open(&self.stored()?), Ok)?, end, total)
             }
@@ -221,7 +221,7 @@ impl Body {
             Place::Gone => return Err(NoSpan::End),
         };
         let ptr = NonNull::new(ptr).ok_or(NoSpan::End)?;
-        Ok(At::There(Span { ptr, len, total, hold }))
+        Ok(At::Address(Span { ptr, len, total, hold }))
     }
 
     /// A final iteration is done with the bytes before `offset`: gives them back, and of a file's pages multiples of `unit`
@@ -288,13 +288,13 @@ impl Body {
             }
         }
         if let Some(Adoption::Announced(announced)) = taken.adoption {
-            engine.forgo(announced);
+            engine.cancel_adoption(announced);
         }
         if let Some(writing) = taken.writing {
             writing.discard(engine);
         }
         if let Some(outstanding) = taken.orphan {
-            engine.lost_draft(outstanding);
+            engine.end_draft_accounting(outstanding);
         }
         if let Some(stored) = taken.stored {
             engine.forget(&stored);

@@ -10,9 +10,9 @@ use crate::log;
 /// Kept without being asked: this part of what the process may have open, less what other storages keep.
 const DEFAULT_PART: u64 = 4;
 /// But not more than this.
-const MOST_BY_DEFAULT: u64 = 16 << 10;
+const MAX_BY_DEFAULT: u64 = 16 << 10;
 /// Kept at most, whatever is asked: this part.
-const LARGEST_PART: u64 = 2;
+const MAX_PART: u64 = 2;
 
 /// What all storages of this process keep.
 static KEPT: AtomicU64 = AtomicU64::new(0);
@@ -55,8 +55,8 @@ impl Drop for Share {
 /// What a storage may keep of what is `left`.
 fn within(asked: Option<u64>, left: u64) -> u64 {
     let kept = match asked {
-        Some(asked) => asked.min(left / LARGEST_PART),
-        None => (left / DEFAULT_PART).min(MOST_BY_DEFAULT),
+        Some(asked) => asked.min(left / MAX_PART),
+        None => (left / DEFAULT_PART).min(MAX_BY_DEFAULT),
     };
     kept.max(1)
 }

@@ -53,7 +53,7 @@ impl Writing {
     ) -> Option<Box<Writing>> {
         let draft = engine.create_draft(Room { granted: reserved, expected: hint })?;
         let open = || reopen_read_only(draft.file()?);
-        let opened = open().or_else(|error| if engine.relieve(&error) { open() } else { Err(error) });
+        let opened = open().or_else(|error| if engine.drop_caches(&error) { open() } else { Err(error) });
         let begun = opened.and_then(|reading| {
             fill(draft.file()?)?;
             Ok(Arc::new(reading))
@@ -82,7 +82,7 @@ impl Writing {
     }
 
     /// The first `len` bytes of the body were written as it began; of these the first `given_back` will not be read.
-    pub(crate) fn begun(&mut self, engine: &Engine, len: u64, given_back: u64) {
+    pub(crate) fn start_accounting(&mut self, engine: &Engine, len: u64, given_back: u64) {
         engine.account.shrink(given_back);
         (self.written, self.file_size, self.given_back) = (len, len, given_back);
         counters::add(&engine.counters.g_writing, 1);
@@ -148,7 +148,7 @@ impl Writing {
             Some(created) => created?,
         };
         let open = || reopen_read_only(moved.file()?);
-        match open().or_else(|error| if engine.relieve(&error) { open() } else { Err(error) }) {
+        match open().or_else(|error| if engine.drop_caches(&error) { open() } else { Err(error) }) {
             Ok(reading) => {
                 self.reading = Arc::new(reading);
                 std::mem::replace(&mut self.draft, moved).abort();
@@ -173,7 +173,7 @@ impl Writing {
             Some(buffer) => buffer,
             None => {
                 let expected = self.hint.checked_sub(len).filter(|more| *more > 0).unwrap_or(u64::MAX);
-                let size = usize::try_from(expected).unwrap_or(usize::MAX).min(WriteBuffer::LARGEST);
+                let size = usize::try_from(expected).unwrap_or(usize::MAX).min(WriteBuffer::MAX_SIZE);
                 let Some(buffer) = WriteBuffer::new(size) else {
                     engine.draft_error("memory for a body that comes in", &std::io::ErrorKind::OutOfMemory.into());
                     return None;
@@ -187,7 +187,7 @@ impl Writing {
     }
 
     /// Writes to the file what of the body, which ends at `len`, is not there yet, and gives the buffer to
-    /// [`Writing::keep`]; none if nothing is in one. `Err`: it could not be written, and stays where it is; this is counted.
+    /// [`Writing::reuse_buffer`]; none if nothing is in one. `Err`: it could not be written, and stays where it is; this is counted.
     pub(crate) fn write(&mut self, engine: &Engine, len: u64) -> Result<Option<Arc<WriteBuffer>>, Unwritten> {
         if self.ends_at.is_some() {
             return Ok(None);
@@ -211,8 +211,8 @@ impl Writing {
 
     /// A buffer whose bytes are in the file is used again, unless somebody still reads there, or it was a short one, for what
     /// was expected.
-    pub(crate) fn keep(&mut self, mut buffer: Arc<WriteBuffer>, len: u64) {
-        let suits = buffer.size() == WriteBuffer::LARGEST || self.hint > len;
+    pub(crate) fn reuse_buffer(&mut self, mut buffer: Arc<WriteBuffer>, len: u64) {
+        let suits = buffer.size() == WriteBuffer::MAX_SIZE || self.hint > len;
         self.buffer = (suits && Arc::get_mut(&mut buffer).is_some()).then_some(buffer);
     }
 
@@ -332,7 +332,7 @@ impl Writing {
         let outstanding = self.outstanding();
         self.draft.abort();
         // After objmapper's, as in `trim`.
-        engine.lost_draft(outstanding);
+        engine.end_draft_accounting(outstanding);
     }
 }
 

@@ -17,8 +17,8 @@ use crate::descriptors::Share;
 use crate::fallback::{Charge, FallbackHeap};
 use crate::health::Health;
 use crate::heap::HeapChunk;
-use crate::house::{House, Verdict};
 use crate::log::Repeating;
+use crate::maintenance::{LossScope, Maintenance};
 use crate::maps::BodyMap;
 use crate::options::Options;
 use crate::record::Record;
@@ -40,7 +40,7 @@ pub struct Engine {
     maps: Cache<u64, BodyMap>,
     registry: Registry,
     /// What the background thread has to do.
-    pub house: Arc<House>,
+    pub maintenance: Arc<Maintenance>,
     uri_base: String,
     next_key: AtomicU64,
     /// Bounds the heap of bodies that objmapper cannot take.
@@ -59,7 +59,7 @@ impl Engine {
         account: Account,
         counters: &'static Counters,
         backing: Backing,
-        house: Arc<House>,
+        maintenance: Arc<Maintenance>,
         uri_base: String,
     ) -> Engine {
         counters.g_happy.store(u64::from(backing.answers()), Relaxed);
@@ -69,7 +69,7 @@ impl Engine {
             _descriptors: descriptors,
             maps: Cache::new(options.maps),
             registry: Registry::default(),
-            house,
+            maintenance,
             fallback: FallbackHeap::new(options.fallback_heap, options.size, counters),
             health: Health::new(ident),
             errors: Repeating::new(ident),
@@ -95,15 +95,15 @@ impl Engine {
     }
 
     /// A body, or a step of it, could not be taken.
-    fn fails(&self, message: impl FnOnce() -> String) {
-        if self.health.fails(message) {
+    fn record_failure(&self, message: impl FnOnce() -> String) {
+        if self.health.record_failure(message) {
             self.counters.g_happy.store(0, Relaxed);
         }
     }
 
     /// A body was taken, all of it.
-    pub(crate) fn works(&self) {
-        if self.health.works() {
+    pub(crate) fn record_success(&self) {
+        if self.health.record_success() {
             self.counters.g_happy.store(u64::from(self.is_happy()), Relaxed);
         }
     }
@@ -137,7 +137,7 @@ impl Engine {
             Ok(stored) => Some(stored),
             Err(failure) => {
                 self.count_failure(&failure);
-                self.fails(|| format!("a body could not be published: {failure}"));
+                self.record_failure(|| format!("a body could not be published: {failure}"));
                 None
             }
         }
@@ -173,7 +173,7 @@ impl Engine {
         let name = Name::Record { uri: record.uri, expires: record.expires, fence: record.fence };
         let published = self.backing.publish(draft, name, lengths, self.new_key());
         match &published {
-            Ok(_) => self.works(),
+            Ok(_) => self.record_success(),
             Err(Failure::Conflict) => {}
             Err(failure) => self.count_failure(failure),
         }
@@ -209,12 +209,12 @@ impl Engine {
             },
             1,
         );
-        self.fails(|| format!("bodies stay in heap: {failure}"));
+        self.record_failure(|| format!("bodies stay in heap: {failure}"));
     }
 
     /// If descriptors or mappings ran out, those that are only kept for later are given up for what is needed now.
     /// `true`: it may be worth another try.
-    pub(crate) fn relieve(&self, error: &io::Error) -> bool {
+    pub(crate) fn drop_caches(&self, error: &io::Error) -> bool {
         let out = ran_out(error);
         if out {
             self.fds.clear();
@@ -226,7 +226,7 @@ impl Engine {
     /// An operation on a body's file failed.
     pub(crate) fn file_error(&self, what: &str, error: &io::Error) {
         counters::add(&self.counters.c_err_io, 1);
-        self.relieve(error);
+        self.drop_caches(error);
         self.errors.line(|| format!("{what}: {error}"));
     }
 
@@ -234,17 +234,17 @@ impl Engine {
     pub(crate) fn draft_error(&self, what: &str, error: &io::Error) {
         counters::add(&self.counters.c_fallback_error, 1);
         counters::add(&self.counters.c_err_io, 1);
-        self.relieve(error);
-        self.fails(|| format!("bodies stay in heap: {what}: {error}"));
+        self.drop_caches(error);
+        self.record_failure(|| format!("bodies stay in heap: {what}: {error}"));
     }
 
     /// An operation on a record failed.
-    pub(crate) fn complain(&self, message: &str) {
+    pub(crate) fn log_error(&self, message: &str) {
         self.errors.line(|| message.to_owned());
     }
 
     /// A body begins to pass through. `fallback_heap` is used up.
-    pub(crate) fn begins_transit(&self) {
+    pub(crate) fn count_transit(&self) {
         counters::add(&self.counters.c_transit, 1);
         self.transits.line(|| {
             format!(
@@ -256,12 +256,12 @@ impl Engine {
     }
 
     /// A body in transit failed.
-    pub(crate) fn fails_transit(&self) {
+    pub(crate) fn count_transit_failure(&self) {
         counters::add(&self.counters.c_transit_failed, 1);
     }
 
     /// A draft's accounting ends.
-    pub(crate) fn lost_draft(&self, outstanding: u64) {
+    pub(crate) fn end_draft_accounting(&self, outstanding: u64) {
         self.account.dealloc(outstanding);
         counters::sub(&self.counters.g_body_bytes, outstanding);
         counters::sub(&self.counters.g_bodies, 1);
@@ -309,7 +309,7 @@ impl Engine {
     }
 
     /// A body was just published: who asks for it next finds it open.
-    pub(crate) fn remember(&self, stored: &Stored, file: Arc<File>) {
+    pub(crate) fn cache_descriptor(&self, stored: &Stored, file: Arc<File>) {
         self.fds.insert(stored.key, file);
         self.show_caches();
     }
@@ -317,10 +317,10 @@ impl Engine {
     /// A published body belongs to `owner`, which is cached: from now on [`Engine::sweep`] may name that. `false`: the
     /// body is lost already.
     pub(crate) fn register(&self, stored: &Stored, owner: usize) -> bool {
-        let Some(whereabouts) = stored.whereabouts() else { return true };
-        self.registry.enter(stored.key, whereabouts, owner);
-        // The verdict may have been carried out before it was entered.
-        let lost = self.house.condemns(whereabouts);
+        let Some(loss_domain) = stored.loss_domain() else { return true };
+        self.registry.enter(stored.key, loss_domain, owner);
+        // The scope may have been carried out before it was entered.
+        let lost = self.maintenance.is_lost(loss_domain);
         if lost {
             self.count_loss(Some(stored));
         }
@@ -329,7 +329,7 @@ impl Engine {
 
     /// A body is lost; its object will leave the cache. Does nothing if a sweep has named its owner before.
     pub(crate) fn count_loss(&self, stored: Option<&Stored>) {
-        let registered = stored.filter(|stored| stored.whereabouts().is_some());
+        let registered = stored.filter(|stored| stored.loss_domain().is_some());
         if registered.is_none_or(|stored| self.registry.remove(stored.key)) {
             counters::add(&self.counters.c_lost, 1);
         }
@@ -337,7 +337,7 @@ impl Engine {
 
     /// A published body is not wanted any more. Afterwards, [`Engine::sweep`] does not name its owner.
     pub(crate) fn forget(&self, stored: &Stored) {
-        if stored.whereabouts().is_some() {
+        if stored.loss_domain().is_some() {
             self.registry.remove(stored.key);
         }
         self.close(stored);
@@ -354,9 +354,9 @@ impl Engine {
         self.show_caches();
     }
 
-    /// Names the owners of all bodies that a verdict calls lost. While `kill` runs, the owner is not freed.
-    pub fn sweep(&self, verdict: Verdict, mut kill: impl FnMut(usize)) {
-        self.registry.sweep(verdict, |owner| {
+    /// Names the owners of all bodies that a scope calls lost. While `kill` runs, the owner is not freed.
+    pub fn sweep(&self, scope: LossScope, mut kill: impl FnMut(usize)) {
+        self.registry.sweep(scope, |owner| {
             counters::add(&self.counters.c_lost, 1);
             kill(owner);
         });
@@ -372,7 +372,7 @@ impl Engine {
         }
         if self.backing.answers() && self.health.is_probe_due(Instant::now()) {
             match self.probe() {
-                Ok(()) => self.works(),
+                Ok(()) => self.record_success(),
                 Err(failure) => self.count_failure(&failure),
             }
         }
@@ -411,7 +411,8 @@ impl Engine {
     /// A published body's file.
     pub(crate) fn open(&self, stored: &Stored) -> Result<Arc<File>, NoSpan> {
         let opened = self.fds.get_or_open(stored.key, || {
-            let file = stored.open().or_else(|error| if self.relieve(&error) { stored.open() } else { Err(error) })?;
+            let file =
+                stored.open().or_else(|error| if self.drop_caches(&error) { stored.open() } else { Err(error) })?;
             check_length(&file, stored)?;
             counters::add(&self.counters.c_opened, 1);
             Ok(file)
@@ -433,7 +434,7 @@ impl Engine {
             Ok(map) => Ok(Some(map)),
             Err(error) => {
                 counters::add(&self.counters.c_err_io, 1);
-                self.relieve(&error);
+                self.drop_caches(&error);
                 Ok(None)
             }
         }
@@ -453,7 +454,7 @@ impl Engine {
     /// A reader can't have a body now: there are no descriptors, or no memory.
     pub fn not_now(&self, error: &io::Error) {
         counters::add(&self.counters.c_err_io, 1);
-        self.relieve(error);
+        self.drop_caches(error);
         self.read_log.shortage(error);
     }
 }

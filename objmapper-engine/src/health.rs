@@ -44,11 +44,11 @@ impl Health {
     }
 
     /// A body could not be taken. Returns true if the last one was.
-    pub(crate) fn fails(&self, message: impl FnOnce() -> String) -> bool {
-        self.fails_at(Instant::now(), message)
+    pub(crate) fn record_failure(&self, message: impl FnOnce() -> String) -> bool {
+        self.record_failure_at(Instant::now(), message)
     }
 
-    fn fails_at(&self, now: Instant, message: impl FnOnce() -> String) -> bool {
+    fn record_failure_at(&self, now: Instant, message: impl FnOnce() -> String) -> bool {
         // All workers share it: it is written to only if it changes.
         let changed = !self.is_failing() && !self.failing.swap(true, Relaxed);
         if changed {
@@ -64,7 +64,7 @@ impl Health {
     }
 
     /// A body was published. Returns true if the last one was not.
-    pub(crate) fn works(&self) -> bool {
+    pub(crate) fn record_success(&self) -> bool {
         let changed = self.is_failing() && self.failing.swap(false, Relaxed);
         if changed {
             self.changes.line(|| "objmapper takes bodies again".to_owned());
@@ -101,7 +101,7 @@ mod tests {
         let health = Health::new("s0");
         let start = Instant::now();
         assert!(!health.is_probe_due(start), "nothing has failed");
-        assert!(health.fails_at(start, String::new) && !health.fails_at(start, String::new));
+        assert!(health.record_failure_at(start, String::new) && !health.record_failure_at(start, String::new));
         assert!(health.is_failing());
         let mut now = start + Duration::from_secs(1);
         let mut pauses = Vec::new();
@@ -114,8 +114,8 @@ mod tests {
             now += Duration::from_secs(1);
         }
         assert_eq!(pauses, [0, 2, 4, 8, 16, 32, 32, 32, 32, 32]);
-        assert!(health.works() && !health.works() && !health.is_failing());
-        assert!(health.fails_at(now, String::new));
+        assert!(health.record_success() && !health.record_success() && !health.is_failing());
+        assert!(health.record_failure_at(now, String::new));
         assert!(!health.is_probe_due(now + FIRST_PAUSE), "not at once after a failure that follows soon");
         health.probe_soon();
         assert!(health.is_probe_due(now));

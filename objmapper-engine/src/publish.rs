@@ -88,7 +88,7 @@ impl Body {
             engine.free_piece(chunk);
         }
         if let Some(Adoption::Announced(announced)) = adoption {
-            engine.forgo(announced);
+            engine.cancel_adoption(announced);
         }
         if !keep {
             return true;
@@ -111,7 +111,7 @@ fn settle_draft(body: &Body, engine: &Engine, owner: usize) -> bool {
     write_rest(body, engine);
     let Some(mut writing) = take_settling(body) else { return true };
     if !buffer_to_heap(body, engine, &mut writing) {
-        return leaves(body, &writing);
+        return orphan(body, &writing);
     }
     let len = writing.written();
     if len == 0 {
@@ -130,7 +130,7 @@ fn settle_draft(body: &Body, engine: &Engine, owner: usize) -> bool {
         Some(stored) => {
             counters::add(&engine.counters.c_published, 1);
             if len == body.len() {
-                engine.works();
+                engine.record_success();
             }
             published(body, engine, *writing, &stored);
             register(body, engine, &stored, owner)
@@ -138,7 +138,7 @@ fn settle_draft(body: &Body, engine: &Engine, owner: usize) -> bool {
         None => {
             counters::add(&engine.counters.c_publish_failed, 1);
             if !file_to_heap(body, engine, &mut writing, len) {
-                return leaves(body, &writing);
+                return orphan(body, &writing);
             }
             counters::add(&engine.counters.c_publish_copied, 1);
             writing.discard(engine);
@@ -148,7 +148,7 @@ fn settle_draft(body: &Body, engine: &Engine, owner: usize) -> bool {
 }
 
 /// The body's draft can be neither published nor copied. Readers that have begun go on: the descriptor keeps the file.
-fn leaves(body: &Body, writing: &Writing) -> bool {
+fn orphan(body: &Body, writing: &Writing) -> bool {
     body.lock().orphan = Some(writing.outstanding());
     false
 }
@@ -260,7 +260,7 @@ fn outcome(engine: &Engine, failure: &Failure) -> Outcome {
         Failure::Timeout(_) => Outcome::Timeout,
         Failure::Io(_) | Failure::Protocol(_) => Outcome::Failed,
     };
-    engine.complain(&format!("a record could not be published: {failure}"));
+    engine.log_error(&format!("a record could not be published: {failure}"));
     outcome
 }
 
@@ -277,7 +277,7 @@ fn take_complete(body: &Body) -> Option<(Box<Writing>, u64)> {
 /// The draft is the published body now. Who still reads from its buffer or file keeps them.
 fn published(body: &Body, engine: &Engine, writing: Writing, stored: &Stored) {
     counters::sub(&engine.counters.g_writing, 1);
-    engine.remember(stored, writing.into_reading());
+    engine.cache_descriptor(stored, writing.into_reading());
     let mut inner = body.lock();
     inner.stored = Some(stored.clone());
     inner.orphan = None;

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
-use crate::house::Verdict;
-use crate::house::Whereabouts;
+use crate::maintenance::LossDomain;
+use crate::maintenance::LossScope;
 
 /// Fetches that end at once seldom meet in one of these.
 const SHARDS: usize = 16;
 
 struct Registered {
-    whereabouts: Whereabouts,
+    loss_domain: LossDomain,
     owner: usize,
 }
 
@@ -26,8 +26,8 @@ impl Registry {
         &self.shards[(key % SHARDS as u64) as usize]
     }
 
-    pub(crate) fn enter(&self, key: u64, whereabouts: Whereabouts, owner: usize) {
-        self.shard(key).lock().insert(key, Registered { whereabouts, owner });
+    pub(crate) fn enter(&self, key: u64, loss_domain: LossDomain, owner: usize) {
+        self.shard(key).lock().insert(key, Registered { loss_domain, owner });
     }
 
     /// Afterwards no [`Registry::sweep`] names the body's owner. Was it there, or had a sweep named it before?
@@ -36,10 +36,10 @@ impl Registry {
     }
 
     /// Names the owner of every lost body, once, under the lock that keeps it from being freed meanwhile.
-    pub(crate) fn sweep(&self, verdict: Verdict, mut lost: impl FnMut(usize)) {
+    pub(crate) fn sweep(&self, scope: LossScope, mut lost: impl FnMut(usize)) {
         for shard in &self.shards {
             shard.lock().retain(|_, registered| {
-                let applies = verdict.applies_to(registered.whereabouts);
+                let applies = scope.applies_to(registered.loss_domain);
                 if applies {
                     lost(registered.owner);
                 }
@@ -56,23 +56,23 @@ mod tests {
     #[test]
     fn a_verdict_names_the_lost_and_only_them_and_once() {
         let registry = Registry::default();
-        let at = |session, memory_epoch| Whereabouts { session, memory_epoch };
+        let at = |session, memory_epoch| LossDomain { session, memory_epoch };
         registry.enter(1, at(1, Some(0)), 11);
         registry.enter(2, at(1, None), 12);
         registry.enter(3, at(2, Some(1)), 13);
         registry.enter(17, at(2, None), 14);
-        let named = |verdict| {
+        let named = |scope| {
             let mut owners = Vec::new();
-            registry.sweep(verdict, |owner| owners.push(owner));
+            registry.sweep(scope, |owner| owners.push(owner));
             owners.sort_unstable();
             owners
         };
         registry.enter(5, at(1, Some(0)), 15);
         assert!(registry.remove(5) && !registry.remove(5));
-        assert_eq!(named(Verdict::MemoryBefore(1)), [11]);
-        assert_eq!(named(Verdict::MemoryBefore(1)), [0; 0]);
-        assert_eq!(named(Verdict::SessionsBefore(2)), [12]);
-        assert_eq!(named(Verdict::MemoryBefore(2)), [13]);
-        assert_eq!(named(Verdict::SessionsBefore(3)), [14]);
+        assert_eq!(named(LossScope::MemoryBefore(1)), [11]);
+        assert_eq!(named(LossScope::MemoryBefore(1)), [0; 0]);
+        assert_eq!(named(LossScope::SessionsBefore(2)), [12]);
+        assert_eq!(named(LossScope::MemoryBefore(2)), [13]);
+        assert_eq!(named(LossScope::SessionsBefore(3)), [14]);
     }
 }

@@ -55,7 +55,7 @@ impl Body {
         if wants_store {
             match store_space(self, engine, want, estimated, limits, nuke) {
                 Ok(room) => {
-                    engine.house.keep_room(&engine.account);
+                    engine.maintenance.keep_room(&engine.account);
                     return room.ok_or(NoRoom::Limit);
                 }
                 Err(Refused) => {
@@ -77,7 +77,7 @@ impl Body {
         } else {
             heap_alloc(engine, want, limits, nuke).ok_or(NoRoom::Limit)?
         };
-        engine.house.keep_room(&engine.account);
+        engine.maintenance.keep_room(&engine.account);
         let mut inner = self.lock();
         let start = inner.len;
         inner.pieces.push(Piece { start, len: 0, place: Place::Heap(chunk) });

@@ -31,7 +31,7 @@ pub(crate) fn begin(body: &Body, engine: &Engine, hint: u64, reserved: u64, len:
     if len > 0 {
         inner.pieces.push(Piece { start: 0, len, place: Place::File });
     }
-    writing.begun(engine, len, given_back);
+    writing.start_accounting(engine, len, given_back);
     Some(writing)
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn flush(body: &Body, engine: &Engine, writing: &mut Writing, len: u6
     match writing.write(engine, len) {
         Ok(Some(buffer)) => {
             show_written(&mut body.lock());
-            writing.keep(buffer, len);
+            writing.reuse_buffer(buffer, len);
             true
         }
         Ok(None) => true,

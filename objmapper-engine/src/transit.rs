@@ -124,7 +124,7 @@ impl Body {
             !std::mem::replace(&mut inner.following.get_or_insert_default().in_transit, true)
         };
         if began {
-            engine.begins_transit();
+            engine.count_transit();
         }
         began
     }
@@ -156,7 +156,7 @@ impl Body {
             Passed::Unknown => true,
             Passed::Overdue => false,
             Passed::Abandoned => {
-                engine.fails_transit();
+                engine.count_transit_failure();
                 return Step::Fail;
             }
         };
@@ -174,7 +174,7 @@ impl Body {
                 }
             }
             None => {
-                engine.fails_transit();
+                engine.count_transit_failure();
                 Step::Fail
             }
         }

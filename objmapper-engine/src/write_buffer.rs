@@ -19,7 +19,7 @@ unsafe impl Sync for WriteBuffer {}
 impl WriteBuffer {
     /// At most so many bytes: folios do not grow beyond much more, and this stays in the processor's cache between the
     /// fetch's read and the write to the file.
-    pub(crate) const LARGEST: usize = 256 << 10;
+    pub(crate) const MAX_SIZE: usize = 256 << 10;
 
     /// Memory for `size` bytes, or `None`.
     pub(crate) fn new(size: usize) -> Option<WriteBuffer> {

@@ -11,7 +11,7 @@ use objmapper_engine::adopt::{Announced, NotAdopted, Wanted};
 use objmapper_engine::backing::{Backing, Remote};
 use objmapper_engine::body::Body;
 use objmapper_engine::engine::Engine;
-use objmapper_engine::house::{House, Work};
+use objmapper_engine::maintenance::{Maintenance, Work};
 use objmapper_engine::options::Options;
 use objmapper_engine::publish::Outcome;
 use objmapper_engine::record::{Fence, Record};
@@ -384,7 +384,7 @@ fn an_adoption_that_comes_to_nothing_is_a_body_as_any_other() {
     body.slim(&big.engine);
     assert_eq!(big.pinned(), 0);
     let announced = adopt(&big.engine, &big.store).unwrap();
-    big.engine.forgo(announced);
+    big.engine.cancel_adoption(announced);
     assert_eq!((big.pinned(), big.engine.account.used()), (0, 0));
 }
 
@@ -453,11 +453,11 @@ fn in_an_objmapperd_records_are_shared_and_lost_with_it() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("s");
     let (server, store) = serve(&socket);
-    let house = Arc::new(House::default());
-    let remote = Remote::new("s0", &socket, PATIENCE, house.clone()).unwrap();
+    let maintenance = Arc::new(Maintenance::default());
+    let remote = Remote::new("s0", &socket, PATIENCE, maintenance.clone()).unwrap();
     // For one of the bodies that objmapper will not take.
     let options = Options { fallback_heap: Some(LEN), ..Options::default() };
-    let engine = engine(options, Backing::Remote(remote), house.clone());
+    let engine = engine(options, Backing::Remote(remote), maintenance.clone());
     until("the store answers", || engine.is_happy());
     let f = Fixture { engine, store };
 
@@ -472,7 +472,7 @@ fn in_an_objmapperd_records_are_shared_and_lost_with_it() {
         publisher.slim(&f.engine);
         body.slim(&f.engine);
         let again = adopting(&f);
-        f.engine.forgo(adopt(&f.engine, &f.store).unwrap());
+        f.engine.cancel_adoption(adopt(&f.engine, &f.store).unwrap());
         assert!(f.pinned() > 0);
         again.slim(&f.engine);
     }
@@ -508,8 +508,8 @@ fn in_an_objmapperd_records_are_shared_and_lost_with_it() {
     assert_eq!(f.counter(|c| &c.g_fallback_bytes), LEN);
     let mut lost = Vec::new();
     until("the loss is noticed", || {
-        if let Work::Sweep(verdict) = house.next_work(PATIENCE) {
-            f.engine.sweep(verdict, |owner| lost.push(owner));
+        if let Work::Sweep(scope) = maintenance.next_work(PATIENCE) {
+            f.engine.sweep(scope, |owner| lost.push(owner));
         }
         !lost.is_empty()
     });

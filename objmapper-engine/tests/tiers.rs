@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use common::{CHUNK, Fixture, engine};
 use objmapper_engine::backing::{Backing, Remote};
 use objmapper_engine::body::Body;
-use objmapper_engine::house::House;
+use objmapper_engine::maintenance::Maintenance;
 use objmapper_engine::options::Options;
 use objmapper_server::net::{ListenConfig, Server};
 use objmapper_server::store::{DiskTier, MemoryTier, Store, StoreConfig, TierChoice, TierKind};
@@ -33,9 +33,9 @@ fn a_draft_goes_on_in_the_disk_tier_and_its_readers_do_not_notice() {
         threads: 1,
     };
     let server = Server::start(listen, store.clone()).unwrap();
-    let house = Arc::new(House::default());
-    let remote = Remote::new("s0", &socket, PATIENCE, house.clone()).unwrap();
-    let engine = engine(Options { threshold: 0, ..Options::default() }, Backing::Remote(remote), house);
+    let maintenance = Arc::new(Maintenance::default());
+    let remote = Remote::new("s0", &socket, PATIENCE, maintenance.clone()).unwrap();
+    let engine = engine(Options { threshold: 0, ..Options::default() }, Backing::Remote(remote), maintenance);
     let begun = Instant::now();
     while !engine.is_happy() {
         assert!(begun.elapsed() < PATIENCE, "the store answers");

@@ -17,7 +17,7 @@ struct Announcement {
 impl Drop for Announcement {
     fn drop(&mut self) {
         if let Some(announced) = self.announced.take() {
-            self.engine.forgo(announced);
+            self.engine.cancel_adoption(announced);
         }
     }
 }
@@ -32,7 +32,7 @@ pub(crate) fn announce(oc: *const objcore, engine: &'static Engine, announced: A
 }
 
 /// Gives up what was announced.
-pub(crate) fn forgo() {
+pub(crate) fn cancel_adoption() {
     drop(ANNOUNCEMENT.take());
 }
 

@@ -110,7 +110,7 @@ pub(crate) unsafe extern "C" fn objgetspace(
             // Our worker's `nuke_limit` is reached, or what is left is in use: the background thread may find more.
             waits += 1;
             waits <= MOST_WAITS
-                && engine.house.wait_for_room(&engine.account, limits.chunk as u64, engine.options.timeout)
+                && engine.maintenance.wait_for_room(&engine.account, limits.chunk as u64, engine.options.timeout)
         };
         let room = if object.body.is_in_transit() {
             Err(NoRoom::FallbackHeap)

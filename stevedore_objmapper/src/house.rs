@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use objmapper_engine::counters;
 use objmapper_engine::engine::Engine;
-use objmapper_engine::house::Work;
+use objmapper_engine::maintenance::Work;
 use varnish_stevedore_sys::bindings::{VSL_Flush, WRK_BgThread, pthread_join, pthread_t, vsl_log};
 use varnish_stevedore_sys::branch::init_log;
 use varnish_stevedore_sys::functions::{HSH_Kill, LRU_NukeOne, Pool_Sumstat};
@@ -47,7 +47,7 @@ pub(crate) fn start(engine: &'static Engine, lru: *mut Lru) -> Thread {
 }
 
 impl Thread {
-    /// Waits for the thread's end, after [`objmapper_engine::house::House::stop`].
+    /// Waits for the thread's end, after [`objmapper_engine::maintenance::Maintenance::stop`].
     pub(crate) fn join(self) {
         // SAFETY: the thread was started joinable, and is joined once.
         unsafe { pthread_join(self.0, null_mut()) };
@@ -66,7 +66,7 @@ unsafe extern "C" fn keep(wrk: *mut worker, priv_: *mut c_void) -> *mut c_void {
             (*wrk).vsl = vsl.as_mut_ptr();
         }
         loop {
-            match charge.engine.house.next_work(IDLE) {
+            match charge.engine.maintenance.next_work(IDLE) {
                 Work::Stop => break,
                 // SAFETY: the engine names objcores of ours whose objects are not freed while the closure runs.
                 Work::Sweep(verdict) => charge.engine.sweep(verdict, |owner| unsafe {
@@ -118,5 +118,5 @@ unsafe fn make_room(wrk: *mut worker, charge: &Charge, bytes: u64) {
         std::thread::sleep(LOOK_AGAIN);
         patience = patience.saturating_sub(LOOK_AGAIN);
     }
-    charge.engine.house.made_room(exhausted);
+    charge.engine.maintenance.made_room(exhausted);
 }

@@ -14,7 +14,7 @@ use objmapper_engine::account::{Account, SmaCounters, UNLIMITED};
 use objmapper_engine::backing::{Backing, Embedded, Remote};
 use objmapper_engine::counters::Counters;
 use objmapper_engine::engine::Engine;
-use objmapper_engine::house::House;
+use objmapper_engine::maintenance::Maintenance;
 use objmapper_engine::options::Options;
 use objmapper_server::net::InProcess;
 use objmapper_server::store::{
@@ -197,7 +197,7 @@ pub(crate) unsafe extern "C" fn open(stv: *mut Stevedore) {
         // SAFETY: not null (VSC_sma_New asserts), never freed, and of the same layout (checked above).
         let sma: &'static SmaCounters = unsafe { &*sma.cast::<SmaCounters>() };
         let counters: &'static Segment<Counters> = Box::leak(Box::new(Segment::new(c"OBJM", ident)));
-        let house = Arc::new(House::default());
+        let house = Arc::new(Maintenance::default());
         let backing = backing(storage, &ident_text, &house).unwrap_or_else(|problem| match problem {
             Problem::Mistake(message) if is_first_child(BEHIND_FORK) => {
                 refuse(&format!("(-sobjmapper) {ident_text}: {message}"))
@@ -232,7 +232,7 @@ enum Problem {
     NoSpace(String),
 }
 
-fn backing(storage: &Storage, ident: &str, house: &Arc<House>) -> Result<Backing, Problem> {
+fn backing(storage: &Storage, ident: &str, house: &Arc<Maintenance>) -> Result<Backing, Problem> {
     let options = &storage.options;
     if let Some(socket) = &options.socket {
         let remote = Remote::new(ident, socket, options.timeout, house.clone());
@@ -310,7 +310,7 @@ pub(crate) unsafe extern "C" fn close(stv: *const Stevedore, pass: c_int) {
         let storage = unsafe { storage_of(stv) };
         let thread = storage.house.lock().take();
         if let (Some(engine), Some(thread)) = (storage.engine.get(), thread) {
-            engine.house.stop();
+            engine.maintenance.stop();
             thread.join();
             // Without a connection, objmapperd gives our bodies up after its grace time.
             if let Err(why) = engine.backing().detach() {

@@ -37,7 +37,7 @@ pub(crate) static objmapper_engine: Extended = Extended {
         store,
         connect,
         adopt,
-        forgo,
+        cancel_adoption,
         adopted,
         publish,
         on_ban,
@@ -125,7 +125,7 @@ unsafe extern "C" fn connect(stv: *const c_void) -> c_int {
 
 unsafe extern "C" fn adopt(stv: *const c_void, oc: *const c_void, record: *const Record) -> Adoption {
     fallible("adopt", Adoption::Failed, || {
-        announcement::forgo();
+        announcement::cancel_adoption();
         // SAFETY: the table's contract: a stevedore or null, and a record whose URI lives during the call.
         let (stv, record) = unsafe { (ours(stv), &*record) };
         let Some(stv) = stv else { return Adoption::Elsewhere };
@@ -146,8 +146,8 @@ unsafe extern "C" fn adopt(stv: *const c_void, oc: *const c_void, record: *const
     })
 }
 
-unsafe extern "C" fn forgo() {
-    fallible("forgo", (), announcement::forgo);
+unsafe extern "C" fn cancel_adoption() {
+    fallible("cancel_adoption", (), announcement::cancel_adoption);
 }
 
 unsafe extern "C" fn adopted(oc: *const c_void, ptr: *const u8, len: usize) -> usize {

@@ -379,7 +379,7 @@ unsafe extern "C" fn source_fini(vc: *mut vfp_ctx, vfe: *mut vfp_entry) {
         });
         if announced && let Some(table) = engine::table() {
             // SAFETY: the engine's functions may be called by any thread; what an object has taken is not given up.
-            unsafe { (table.forgo)() };
+            unsafe { (table.cancel_adoption)() };
         }
         // SAFETY: our own entry.
         unsafe { discharge::<Serving>(vfe) };

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use objmapper_client::Session;
 use objmapper_proto::ext::{Fence, Tier};
 
-use crate::house::Whereabouts;
+use crate::maintenance::LossDomain;
 
 pub use embedded::Embedded;
 pub use remote::Remote;
@@ -118,11 +118,11 @@ impl Stored {
     }
 
     /// What of it can be lost while this process lives; `None` for the store in this process.
-    pub(crate) fn whereabouts(&self) -> Option<Whereabouts> {
+    pub(crate) fn loss_domain(&self) -> Option<LossDomain> {
         match &self.home {
             Home::Embedded(_) => None,
             Home::Remote(session, tier, epoch) => {
-                Some(Whereabouts { session: session.id(), memory_epoch: (*tier == Tier::Memory).then_some(*epoch) })
+                Some(LossDomain { session: session.id(), memory_epoch: (*tier == Tier::Memory).then_some(*epoch) })
             }
         }
     }

@@ -16,8 +16,8 @@ use parking_lot::Mutex;
 
 use super::pins::{Pinned, Pins};
 use super::{Draft, Failure, Home, Lengths, Name, Stored};
-use crate::house::{House, Verdict};
 use crate::log::line;
+use crate::maintenance::{LossScope, Maintenance};
 
 /// A draft that grows reserves this much ahead with objmapperd: one round trip instead of many.
 const RESERVE_STEP: u64 = 1 << 20;
@@ -27,12 +27,12 @@ const RESERVE_STEP: u64 = 1 << 20;
 const TAIL_ROOM: u64 = 16 << 10;
 
 /// More commits than this without an answer are not looked for; they end with the session.
-const MOST_DOUBTFUL: usize = 100_000;
+const MAX_UNCONFIRMED: usize = 100_000;
 /// Lines about the connection in a minute.
 const LINES: u32 = 20;
 const MINUTE: Duration = Duration::from_secs(60);
 /// So often a commit without an answer is looked for before it is taken for not carried out.
-const LOOKS: u8 = 3;
+const MAX_PROBES: u8 = 3;
 
 /// Our connections to an objmapperd.
 pub struct Remote {
@@ -40,7 +40,7 @@ pub struct Remote {
     /// How often its memory tier has begun anew.
     memory_epoch: Arc<AtomicU64>,
     /// URIs whose commit got no answer, and how often we will still look whether it was carried out all the same.
-    doubtful: Mutex<Vec<(ObjUri<'static>, u8)>>,
+    unconfirmed_commits: Mutex<Vec<(ObjUri<'static>, u8)>>,
     /// The pins of records.
     pins: Pins,
     timeout: Duration,
@@ -54,18 +54,23 @@ pub(super) struct Handle {
 }
 
 impl Remote {
-    /// Connects in the background, now and whenever it is needed again. `house` learns what is lost.
-    pub fn new(ident: &str, socket: &Path, timeout: Duration, house: Arc<House>) -> Result<Remote, Failure> {
+    /// Connects in the background, now and whenever it is needed again. `maintenance` learns what is lost.
+    pub fn new(
+        ident: &str,
+        socket: &Path,
+        timeout: Duration,
+        maintenance: Arc<Maintenance>,
+    ) -> Result<Remote, Failure> {
         let memory_epoch = Arc::new(AtomicU64::new(0));
         let (epoch, ident, path) = (memory_epoch.clone(), ident.to_owned(), socket.display().to_string());
         // A store that comes and goes says so again and again.
         let log = Arc::new(RateLimited::new(LINES, MINUTE));
-        let say = move |message: &str| {
+        let log_connection = move |message: &str| {
             if let Some(left_out) = log.admit() {
                 line(&ident, &format!("objmapperd at {path} {message}{left_out}"));
             }
         };
-        let say_failure = say.clone();
+        let log_failure = log_connection.clone();
         let client = Client::builder(socket)
             .call_timeout(timeout)
             .connect_timeout(timeout)
@@ -76,32 +81,32 @@ impl Remote {
                     }
                     Event::SessionStarted { session, lost_previous: true, .. } => {
                         epoch.fetch_add(1, Relaxed);
-                        house.pronounce(Verdict::SessionsBefore(*session));
+                        maintenance.report_loss(LossScope::SessionsBefore(*session));
                         "is connected again, but has lost our bodies"
                     }
                     Event::SessionStarted { .. } => "is connected",
                     Event::SessionResumed { instance_changed: true, .. } => {
                         let now = epoch.fetch_add(1, Relaxed) + 1;
-                        house.pronounce(Verdict::MemoryBefore(now));
+                        maintenance.report_loss(LossScope::MemoryBefore(now));
                         "is connected again, with an empty memory tier"
                     }
                     Event::SessionResumed { .. } => "is connected again",
                     Event::Down => "is gone: new bodies stay in heap",
                     _ => "changed its state",
                 };
-                house.stir();
-                say(message);
+                maintenance.notify();
+                log_connection(message);
             })
             .on_connect_failure(move |failure| {
                 let why = &failure.why;
                 match failure.connections {
-                    0 => say_failure(&format!("cannot be used, new bodies stay in heap: {why}")),
-                    n => say_failure(&format!("gives no connection beyond {n}: {why}")),
+                    0 => log_failure(&format!("cannot be used, new bodies stay in heap: {why}")),
+                    n => log_failure(&format!("gives no connection beyond {n}: {why}")),
                 }
             })
             .build()
             .map_err(failure)?;
-        Ok(Remote { client, memory_epoch, doubtful: Mutex::default(), pins: Pins::new(true), timeout })
+        Ok(Remote { client, memory_epoch, unconfirmed_commits: Mutex::default(), pins: Pins::new(true), timeout })
     }
 
     pub(super) fn answers(&self) -> bool {
@@ -200,7 +205,7 @@ impl Remote {
     ) -> Result<Entry, Failure> {
         let found = handle.private.commit(uri, lengths.file, options).map_err(|error| {
             if matches!(error, Error::Timeout { .. } | Error::Closed) {
-                self.doubt(uri.borrowed().into_owned());
+                self.note_unconfirmed(uri.borrowed().into_owned());
             }
             failure(error)
         })?;
@@ -252,10 +257,10 @@ impl Remote {
     }
 
     /// A commit of `uri` got no answer. Carried out, it left a pinned body that nobody knows of.
-    fn doubt(&self, uri: ObjUri<'static>) {
-        let mut doubtful = self.doubtful.lock();
-        if doubtful.len() < MOST_DOUBTFUL {
-            doubtful.push((uri, LOOKS));
+    fn note_unconfirmed(&self, uri: ObjUri<'static>) {
+        let mut unconfirmed_commits = self.unconfirmed_commits.lock();
+        if unconfirmed_commits.len() < MAX_UNCONFIRMED {
+            unconfirmed_commits.push((uri, MAX_PROBES));
         }
     }
 
@@ -272,9 +277,9 @@ impl Remote {
             // What a lost connection may still bring about is not settled yet.
             return;
         }
-        let mut uris = std::mem::take(&mut *self.doubtful.lock()).into_iter();
+        let mut uris = std::mem::take(&mut *self.unconfirmed_commits.lock()).into_iter();
         let mut again = Vec::new();
-        for (uri, looks) in uris.by_ref() {
+        for (uri, probes) in uris.by_ref() {
             match self.client.lookup(&uri, Want::ENTRY) {
                 // What another body pins under that URI by now stays.
                 Ok(Some(found)) => {
@@ -284,15 +289,15 @@ impl Remote {
                     }
                 }
                 // It may still be on its way.
-                Ok(None) if looks > 1 => again.push((uri, looks - 1)),
+                Ok(None) if probes > 1 => again.push((uri, probes - 1)),
                 Ok(None) => {}
                 Err(_) => {
-                    again.push((uri, looks));
+                    again.push((uri, probes));
                     break;
                 }
             }
         }
-        self.doubtful.lock().extend(again.into_iter().chain(uris));
+        self.unconfirmed_commits.lock().extend(again.into_iter().chain(uris));
     }
 
     pub(super) fn release(&self, stored: &Stored) {
@@ -418,15 +423,15 @@ mod tests {
         assert!(store.stats().tiers[0].used > 0);
         // Its answer is lost, and so is what it says.
         drop(stored);
-        remote.doubt(ObjUri::parse(b"/varnish/s0/1/0").unwrap().into_owned());
-        remote.doubt(ObjUri::parse(b"/varnish/s0/1/1").unwrap().into_owned());
+        remote.note_unconfirmed(ObjUri::parse(b"/varnish/s0/1/0").unwrap().into_owned());
+        remote.note_unconfirmed(ObjUri::parse(b"/varnish/s0/1/1").unwrap().into_owned());
         remote.tidy();
         until("the body is given up", || store.stats().tiers[0].used == 0);
-        for _ in 1..LOOKS {
-            assert_eq!(remote.doubtful.lock().len(), 1, "what is not there yet is looked for again");
+        for _ in 1..MAX_PROBES {
+            assert_eq!(remote.unconfirmed_commits.lock().len(), 1, "what is not there yet is looked for again");
             remote.tidy();
         }
-        assert!(remote.doubtful.lock().is_empty());
+        assert!(remote.unconfirmed_commits.lock().is_empty());
         drop(remote);
         server.drain(PATIENCE);
     }

@@ -13,7 +13,7 @@ use objmapper_engine::body::Body;
 use objmapper_engine::counters::Counters;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::grant::ChunkLimits;
-use objmapper_engine::house::House;
+use objmapper_engine::maintenance::Maintenance;
 use objmapper_engine::options::Options;
 use objmapper_engine::span::{FileSpan, NoSpan, Part, Span};
 use objmapper_server::store::{MemoryTier, Store, StoreConfig, TierKind};
@@ -39,11 +39,11 @@ pub(crate) fn fixture_on(options: Options, memory: MemoryTier) -> Fixture {
 }
 
 /// An engine over that store.
-pub(crate) fn engine(options: Options, backing: Backing, house: Arc<House>) -> Engine {
+pub(crate) fn engine(options: Options, backing: Backing, maintenance: Arc<Maintenance>) -> Engine {
     let sma: &'static SmaCounters = Box::leak(Box::default());
     let counters: &'static Counters = Box::leak(Box::default());
     let account = Account::new(options.size, sma);
-    Engine::new("s0", options, account, counters, backing, house, "/varnish/s0/1".to_owned())
+    Engine::new("s0", options, account, counters, backing, maintenance, "/varnish/s0/1".to_owned())
 }
 
 pub(crate) fn unlimited() -> Fixture {

@@ -12,13 +12,13 @@ use crate::account::{Account, UNLIMITED};
 /// The share of the limit that is kept free ahead of need.
 const KEPT_FREE: u64 = 32;
 /// But not more than this.
-const MOST_KEPT_FREE: u64 = 256 << 20;
+const MAX_KEPT_FREE: u64 = 256 << 20;
 /// A storage in which that would be less than this evicts only when somebody needs room, as Varnish's own do.
-const LEAST_KEPT_FREE: u64 = 1 << 20;
+const MIN_KEPT_FREE: u64 = 1 << 20;
 
 /// Where a body of an objmapperd is, as far as its loss is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Whereabouts {
+pub struct LossDomain {
     /// The session that pins it.
     pub session: u64,
     /// In memory: how often that memory had begun anew.
@@ -27,18 +27,18 @@ pub struct Whereabouts {
 
 /// Which bodies are lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum LossScope {
     /// All that an earlier session pinned.
     SessionsBefore(u64),
     /// All in a memory tier before it began anew this many times.
     MemoryBefore(u64),
 }
 
-impl Verdict {
-    pub(crate) fn applies_to(self, whereabouts: Whereabouts) -> bool {
+impl LossScope {
+    pub(crate) fn applies_to(self, loss_domain: LossDomain) -> bool {
         match self {
-            Verdict::SessionsBefore(session) => whereabouts.session < session,
-            Verdict::MemoryBefore(epoch) => whereabouts.memory_epoch.is_some_and(|its| its < epoch),
+            LossScope::SessionsBefore(session) => loss_domain.session < session,
+            LossScope::MemoryBefore(epoch) => loss_domain.memory_epoch.is_some_and(|its| its < epoch),
         }
     }
 }
@@ -47,8 +47,8 @@ impl Verdict {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Work {
     /// Take lost bodies out of the cache.
-    Sweep(Verdict),
-    /// Evict until so many bytes are free or nothing can be evicted, then say which with [`House::made_room`].
+    Sweep(LossScope),
+    /// Evict until so many bytes are free or nothing can be evicted, then say which with [`Maintenance::made_room`].
     MakeRoom(u64),
     /// Nothing urgent; time to tidy up and to bring gauges up to date.
     Idle,
@@ -58,7 +58,7 @@ pub enum Work {
 
 #[derive(Default)]
 struct State {
-    verdicts: Vec<Verdict>,
+    scopes: Vec<LossScope>,
     /// Bytes that should be free, and no round that began has heard of it.
     wanted: u64,
     /// Rounds of making room that began, and that ended.
@@ -66,39 +66,39 @@ struct State {
     ended: u64,
     /// Did the last one end because nothing more could be evicted?
     exhausted: bool,
-    /// The verdicts so far, for bodies that are registered after the sweep.
+    /// The scopes so far, for bodies that are registered after the sweep.
     sessions_before: u64,
     memory_before: u64,
-    stirred: bool,
+    notified: bool,
     stop: bool,
 }
 
 /// The background thread's inbox.
 #[derive(Default)]
-pub struct House {
+pub struct Maintenance {
     state: Mutex<State>,
     wake: Condvar,
     round_done: Condvar,
 }
 
-impl House {
+impl Maintenance {
     /// The next thing to do; waits for it, but not longer than `patience`.
     pub fn next_work(&self, patience: Duration) -> Work {
         let mut state = self.state.lock();
-        if !state.stop && !state.stirred && state.wanted == 0 && state.verdicts.is_empty() {
+        if !state.stop && !state.notified && state.wanted == 0 && state.scopes.is_empty() {
             self.wake.wait_for(&mut state, patience);
         }
         if state.stop {
             return Work::Stop;
         }
-        if let Some(verdict) = state.verdicts.pop() {
-            return Work::Sweep(verdict);
+        if let Some(scope) = state.scopes.pop() {
+            return Work::Sweep(scope);
         }
         if state.wanted > 0 {
             state.begun += 1;
             return Work::MakeRoom(std::mem::take(&mut state.wanted));
         }
-        state.stirred = false;
+        state.notified = false;
         Work::Idle
     }
 
@@ -111,26 +111,26 @@ impl House {
     }
 
     /// Bodies are lost.
-    pub(crate) fn pronounce(&self, verdict: Verdict) {
+    pub(crate) fn report_loss(&self, scope: LossScope) {
         let mut state = self.state.lock();
-        match verdict {
-            Verdict::SessionsBefore(session) => state.sessions_before = state.sessions_before.max(session),
-            Verdict::MemoryBefore(epoch) => state.memory_before = state.memory_before.max(epoch),
+        match scope {
+            LossScope::SessionsBefore(session) => state.sessions_before = state.sessions_before.max(session),
+            LossScope::MemoryBefore(epoch) => state.memory_before = state.memory_before.max(epoch),
         }
-        state.verdicts.push(verdict);
+        state.scopes.push(scope);
         self.wake.notify_one();
     }
 
-    /// Is what is there lost already? The sweep for that verdict may be over.
-    pub(crate) fn condemns(&self, whereabouts: Whereabouts) -> bool {
+    /// Is what is there lost already? The sweep for that scope may be over.
+    pub(crate) fn is_lost(&self, loss_domain: LossDomain) -> bool {
         let state = self.state.lock();
-        Verdict::SessionsBefore(state.sessions_before).applies_to(whereabouts)
-            || Verdict::MemoryBefore(state.memory_before).applies_to(whereabouts)
+        LossScope::SessionsBefore(state.sessions_before).applies_to(loss_domain)
+            || LossScope::MemoryBefore(state.memory_before).applies_to(loss_domain)
     }
 
     /// Something happened that the gauges should show.
-    pub(crate) fn stir(&self) {
-        self.state.lock().stirred = true;
+    pub(crate) fn notify(&self) {
+        self.state.lock().notified = true;
         self.wake.notify_one();
     }
 
@@ -180,8 +180,8 @@ impl House {
 }
 
 fn kept_free(limit: u64) -> u64 {
-    let kept = (limit / KEPT_FREE).min(MOST_KEPT_FREE);
-    if limit == UNLIMITED || kept < LEAST_KEPT_FREE { 0 } else { kept }
+    let kept = (limit / KEPT_FREE).min(MAX_KEPT_FREE);
+    if limit == UNLIMITED || kept < MIN_KEPT_FREE { 0 } else { kept }
 }
 
 #[cfg(test)]
@@ -200,43 +200,43 @@ mod tests {
         assert_eq!(kept_free(1 << 20), 0);
         assert_eq!(kept_free(UNLIMITED), 0);
         assert_eq!(kept_free(32 << 20), 1 << 20);
-        assert_eq!(kept_free(1 << 40), MOST_KEPT_FREE);
+        assert_eq!(kept_free(1 << 40), MAX_KEPT_FREE);
     }
 
     #[test]
     fn work_comes_in_order_of_urgency_and_ends() {
-        let house = House::default();
+        let maintenance = Maintenance::default();
         let account = account(64 << 20);
         assert!(account.alloc(63 << 20));
-        house.keep_room(&account);
-        assert_eq!(house.next_work(Duration::ZERO), Work::Idle, "more than half of what is kept free is free");
+        maintenance.keep_room(&account);
+        assert_eq!(maintenance.next_work(Duration::ZERO), Work::Idle, "more than half of what is kept free is free");
         assert!(account.alloc(1 << 19));
-        house.keep_room(&account);
-        house.pronounce(Verdict::SessionsBefore(7));
-        assert_eq!(house.next_work(Duration::ZERO), Work::Sweep(Verdict::SessionsBefore(7)));
-        assert_eq!(house.next_work(Duration::ZERO), Work::MakeRoom(2 << 20));
-        house.made_room(false);
-        assert_eq!(house.next_work(Duration::ZERO), Work::Idle);
-        house.stop();
-        assert_eq!(house.next_work(Duration::from_secs(60)), Work::Stop);
+        maintenance.keep_room(&account);
+        maintenance.report_loss(LossScope::SessionsBefore(7));
+        assert_eq!(maintenance.next_work(Duration::ZERO), Work::Sweep(LossScope::SessionsBefore(7)));
+        assert_eq!(maintenance.next_work(Duration::ZERO), Work::MakeRoom(2 << 20));
+        maintenance.made_room(false);
+        assert_eq!(maintenance.next_work(Duration::ZERO), Work::Idle);
+        maintenance.stop();
+        assert_eq!(maintenance.next_work(Duration::from_secs(60)), Work::Stop);
     }
 
     #[test]
     fn who_waits_for_room_gets_it_or_hears_that_there_is_none() {
-        let house = Arc::new(House::default());
+        let maintenance = Arc::new(Maintenance::default());
         let account = Arc::new(account(64 << 20));
         assert!(account.alloc(64 << 20));
         let keeper = {
-            let (house, account) = (house.clone(), account.clone());
+            let (maintenance, account) = (maintenance.clone(), account.clone());
             std::thread::spawn(move || {
                 let mut rounds = 0;
                 while rounds < 2 {
-                    match house.next_work(Duration::from_secs(60)) {
+                    match maintenance.next_work(Duration::from_secs(60)) {
                         Work::MakeRoom(bytes) => {
                             if rounds == 0 {
                                 account.dealloc(bytes);
                             }
-                            house.made_room(rounds > 0);
+                            maintenance.made_room(rounds > 0);
                             rounds += 1;
                         }
                         Work::Stop => break,
@@ -245,46 +245,50 @@ mod tests {
                 }
             })
         };
-        assert!(house.wait_for_room(&account, 1 << 20, Duration::from_secs(60)));
+        assert!(maintenance.wait_for_room(&account, 1 << 20, Duration::from_secs(60)));
         assert!(account.alloc(account.free()));
-        assert!(!house.wait_for_room(&account, 1 << 20, Duration::from_secs(60)));
-        house.stop();
-        assert!(!house.wait_for_room(&account, 1 << 20, Duration::from_secs(60)));
+        assert!(!maintenance.wait_for_room(&account, 1 << 20, Duration::from_secs(60)));
+        maintenance.stop();
+        assert!(!maintenance.wait_for_room(&account, 1 << 20, Duration::from_secs(60)));
         assert!(keeper.join().is_ok());
     }
 
     #[test]
     fn what_is_asked_for_during_a_round_is_the_next_rounds() {
-        let house = Arc::new(House::default());
+        let maintenance = Arc::new(Maintenance::default());
         let account = Arc::new(account(64 << 20));
         assert!(account.alloc((63 << 20) + (1 << 19)));
-        house.keep_room(&account);
-        assert_eq!(house.next_work(Duration::ZERO), Work::MakeRoom(2 << 20));
+        maintenance.keep_room(&account);
+        assert_eq!(maintenance.next_work(Duration::ZERO), Work::MakeRoom(2 << 20));
         // The round is under way, for less than this.
         let waiter = {
-            let (house, account) = (house.clone(), account.clone());
-            std::thread::spawn(move || house.wait_for_room(&account, 8 << 20, Duration::from_secs(60)))
+            let (maintenance, account) = (maintenance.clone(), account.clone());
+            std::thread::spawn(move || maintenance.wait_for_room(&account, 8 << 20, Duration::from_secs(60)))
         };
         let asked = Instant::now();
-        while house.state.lock().wanted == 0 && asked.elapsed() < Duration::from_secs(60) {
+        while maintenance.state.lock().wanted == 0 && asked.elapsed() < Duration::from_secs(60) {
             std::thread::yield_now();
         }
-        house.made_room(false);
-        assert_eq!(house.next_work(Duration::from_secs(60)), Work::MakeRoom(8 << 20));
+        maintenance.made_room(false);
+        assert_eq!(maintenance.next_work(Duration::from_secs(60)), Work::MakeRoom(8 << 20));
         // Room was made, but somebody else took it: the waiter may try again.
-        house.made_room(false);
+        maintenance.made_room(false);
         assert!(waiter.join().is_ok_and(|made| made));
-        assert_eq!(house.next_work(Duration::ZERO), Work::Idle);
+        assert_eq!(maintenance.next_work(Duration::ZERO), Work::Idle);
     }
 
     #[test]
     fn a_verdict_holds_for_what_is_published_after_its_sweep() {
-        let house = House::default();
-        let at = |session, memory_epoch| Whereabouts { session, memory_epoch };
-        assert!(!house.condemns(at(1, Some(0))));
-        house.pronounce(Verdict::SessionsBefore(2));
-        assert!(house.condemns(at(1, None)) && !house.condemns(at(2, Some(0))));
-        house.pronounce(Verdict::MemoryBefore(1));
-        assert!(house.condemns(at(2, Some(0))) && !house.condemns(at(2, Some(1))) && !house.condemns(at(2, None)));
+        let maintenance = Maintenance::default();
+        let at = |session, memory_epoch| LossDomain { session, memory_epoch };
+        assert!(!maintenance.is_lost(at(1, Some(0))));
+        maintenance.report_loss(LossScope::SessionsBefore(2));
+        assert!(maintenance.is_lost(at(1, None)) && !maintenance.is_lost(at(2, Some(0))));
+        maintenance.report_loss(LossScope::MemoryBefore(1));
+        assert!(
+            maintenance.is_lost(at(2, Some(0)))
+                && !maintenance.is_lost(at(2, Some(1)))
+                && !maintenance.is_lost(at(2, None))
+        );
     }
 }
