@@ -36,7 +36,7 @@ pub enum Notice {
     Down(String),
     /// The store gives fewer connections than are wanted: the text says why.
     FewConnections(String),
-    /// The ban log was lost, or somebody who was adding to it died: everything that was published before is outlawed.
+    /// The ban log was lost, or somebody who was adding to it died: everything that was published before is invalidated.
     BansReset(String),
     /// A ban could not be recorded yet: the text says why. Look-ups are misses until it is.
     BanDelayed(String),
@@ -50,7 +50,7 @@ impl fmt::Display for Notice {
             Self::Up(text) => write!(f, "objmapper is up: {text}"),
             Self::Down(text) => write!(f, "objmapper is down: {text}"),
             Self::FewConnections(text) => write!(f, "objmapper gives too few connections: {text}"),
-            Self::BansReset(text) => write!(f, "all older records are outlawed: {text}"),
+            Self::BansReset(text) => write!(f, "all older records are invalidated: {text}"),
             Self::BanDelayed(text) => write!(f, "a ban is not recorded yet: {text}"),
             Self::Damaged(text) => write!(f, "a damaged record was removed: {text}"),
         }

@@ -6,7 +6,7 @@ use objmapper_client::{Client, CommitOptions, Error, Fence, IfVersion, ObjUri, P
 
 use crate::core::Core;
 use crate::head::{BodySum, Summer};
-use crate::hit::Grounds;
+use crate::hit::ReadView;
 use crate::key::Key;
 use crate::outage::Outage;
 use crate::outcome::Outcome;
@@ -28,7 +28,7 @@ impl Stored {
     }
 }
 
-impl Grounds {
+impl ReadView {
     /// Which bans a response is newer than that is asked for now.
     pub(crate) fn mark(&self) -> Mark {
         match self {
@@ -45,7 +45,7 @@ impl Grounds {
     }
 
     /// Why a commit met a conflict.
-    pub(crate) fn why_not(&self) -> Outcome {
+    pub(crate) fn conflict_outcome(&self) -> Outcome {
         match self {
             Self::Board { session, fence, .. } => match session.board() {
                 Some(board) if board.is_current(*fence) => Outcome::Overtaken,
@@ -68,8 +68,8 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    pub(crate) fn new(core: &Core, grounds: &Grounds, expected: Option<u64>) -> Result<Self, Outcome> {
-        let (session, _) = grounds.board()?;
+    pub(crate) fn new(core: &Core, view: &ReadView, expected: Option<u64>) -> Result<Self, Outcome> {
+        let (session, _) = view.board()?;
         let now = core.session()?;
         if now.board().map(|board| board.id()) != session.board().map(|board| board.id()) {
             // The store has started again since: its fences say nothing about ours.

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use objmapper_client::{ConnectionState, Entry, Fence, Lease, Leased, ObjUri, Session, Want};
 
-use crate::bans::keeper::{Copy, Unknown};
+use crate::bans::keeper::{BanLogSnapshot, Unknown};
 use crate::bytes::Malformed;
 use crate::core::Core;
 use crate::counters::Counters;
 use crate::finding::{Finding, Miss, MissReason, Stale};
 use crate::head::Head;
-use crate::hit::{Grounds, Hit, RecordFile};
+use crate::hit::{Hit, ReadView, RecordFile};
 use crate::outage::Outage;
 use crate::reading::{Opened, Unreadable};
 use crate::record::Kind;
@@ -31,7 +31,7 @@ struct Search<'a> {
     session: Arc<Session>,
     /// Loaded before anything was looked at.
     fence: Fence,
-    bans: Arc<Copy>,
+    bans: Arc<BanLogSnapshot>,
     /// Until when to wait for others.
     wait_until: Instant,
     /// Whether another's fetch was waited for, and whether the last answer was: then what was seen before it may have
@@ -174,7 +174,7 @@ impl Search<'_> {
     }
 
     fn remove(&mut self, uri: &ObjUri<'_>, entry: &Entry, why: MissReason) -> Result<Step, MissReason> {
-        if why == MissReason::Outlawed {
+        if why == MissReason::Invalidated {
             Counters::add(&self.counters.c_outlawed, 1);
         }
         self.why = why;
@@ -185,15 +185,7 @@ impl Search<'_> {
     fn ticket(&self, lease: Lease, indexed: bool, base: u64, renews: Option<Renews>) -> Result<Ticket, MissReason> {
         // The origin has not been asked yet, so that the fence of now is good, and has moved less.
         let fence = self.session.board().ok_or(Outage::Protocol)?.fence(self.lookup.key.uri());
-        Ok(Ticket::new(
-            Arc::clone(self.core),
-            self.lookup.key.clone(),
-            lease,
-            self.grounds(fence),
-            indexed,
-            base,
-            renews,
-        ))
+        Ok(Ticket::new(Arc::clone(self.core), self.lookup.key.clone(), lease, self.view(fence), indexed, base, renews))
     }
 
     /// A miss of a refresh, whatever there is. `record`: what was found.
@@ -204,7 +196,7 @@ impl Search<'_> {
         record: Option<(&ObjUri<'static>, &Entry, &Head)>,
     ) -> Result<Step, MissReason> {
         let fence = self.session.board().ok_or(Outage::Protocol)?.fence(self.lookup.key.uri());
-        let ticket = Ticket::without_lease(Arc::clone(self.core), self.lookup.key.clone(), self.grounds(fence));
+        let ticket = Ticket::without_lease(Arc::clone(self.core), self.lookup.key.clone(), self.view(fence));
         let found = record.map(|(uri, entry, _)| (uri.clone(), entry.version));
         let mut ticket = ticket.for_refresh(lease, indexed, found);
         if let Some((.., head)) = record {
@@ -213,8 +205,8 @@ impl Search<'_> {
         Ok(Step::Done(Finding::Miss(Miss { ticket: Some(ticket), why: self.why })))
     }
 
-    fn grounds(&self, fence: Fence) -> Grounds {
-        Grounds::Board { session: Arc::clone(&self.session), fence, bans: Arc::clone(&self.bans) }
+    fn view(&self, fence: Fence) -> ReadView {
+        ReadView::Board { session: Arc::clone(&self.session), fence, bans: Arc::clone(&self.bans) }
     }
 
     fn allows(&self, mark: &Mark, head: &Head) -> bool {
@@ -326,13 +318,13 @@ impl Search<'_> {
             return self.look_at_renewal(candidate);
         }
         if !self.allows(&candidate.stored.mark, &candidate.stored.head) {
-            return self.remove(uri, &entry, MissReason::Outlawed);
+            return self.remove(uri, &entry, MissReason::Invalidated);
         }
         let (head, mark) = (candidate.stored.head.clone(), candidate.stored.mark);
         Ok(self.hit(candidate, head, mark)?.map_or(Step::Again, |hit| Step::Done(Finding::Hit(hit))))
     }
 
-    fn is_of_use(&self, head: &Head) -> bool {
+    fn is_usable_stale(&self, head: &Head) -> bool {
         head.in_grace(self.lookup.now) || head.is_renewable(self.lookup.now)
     }
 
@@ -383,9 +375,9 @@ impl Search<'_> {
                         return Ok(Step::Again);
                     }
                     if !self.allows(&mark, &head) {
-                        return self.remove(uri, &entry, MissReason::Outlawed);
+                        return self.remove(uri, &entry, MissReason::Invalidated);
                     }
-                    if !self.is_of_use(&head) {
+                    if !self.is_usable_stale(&head) {
                         return self.remove(uri, &entry, MissReason::Expired);
                     }
                     let vary = record.stored.vary.clone();
@@ -401,7 +393,7 @@ impl Search<'_> {
                         Leased::Refused { retry } => MissReason::Uncacheable(retry),
                         _ => MissReason::Waited,
                     };
-                    if !self.allows(&mark, &head) || !self.is_of_use(&head) {
+                    if !self.allows(&mark, &head) || !self.is_usable_stale(&head) {
                         return Ok(miss(why));
                     }
                     let hit = self.hit(record, head, mark)?;
@@ -439,6 +431,6 @@ impl Search<'_> {
         let sum = opened.trailer.sum;
         let file = if bytes.is_some() { None } else { Some(opened.file) };
         let record = RecordFile { uri: uri.clone(), entry, instance, file, bytes, body_len, sum };
-        Ok(Some(Hit { head, record, waited: self.waited, text, vary, mark, grounds: self.grounds(self.fence) }))
+        Ok(Some(Hit { head, record, waited: self.waited, text, vary, mark, view: self.view(self.fence) }))
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::core::Core;
-use crate::hit::{Grounds, Hit};
+use crate::hit::{Hit, ReadView};
 use crate::outage::Outage;
 use crate::request::RequestView;
 use crate::ticket::Ticket;
@@ -31,8 +31,8 @@ pub enum MissReason {
     Uncacheable(Duration),
     /// Another is asking the origin and has not finished in time.
     Waited,
-    /// A ban outlaws the record. It was removed.
-    Outlawed,
+    /// A ban invalidates the record. It was removed.
+    Invalidated,
     /// The record does not validate. It was removed.
     Damaged,
     /// The record does not say whether its body was parsed for ESI: an older version published it. It was removed.
@@ -54,7 +54,7 @@ impl std::fmt::Display for MissReason {
             Self::Refresh => f.write_str("refresh"),
             Self::Uncacheable(_) => f.write_str("uncacheable"),
             Self::Waited => f.write_str("waited"),
-            Self::Outlawed => f.write_str("outlawed"),
+            Self::Invalidated => f.write_str("invalidated"),
             Self::Damaged => f.write_str("damaged"),
             Self::Outdated => f.write_str("of an older version"),
             Self::Expired => f.write_str("expired"),
@@ -87,8 +87,8 @@ pub struct Stale {
 impl Core {
     /// See [`Hit::still_valid`].
     pub(crate) fn is_still_valid(&self, hit: &Hit, request: &dyn RequestView) -> bool {
-        match &hit.grounds {
-            Grounds::Board { session, fence, bans } => {
+        match &hit.view {
+            ReadView::Board { session, fence, bans } => {
                 let Some(board) = session.board() else { return false };
                 // Nobody moves the fences of a board that is not used any more.
                 let current = self.client.session();
@@ -101,7 +101,7 @@ impl Core {
                 };
                 in_use && board.is_current(*fence) && allowed()
             }
-            Grounds::V01 { .. } => self.is_still_valid_v01(hit, request),
+            ReadView::V01 { .. } => self.is_still_valid_v01(hit, request),
         }
     }
 }

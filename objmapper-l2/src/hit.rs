@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use objmapper_client::{Entry, Fence, ObjUri, Session};
 
-use crate::bans::keeper::Copy;
+use crate::bans::keeper::BanLogSnapshot;
 use crate::head::{BodySum, Head};
 use crate::outage::Outage;
 use crate::reading::read_exact_at;
@@ -14,9 +14,9 @@ use crate::vary::VaryKey;
 
 /// What a look-up is based on.
 #[derive(Debug, Clone)]
-pub(crate) enum Grounds {
+pub(crate) enum ReadView {
     /// The store's board, as it was, and the bans that were known.
-    Board { session: Arc<Session>, fence: Fence, bans: Arc<Copy> },
+    Board { session: Arc<Session>, fence: Fence, bans: Arc<BanLogSnapshot> },
     /// With a v0.1 peer: the newest ban that was known.
     V01 { mark: Mark },
 }
@@ -34,7 +34,7 @@ pub struct Hit {
     pub(crate) text: Vec<u8>,
     pub(crate) vary: Option<VaryKey>,
     pub(crate) mark: Mark,
-    pub(crate) grounds: Grounds,
+    pub(crate) view: ReadView,
 }
 
 impl Hit {

@@ -1,4 +1,4 @@
-//! The shared second level of a cache: records in objmapper, found, validated, revalidated, outlawed and published.
+//! The shared second level of a cache: records in objmapper, found, validated, revalidated, invalidated and published.
 //!
 //! A *record* is a response: its body as the first bytes of an objmapper object, and behind it a tail that says what it
 //! is (`RECORD.md`). Several caches that use one store and one *prefix* share their records:
@@ -7,7 +7,7 @@
 //!   reason. Of several that miss at once one is given the [`Ticket`] to fetch, the others wait for what it publishes.
 //! * A [`Ticket`] publishes what was fetched ([`Ticket::writer`], [`Ticket::seal`], [`Ticket::renew`]), or says that there
 //!   is nothing to share ([`Ticket::refuse`]); dropped, the next one who waits is given it.
-//! * [`L2::purge`] and [`L2::announce_ban`] outlaw: nothing older than they are is found by anybody from then on, and no
+//! * [`L2::purge`] and [`L2::announce_ban`] invalidate: nothing older than they are is found by anybody from then on, and no
 //!   response that was asked for before them is published after them.
 //!
 //! Nothing here is needed to answer a request. Whatever goes wrong is a miss or an [`Outcome`] that says why, ends by a

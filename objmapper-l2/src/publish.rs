@@ -31,7 +31,7 @@ impl Ticket {
     fn index(&self) -> Result<(Option<Index>, IfVersion), Outcome> {
         let uri = self.key.uri();
         for _ in 0..ROUNDS {
-            let (session, _) = self.grounds.board()?;
+            let (session, _) = self.view.board()?;
             let found = self.core.client.lookup(uri, Want::ENTRY).map_err(|why| Outage::from(&why))?;
             let Some(found) = found else { return Ok((None, IfVersion::Absent)) };
             let there = IfVersion::from_raw(found.entry.version);
@@ -51,13 +51,13 @@ impl Ticket {
 
     /// Publishes a small record, under the ticket's fence.
     pub(crate) fn put(&self, uri: &ObjUri<'_>, bytes: &[u8], if_version: IfVersion, expires: i64) -> Outcome {
-        let fence = match self.grounds.board() {
+        let fence = match self.view.board() {
             Ok((_, fence)) => Some(fence),
             Err(outcome) => return outcome,
         };
         match self.core.put(uri, bytes, CommitOptions { expires, if_version, fence, ..CommitOptions::default() }) {
             Ok(Some(_)) => Outcome::Published,
-            Ok(None) => self.grounds.why_not(),
+            Ok(None) => self.view.conflict_outcome(),
             Err(outage) => outage.into(),
         }
     }
@@ -65,7 +65,7 @@ impl Ticket {
     /// Publishes a body that was written.
     pub(crate) fn publish(&mut self, draft: Draft, stored: &Stored) -> Result<Outcome, Outcome> {
         let place = self.place(stored.vary.as_ref())?;
-        let (_, fence) = self.grounds.board()?;
+        let (_, fence) = self.view.board()?;
         let if_version = match &place {
             Place::Key { if_version } => *if_version,
             Place::Variant { .. } => IfVersion::Any,
@@ -74,7 +74,7 @@ impl Ticket {
         let options = CommitOptions { expires, if_version, fence: Some(fence), ..CommitOptions::default() };
         match draft.commit(place.uri(&self.key), stored, options) {
             Ok(()) => self.committed(place).map(|()| Outcome::Published),
-            Err(Failed::Conflict) => Err(self.grounds.why_not()),
+            Err(Failed::Conflict) => Err(self.view.conflict_outcome()),
             Err(Failed::Outcome(outcome)) => Err(outcome),
         }
     }

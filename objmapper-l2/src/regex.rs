@@ -10,6 +10,6 @@ pub trait Regexes: Send + Sync {
 /// A compiled regular expression.
 pub trait Regex: Send + Sync {
     /// Whether it matches somewhere in `subject`. `None`: it gave up (a limit was reached), which is taken for what
-    /// outlaws the record.
+    /// invalidates the record.
     fn is_match(&self, subject: &[u8]) -> Option<bool>;
 }

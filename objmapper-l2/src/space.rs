@@ -142,7 +142,7 @@ impl L2 {
             damaged_lines: RateLimited::new(10, Duration::from_secs(60)),
         });
         let worker = Arc::clone(&core);
-        let thread = std::thread::Builder::new().name("objm-bans".into()).spawn(move || worker.keep_bans())?;
+        let thread = std::thread::Builder::new().name("objm-bans".into()).spawn(move || worker.run_ban_recorder())?;
         Ok(Arc::new(Self { core, thread: Mutex::new(Some(thread)) }))
     }
 
@@ -221,9 +221,9 @@ impl L2 {
         })
     }
 
-    /// Announces a ban, as varnishd encodes it. When it returns, nobody finds what it outlaws. Never blocks and never
+    /// Announces a ban, as varnishd encodes it. When it returns, nobody finds what it invalidates. Never blocks and never
     /// fails: it is recorded in the background, and until it is every look-up waits or is a miss. One that cannot be
-    /// understood outlaws everything.
+    /// understood invalidates everything.
     ///
     /// While the store is down, others that use it cannot know of it before it is recorded, which is done as soon as the
     /// store is back and before this process uses it again.
@@ -239,7 +239,7 @@ impl L2 {
 }
 
 impl Hit {
-    /// Whether no purge and no ban has outlawed the record since it was found. Atomic loads when nothing happened.
+    /// Whether no purge and no ban has invalidated the record since it was found. Atomic loads when nothing happened.
     /// `client` is that of the [`Lookup`](crate::Lookup).
     #[must_use]
     pub fn still_valid(&self, l2: &L2, client: &dyn RequestView) -> bool {

@@ -9,7 +9,7 @@ use crate::core::Core;
 use crate::counters::Counters;
 use crate::draft::{Draft, Place};
 use crate::head::{BodySum, Head};
-use crate::hit::{Grounds, Hit};
+use crate::hit::{Hit, ReadView};
 use crate::key::Key;
 use crate::outage::Outage;
 use crate::outcome::Outcome;
@@ -39,7 +39,7 @@ pub struct Ticket {
     pub(crate) key: Key,
     /// `None` with a v0.1 peer.
     lease: Option<Lease>,
-    pub(crate) grounds: Grounds,
+    pub(crate) view: ReadView,
     /// Whether the key has an index.
     pub(crate) indexed: bool,
     /// The version of what was at the key, or of the variant that shall be renewed; 0: there was nothing.
@@ -56,18 +56,18 @@ impl Ticket {
         core: Arc<Core>,
         key: Key,
         lease: Lease,
-        grounds: Grounds,
+        view: ReadView,
         indexed: bool,
         base: u64,
         renews: Option<Renews>,
     ) -> Self {
-        Self { core, key, lease: Some(lease), grounds, indexed, base, renews, grace_end: 0.0, refreshes: None }
+        Self { core, key, lease: Some(lease), view, indexed, base, renews, grace_end: 0.0, refreshes: None }
     }
 
     /// For a v0.1 peer, where nobody waits.
-    pub(crate) fn without_lease(core: Arc<Core>, key: Key, grounds: Grounds) -> Self {
+    pub(crate) fn without_lease(core: Arc<Core>, key: Key, view: ReadView) -> Self {
         let (lease, renews, refreshes) = (None, None, None);
-        Self { core, key, lease, grounds, indexed: false, base: 0, renews, grace_end: 0.0, refreshes }
+        Self { core, key, lease, view, indexed: false, base: 0, renews, grace_end: 0.0, refreshes }
     }
 
     /// For a refresh: the answer replaces whatever is at the key when it comes.
@@ -99,7 +99,7 @@ impl Ticket {
     fn stored(&self, head: Head, vary: Option<VaryKey>, target: Option<Target>) -> Result<Stored, Outcome> {
         let head = head.clamped();
         head.validate(vary.as_ref()).map_err(|_| Outcome::Unmatchable)?;
-        let (text, mark) = (self.key.text().to_vec(), self.grounds.mark());
+        let (text, mark) = (self.key.text().to_vec(), self.view.mark());
         Ok(Stored { target, text, vary, mark, head, flags_known: true })
     }
 
@@ -126,14 +126,14 @@ impl Ticket {
         let began = Instant::now();
         let begun = self.vary(&head, request).and_then(|vary| {
             let stored = self.stored(head, vary, None)?;
-            let copy = match &self.grounds {
-                Grounds::Board { .. } => Body::Draft(Draft::new(&self.core, &self.grounds, expected)?),
-                Grounds::V01 { .. } if expected.is_some_and(|len| len > MAX_V01_BODY as u64) => {
+            let body = match &self.view {
+                ReadView::Board { .. } => Body::Draft(Draft::new(&self.core, &self.view, expected)?),
+                ReadView::V01 { .. } if expected.is_some_and(|len| len > MAX_V01_BODY as u64) => {
                     return Err(Outcome::TooLarge);
                 }
-                Grounds::V01 { .. } => Body::Memory(Vec::new()),
+                ReadView::V01 { .. } => Body::Memory(Vec::new()),
             };
-            Ok((copy, stored))
+            Ok((body, stored))
         });
         match begun {
             Ok((body, stored)) => Ok(Writer { ticket: self, body, stored, failed: None }),
@@ -158,7 +158,7 @@ impl Ticket {
         let began = Instant::now();
         let expires_ms = head.expires_ms();
         let sealed = self.vary(&head, request).and_then(|vary| {
-            let (_, fence) = self.grounds.board()?;
+            let (_, fence) = self.view.board()?;
             let stored = self.stored(head, vary, None)?;
             let place = self.place(stored.vary.as_ref())?;
             let tail = stored.tail(body_len, sum).ok_or(Outcome::TooLarge)?;
@@ -199,7 +199,7 @@ impl Ticket {
     fn publish_renewal(&mut self, hit: &Hit, head: &Head) -> Outcome {
         let Some(renews) = self.renews.take() else {
             // A v0.1 store has no place for a head alone; the body is in memory.
-            let (Grounds::V01 { .. }, Some(body)) = (&self.grounds, hit.record.bytes()) else {
+            let (ReadView::V01 { .. }, Some(body)) = (&self.view, hit.record.bytes()) else {
                 return Outcome::Overtaken;
             };
             if !varies_as(hit.vary.as_ref(), head) {
@@ -383,7 +383,7 @@ impl Sealed {
             SealedOutcome::Done => {
                 self.ticket.committed(self.place).map_or_else(|outcome| outcome, |()| Outcome::Published)
             }
-            SealedOutcome::Conflict => self.ticket.grounds.why_not(),
+            SealedOutcome::Conflict => self.ticket.view.conflict_outcome(),
             SealedOutcome::Failed(outage) => Outcome::Outage(outage),
         };
         outcome.count(self.body_len, began, counters)

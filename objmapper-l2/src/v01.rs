@@ -7,7 +7,7 @@
 //!   used: whatever is torn, empty or lost is a miss;
 //! * who writes holds a lock on the file (an open-file-description lock), and does not write to one that is deleted;
 //! * a purge is an entry of the ban log, which is read anew at each look-up: a response that was asked for before it is
-//!   outlawed whenever it comes, and a log that was lost or torn is begun anew and outlaws everything.
+//!   invalidated whenever it comes, and a log that was lost or torn is begun anew and invalidates everything.
 //!
 //! Nobody waits for another's fetch, nothing is adopted. A ban that another process has announced is known here once it
 //! is in the log, which that process sees to at once.
@@ -27,7 +27,7 @@ use crate::bans::log::Log;
 use crate::core::Core;
 use crate::counters::Counters;
 use crate::finding::{Finding, Miss, MissReason, Stale};
-use crate::hit::{Grounds, Hit, RecordFile};
+use crate::hit::{Hit, ReadView, RecordFile};
 use crate::record::{Kind, parse_whole};
 use crate::request::{Lookup, RequestView};
 use crate::stored::Stored;
@@ -49,8 +49,8 @@ impl Core {
             Unknown::Pending => MissReason::BansPending,
             Unknown::Outage(outage) => MissReason::Outage(outage),
         })?;
-        let grounds = Grounds::V01 { mark: log.mark() };
-        let ticket = || Some(Ticket::without_lease(Arc::clone(self), lookup.key.clone(), grounds.clone()));
+        let view = ReadView::V01 { mark: log.mark() };
+        let ticket = || Some(Ticket::without_lease(Arc::clone(self), lookup.key.clone(), view.clone()));
         let miss = |why| Ok(Finding::Miss(Miss { ticket: ticket(), why }));
         if lookup.refresh {
             return miss(MissReason::Refresh);
@@ -66,7 +66,7 @@ impl Core {
         let patterns = Patterns::of(log.bans(), &Patterns::default(), &*self.regexes);
         if !log.allows(&mark, lookup.key.text(), &head, lookup.client, &patterns) {
             Counters::add(&counters.c_outlawed, 1);
-            return miss(MissReason::Outlawed);
+            return miss(MissReason::Invalidated);
         }
         if head.is_from_the_future(lookup.now) {
             return miss(MissReason::Expired);
@@ -94,7 +94,7 @@ impl Core {
             body_len,
             sum: None,
         };
-        let hit = Hit { head, record, waited: false, text, vary, mark, grounds: grounds.clone() };
+        let hit = Hit { head, record, waited: false, text, vary, mark, view: view.clone() };
         if fresh {
             return Ok(Finding::Hit(hit));
         }

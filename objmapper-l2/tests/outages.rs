@@ -242,7 +242,7 @@ fn a_ban_that_nobody_recorded_heals() {
     }
     // While it lasts, a look-up costs little.
     wait_for("healing", || a.get(&r).why() != MissReason::BansPending);
-    // What the ban may have been about is outlawed: everything.
+    // What the ban may have been about is invalidated: everything.
     assert!(matches!(b.get_at(&r, NOW, PATIENCE), Got::Miss(_)));
     a.put(&r, head(60.0, &[]), b"new");
     assert_eq!(b.get(&r).body(), b"new");
@@ -252,11 +252,11 @@ fn a_ban_that_nobody_recorded_heals() {
     assert_eq!(resets(&a) + resets(&b), 2);
     // Bans work as before.
     b.ban(&Ban::at(NOW).url(EQ, "/a"));
-    assert_eq!(a.get(&r).why(), MissReason::Outlawed);
+    assert_eq!(a.get(&r).why(), MissReason::Invalidated);
 }
 
 #[test]
-fn a_lost_ban_log_outlaws_everything() {
+fn a_lost_ban_log_invalidates_everything() {
     let site = Site::memory();
     let (a, b) = (site.cache(), site.cache());
     let r = req("/a");
@@ -266,7 +266,7 @@ fn a_lost_ban_log_outlaws_everything() {
     let log = space.uri(&[b"bans"]);
     assert!(client.delete(&log, objmapper_client::IfVersion::Any).unwrap());
     // Who knows the bans needs no log. One that comes later does.
-    assert_eq!(b.get_at(&r, NOW, PATIENCE).why(), MissReason::Outlawed, "its first look-up: a new log");
+    assert_eq!(b.get_at(&r, NOW, PATIENCE).why(), MissReason::Invalidated, "its first look-up: a new log");
     let late = site.cache();
     assert!(matches!(late.get_at(&r, NOW, PATIENCE), Got::Miss(_)));
     late.put(&r, head(60.0, &[]), b"new");
@@ -351,7 +351,7 @@ fn a_store_that_stalls() {
         assert_eq!(cache.get_at(&req("/a"), NOW, PATIENCE).body(), b"/a");
         assert!(matches!(cache.get_at(&req("/banned"), NOW, PATIENCE), Got::Miss(_)));
     }
-    // Recorded, not healed over: nothing else was outlawed.
+    // Recorded, not healed over: nothing else was invalidated.
     let resets =
         |cache: &Cache| cache.notices.lock().unwrap().iter().filter(|n| matches!(n, Notice::BansReset(_))).count();
     assert_eq!(resets(&a) + resets(&direct), 1, "the first log");

@@ -21,7 +21,7 @@ struct Page {
     /// What the origin has.
     version: AtomicU64,
     /// No version up to this one may be found any more.
-    outlawed: AtomicU64,
+    invalidated: AtomicU64,
 }
 
 fn text(page: usize, version: u64) -> Vec<u8> {
@@ -51,7 +51,8 @@ impl Rng {
 
 fn run(seed: u64, site: &Site) {
     let caches = [site.cache(), site.cache()];
-    let pages: Vec<_> = (0..PAGES).map(|_| Page { version: AtomicU64::new(1), outlawed: AtomicU64::new(0) }).collect();
+    let pages: Vec<_> =
+        (0..PAGES).map(|_| Page { version: AtomicU64::new(1), invalidated: AtomicU64::new(0) }).collect();
     let hits = AtomicUsize::new(0);
     let conflicts = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -71,15 +72,15 @@ fn run(seed: u64, site: &Site) {
                         0 => {
                             let version = page.version.fetch_add(1, SeqCst);
                             cache.purge(&url);
-                            page.outlawed.fetch_max(version, SeqCst);
+                            page.invalidated.fetch_max(version, SeqCst);
                         }
                         1 => {
                             let version = page.version.fetch_add(1, SeqCst);
                             cache.ban(&Ban::at(NOW + round as f64).url(EQ, &url));
-                            page.outlawed.fetch_max(version, SeqCst);
+                            page.invalidated.fetch_max(version, SeqCst);
                         }
                         _ => {
-                            let outlawed = page.outlawed.load(SeqCst);
+                            let invalidated = page.invalidated.load(SeqCst);
                             let wait = Duration::from_millis(rng.below(3) * 5);
                             // Some look later, when some records are stale.
                             let now = NOW + rng.below(3) as f64 * 40.0;
@@ -95,12 +96,18 @@ fn run(seed: u64, site: &Site) {
                             match cache.get_at(&r, now, wait) {
                                 Got::Hit(body, _) => {
                                     let version = version_of(number, &body);
-                                    assert!(version > outlawed, "seed {seed}: {url} {version}, {outlawed} is outlawed");
+                                    assert!(
+                                        version > invalidated,
+                                        "seed {seed}: {url} {version}, {invalidated} is invalidated"
+                                    );
                                     hits.fetch_add(1, SeqCst);
                                 }
                                 Got::Stale(body, stale) => {
                                     let version = version_of(number, &body);
-                                    assert!(version > outlawed, "seed {seed}: {url} {version}, {outlawed} is outlawed");
+                                    assert!(
+                                        version > invalidated,
+                                        "seed {seed}: {url} {version}, {invalidated} is invalidated"
+                                    );
                                     let Some(ticket) = stale.ticket else { continue };
                                     let current = fetch(late);
                                     let mut renewed = stale.hit.head.clone();
@@ -140,7 +147,7 @@ fn run(seed: u64, site: &Site) {
 }
 
 #[test]
-fn nothing_outlawed_is_found_in_memory() {
+fn nothing_invalidated_is_found_in_memory() {
     let site = Site::memory();
     for seed in 1..4 {
         run(seed, &site);
@@ -153,6 +160,6 @@ fn nothing_outlawed_is_found_in_memory() {
 }
 
 #[test]
-fn nothing_outlawed_is_found_on_disk() {
+fn nothing_invalidated_is_found_on_disk() {
     run(17, &Site::disk());
 }

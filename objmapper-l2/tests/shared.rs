@@ -412,8 +412,8 @@ fn a_ban_is_for_all() {
     let Got::Hit(_, safe) = b.get(&r("/b/1")) else { panic!() };
     a.ban(&Ban::at(NOW).url(MATCH, "^/a/"));
     // At once, and for everybody: also for one that comes later.
-    assert_eq!(b.get(&r("/a/1")).why(), MissReason::Outlawed);
-    assert_eq!(a.get(&r("/a/2")).why(), MissReason::Outlawed);
+    assert_eq!(b.get(&r("/a/1")).why(), MissReason::Invalidated);
+    assert_eq!(a.get(&r("/a/2")).why(), MissReason::Invalidated);
     assert_eq!(b.get(&r("/b/1")).body(), b"/b/1");
     assert!(!hit.still_valid(&b.l2, &r("/a/1")) && safe.still_valid(&b.l2, &r("/b/1")));
     assert_eq!((a.counters.c_outlawed.load(Relaxed), b.counters.c_outlawed.load(Relaxed)), (1, 1));
@@ -426,7 +426,7 @@ fn a_ban_is_for_all() {
     let ticket = a.get_at(&r("/a/3"), NOW, PATIENCE).ticket();
     b.ban(&Ban::at(NOW).obj_http("X-Tag", EQ, "green").url(MATCH, "3$"));
     assert_eq!(a.publish(ticket, &r("/a/3"), head(60.0, &["X-Tag: green"]), b"old"), Outcome::Published);
-    assert_eq!(a.get(&r("/a/3")).why(), MissReason::Outlawed);
+    assert_eq!(a.get(&r("/a/3")).why(), MissReason::Invalidated);
     let ticket = a.get_at(&r("/a/3"), NOW, PATIENCE).ticket();
     assert_eq!(a.publish(ticket, &r("/a/3"), head(60.0, &["X-Tag: green"]), b"new"), Outcome::Published);
     assert_eq!(late.get(&r("/a/3")).body(), b"new");
@@ -435,17 +435,17 @@ fn a_ban_is_for_all() {
     a.put(&r("/a/4"), head(60.0, &["ETag: \"1\""]), b"old");
     b.ban(&Ban::at(NOW).url(EQ, "/a/4"));
     let Got::Miss(miss) = late.get_at(&r("/a/4"), NOW + 61.0, PATIENCE) else { panic!() };
-    assert_eq!(miss.why, MissReason::Outlawed);
+    assert_eq!(miss.why, MissReason::Invalidated);
     assert!(miss.ticket.is_some());
 
-    // One that cannot be understood outlaws everything; one that is done with, nothing.
+    // One that cannot be understood invalidates everything; one that is done with, nothing.
     let mut done = Ban::at(NOW).url(MATCH, ".").spec();
     done[12] |= 4;
     done[8..12].copy_from_slice(&16u32.to_be_bytes());
     a.l2.announce_ban(&done);
     assert_eq!(b.get(&r("/b/1")).body(), b"/b/1");
     a.l2.announce_ban(&Ban::at(NOW).url(MATCH, ".").spec()[..30]);
-    assert_eq!(b.get(&r("/b/1")).why(), MissReason::Outlawed);
+    assert_eq!(b.get(&r("/b/1")).why(), MissReason::Invalidated);
 }
 
 #[test]
@@ -461,7 +461,7 @@ fn a_renewed_record_is_as_new_as_its_renewal() {
     b.ban(&Ban::at(NOW + 61.0).url(EQ, "/a"));
     assert_eq!(stale.ticket.unwrap().renew(&stale.hit, &renewed, &a.counters), Outcome::Published);
     let Got::Miss(miss) = b.get_at(&r, NOW + 62.0, PATIENCE) else { panic!() };
-    assert_eq!(miss.why, MissReason::Outlawed);
+    assert_eq!(miss.why, MissReason::Invalidated);
     drop(miss);
     let Got::Miss(miss) = a.get_at(&r, NOW + 62.0, PATIENCE) else { panic!() };
     assert_eq!(a.publish(miss.ticket.unwrap(), &r, renewed.clone(), b"body"), Outcome::Published);

@@ -1,4 +1,4 @@
-//! With a peer of protocol v0.1, which behaves or has one of its defects: what is found is whole and not outlawed, or it
+//! With a peer of protocol v0.1, which behaves or has one of its defects: what is found is whole and not invalidated, or it
 //! is a miss.
 
 mod common;
@@ -70,10 +70,10 @@ fn variants_purges_and_bans() {
     let ticket = a.get(&req("/c")).ticket();
     a.ban(&Ban::at(NOW).obj_http("X-Tag", EQ, "t"));
     // Known to others as soon as it is in the log.
-    assert_eq!(a.get(&r).why(), MissReason::Outlawed);
-    assert_eq!(b.get(&r).why(), MissReason::Outlawed);
+    assert_eq!(a.get(&r).why(), MissReason::Invalidated);
+    assert_eq!(b.get(&r).why(), MissReason::Invalidated);
     assert_eq!(a.publish(ticket, &req("/c"), head(60.0, &["X-Tag: t"]), b"old"), Outcome::Published);
-    assert_eq!(b.get(&req("/c")).why(), MissReason::Outlawed);
+    assert_eq!(b.get(&req("/c")).why(), MissReason::Invalidated);
     assert_eq!((a.l2.pending_bans(), b.counters.c_outlawed.load(Relaxed)), (0, 2));
 }
 
@@ -119,7 +119,7 @@ fn a_file_that_is_torn_anywhere_is_a_miss() {
                 let Got::Miss(miss) = b.get(&r) else { panic!("byte {at}") };
                 let expected: &[_] = match (is_log, torn.is_empty()) {
                     // A log that was torn is begun anew: nothing of before is found.
-                    (true, _) => &[MissReason::Outlawed],
+                    (true, _) => &[MissReason::Invalidated],
                     (false, true) => &[MissReason::Absent],
                     (false, false) => &[MissReason::Damaged],
                 };
@@ -184,26 +184,26 @@ fn at_random(seed: u64, peer: &V01Peer, timeout: Duration) -> (usize, usize) {
                 };
                 for _ in 0..ROUNDS {
                     let (cache, page) = (&caches[below(2) as usize], below(PAGES));
-                    let (version, outlawed) = &versions[page as usize];
+                    let (version, invalidated) = &versions[page as usize];
                     let url = format!("/{page}");
                     let r = req(&url).with("X", ["a", "b"][below(2) as usize]);
                     let vary: &[&str] = if page == 1 { &["Vary: X"] } else { &[] };
                     if below(12) == 0 {
                         let version = version.fetch_add(1, SeqCst);
                         if cache.l2.purge(&cache.key(&url), &cache.counters).is_ok() {
-                            outlawed.fetch_max(version, SeqCst);
+                            invalidated.fetch_max(version, SeqCst);
                             purges.fetch_add(1, SeqCst);
                         }
                         continue;
                     }
-                    let outlawed = outlawed.load(SeqCst);
+                    let invalidated = invalidated.load(SeqCst);
                     match cache.get(&r) {
                         Got::Hit(body, _) => {
                             let first = body.split(|b| *b == b';').next().unwrap();
                             let (_, found) = std::str::from_utf8(first).unwrap().split_once(':').unwrap();
                             let found = found.parse().unwrap();
                             assert!(body == text(page, found), "torn");
-                            assert!(found > outlawed, "seed {seed}: {url} {found}, {outlawed} is outlawed");
+                            assert!(found > invalidated, "seed {seed}: {url} {found}, {invalidated} is invalidated");
                             hits.fetch_add(1, SeqCst);
                         }
                         Got::Miss(Miss { ticket: Some(ticket), .. }) => {
@@ -224,14 +224,14 @@ fn at_random(seed: u64, peer: &V01Peer, timeout: Duration) -> (usize, usize) {
 }
 
 #[test]
-fn nothing_outlawed_or_torn_is_found() {
+fn nothing_invalidated_or_torn_is_found() {
     let peer = V01Peer::start();
     let (hits, purges) = at_random(1, &peer, PATIENCE);
     assert!(hits > 100 && purges > 10, "{hits} hits, {purges} purges");
 }
 
 #[test]
-fn nothing_outlawed_or_torn_is_found_whatever_the_peer_does() {
+fn nothing_invalidated_or_torn_is_found_whatever_the_peer_does() {
     type Set = fn(&common::v01_peer::Defects);
     let cases: [(&str, Set); 5] = [
         ("loses", |d| d.loses.store(13, SeqCst)),
@@ -256,7 +256,7 @@ fn a_lost_log_is_told() {
     a.put(&req("/a"), head(60.0, &[]), b"x");
     let log = objmapper_client::UriSpace::new(&[b"example.com"]).unwrap().uri(&[b"bans"]);
     std::fs::remove_file(peer.path(log.as_bytes())).unwrap();
-    assert_eq!(b.get(&req("/a")).why(), MissReason::Outlawed);
+    assert_eq!(b.get(&req("/a")).why(), MissReason::Invalidated);
     let resets =
         |cache: &Cache| cache.notices.lock().unwrap().iter().filter(|n| matches!(n, Notice::BansReset(_))).count();
     assert_eq!((resets(&a), resets(&b)), (1, 1));

@@ -153,7 +153,7 @@ unsafe extern "C" fn source_init(ctx: *const vrt_ctx, vc: *mut vfp_ctx, vfe: *mu
     })
 }
 
-/// The object is never fresh for longer than its record; one that was outlawed meanwhile answers the request that asked
+/// The object is never fresh for longer than its record; one that was invalidated meanwhile answers the request that asked
 /// before that, and no other.
 ///
 /// # Safety
@@ -166,8 +166,8 @@ unsafe fn bound_lifetime(bo: *mut busyobj, serving: &Serving) {
         let om = serving.om();
         if !serving.hit.still_valid(&om.l2, &View::new((*bo).bereq0)) {
             let vsl = (&raw mut (*bo).vsl).cast();
-            vsl::decision(vsl, &format!("{} outlawed meanwhile", om.name));
-            serving.pending.give_up("outlawed meanwhile", vsl);
+            vsl::decision(vsl, &format!("{} invalidated meanwhile", om.name));
+            serving.pending.give_up("invalidated meanwhile", vsl);
             ((*oc).ttl, (*oc).grace, (*oc).keep) = (0.0, 0.0, 0.0);
             return;
         }

@@ -59,7 +59,7 @@ pub(crate) unsafe fn settle(ctx: &vrt_ctx, works: impl Iterator<Item = Work>) {
             (None, Work::Serving(serving)) => {
                 // An earlier try's response is not the object.
                 if pending.is_accepted() && end.complete() && !serving.hit.still_valid(&end.om.l2, &end.client()) {
-                    end.kill("outlawed meanwhile");
+                    end.kill("invalidated meanwhile");
                 }
             }
             (None, _) => {}

@@ -34,7 +34,7 @@ const FILTERED: &[&str] = &[
 ];
 
 /// Headers that no record holds, because whoever serves it says them anew.
-const SAID_ANEW: &[&str] = &["Age", "Connection", "Content-Length", "Transfer-Encoding"];
+const REGENERATED: &[&str] = &["Age", "Connection", "Content-Length", "Transfer-Encoding"];
 
 /// Compiled patterns. `None` in it: one that cannot be compiled.
 #[derive(Default, Clone)]
@@ -95,7 +95,7 @@ fn text_matches(
             request.header(name)
         }
         Subject::ObjectHeader(name) => {
-            if SAID_ANEW.iter().any(|anew| name.eq_ignore_ascii_case(anew.as_bytes())) {
+            if REGENERATED.iter().any(|anew| name.eq_ignore_ascii_case(anew.as_bytes())) {
                 return true;
             }
             head.headers.get(name)

@@ -1,4 +1,4 @@
-//! What this process knows of bans: its own, until they are recorded, and its copy of the log.
+//! What this process knows of bans: its own, until they are recorded, and its snapshot of the log.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ const HEAL_AFTER: Duration = Duration::from_secs(2);
 /// How long a look-up waits for another's recording at most.
 const MAX_WAIT: Duration = Duration::from_millis(250);
 
-/// Bans that are kept apart until they are recorded; beyond that one that outlaws everything stands for them.
+/// Bans that are kept apart until they are recorded; beyond that one that invalidates everything stands for them.
 const MAX_QUEUED: usize = 4096;
 
 /// A ban that this process announced and has not recorded yet.
@@ -46,9 +46,9 @@ struct Queue {
     stop: bool,
 }
 
-/// This process's copy of the log.
+/// This process's snapshot of the log.
 #[derive(Debug)]
-pub(crate) struct Copy {
+pub(crate) struct BanLogSnapshot {
     board: Token,
     /// How many were recorded when it was read.
     recorded: u64,
@@ -58,7 +58,7 @@ pub(crate) struct Copy {
 
 /// The counters were seen apart.
 #[derive(Debug, Clone, Copy)]
-struct Apart {
+struct Divergence {
     board: Token,
     recorded: u64,
     /// Announced at that time.
@@ -91,10 +91,10 @@ pub(crate) struct Keeper {
     empty: Condvar,
     /// Length of the queue.
     pending: AtomicUsize,
-    copy: RwLock<Option<Arc<Copy>>>,
+    snapshot: RwLock<Option<Arc<BanLogSnapshot>>>,
     /// Held while the log is read, so that one thread does for all.
     refresh: Mutex<()>,
-    apart: Mutex<Option<Apart>>,
+    divergence: Mutex<Option<Divergence>>,
     /// The log's newest object as this process knows it, pinned so that it is not evicted, and by which session.
     pinned: Mutex<Option<(u64, u64)>>,
 }
@@ -108,9 +108,9 @@ impl Keeper {
             wake: Condvar::new(),
             empty: Condvar::new(),
             pending: AtomicUsize::new(0),
-            copy: RwLock::new(None),
+            snapshot: RwLock::new(None),
             refresh: Mutex::new(()),
-            apart: Mutex::new(None),
+            divergence: Mutex::new(None),
             pinned: Mutex::new(None),
         }
     }
@@ -141,7 +141,7 @@ impl Keeper {
         let announced = announced();
         let ban = match queue.bans.len() {
             ..MAX_QUEUED => Some(ban),
-            MAX_QUEUED => Some(Ban::of_everything(0.0)),
+            MAX_QUEUED => Some(Ban::matching_everything(0.0)),
             _ => None,
         };
         queue.bans.push_back(Queued { ban, announced });
@@ -173,14 +173,14 @@ impl Keeper {
             if recorded == announced {
                 return Ok(recorded);
             }
-            let apart_for = self.apart(board.id(), recorded, announced).since.elapsed();
-            if apart_for >= HEAL_AFTER {
+            let diverged_for = self.divergence(board.id(), recorded, announced).since.elapsed();
+            if diverged_for >= HEAL_AFTER {
                 self.queue.lock().heal = true;
                 self.wake.notify_all();
             }
             // Who waited in vain before does not wait again.
             let now = Instant::now();
-            if now >= deadline || apart_for > MAX_WAIT {
+            if now >= deadline || diverged_for > MAX_WAIT {
                 return Err(Unknown::Pending);
             }
             std::thread::sleep(pause.min(deadline - now));
@@ -189,18 +189,18 @@ impl Keeper {
     }
 
     /// Since when the counters have been seen apart with this many recorded.
-    fn apart(&self, board: Token, recorded: u64, announced: u64) -> Apart {
-        let mut apart = self.apart.lock();
+    fn divergence(&self, board: Token, recorded: u64, announced: u64) -> Divergence {
+        let mut divergence = self.divergence.lock();
         // Neither counter goes back, so that they were apart all the time.
-        match *apart {
+        match *divergence {
             Some(seen) if seen.board == board && seen.recorded == recorded => seen,
-            _ => *apart.insert(Apart { board, recorded, announced, since: Instant::now() }),
+            _ => *divergence.insert(Divergence { board, recorded, announced, since: Instant::now() }),
         }
     }
 
-    fn copy_of(&self, board: Token, recorded: u64) -> Option<Arc<Copy>> {
-        let copy = self.copy.read();
-        copy.as_ref().filter(|copy| copy.board == board && copy.recorded == recorded).cloned()
+    fn snapshot_of(&self, board: Token, recorded: u64) -> Option<Arc<BanLogSnapshot>> {
+        let snapshot = self.snapshot.read();
+        snapshot.as_ref().filter(|snapshot| snapshot.board == board && snapshot.recorded == recorded).cloned()
     }
 }
 

@@ -93,13 +93,13 @@ impl Log {
         let (ban, size) = match size_of(&ban) {
             size @ ..=Self::MAX_BYTES => (ban, size),
             _ => {
-                let all = Ban::of_everything(ban.time);
+                let all = Ban::matching_everything(ban.time);
                 let size = size_of(&all);
                 (all, size)
             }
         };
         // What it says about older records, its equals said too.
-        self.entries.retain(|entry| !entry.ban.says_the_same(&ban));
+        self.entries.retain(|entry| !entry.ban.is_duplicate_of(&ban));
         self.last += 1;
         self.entries.push(Entry { seq: self.last, ban, size });
         let mut total: usize = self.entries.iter().map(|entry| entry.size).sum();

@@ -91,7 +91,7 @@ pub(crate) struct Ban {
 
 impl Ban {
     /// One that matches everything: what stands for a ban that cannot be understood.
-    pub(crate) fn of_everything(time: f64) -> Self {
+    pub(crate) fn matching_everything(time: f64) -> Self {
         Self { time, timeless: true, tests: Vec::new() }
     }
 
@@ -100,7 +100,7 @@ impl Ban {
         Self { time: 0.0, timeless: true, tests: vec![Test::Key(text.to_vec())] }
     }
 
-    /// From varnishd's form. `None`: it is done with already (BANS_FLAG_COMPLETED), and outlaws nothing.
+    /// From varnishd's form. `None`: it is done with already (BANS_FLAG_COMPLETED), and invalidates nothing.
     pub(crate) fn from_varnishd(spec: &[u8]) -> Result<Option<Self>, Malformed> {
         let mut r = Reader::new(spec);
         let time = r.f64()?;
@@ -121,7 +121,7 @@ impl Ban {
     }
 
     /// Whether one of them is enough.
-    pub(crate) fn says_the_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_duplicate_of(&self, other: &Self) -> bool {
         self.timeless && other.timeless && self.tests == other.tests
     }
 

@@ -269,7 +269,7 @@ fn a_full_log_forgets_the_oldest_and_what_it_could_judge() {
     }
     assert_eq!(log.bans().count(), 3);
     assert_eq!(Log::decode(&log.encode(), b"/p"), Ok(log.clone()));
-    // One that is longer than a log outlaws everything older.
+    // One that is longer than a log invalidates everything older.
     let before = log.mark();
     log.append(url_ban(&"x".repeat(2_000_000)));
     assert!(!allows(&log, before) && allows(&log, log.mark()) && log.bans().count() == 4);

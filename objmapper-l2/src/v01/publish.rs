@@ -25,7 +25,7 @@ impl Core {
     /// An entry in the ban log, and the file's end.
     pub(crate) fn purge_v01(&self, key: &Key) -> Result<bool, Outage> {
         self.append_v01(&[Ban::of_key(key.text())])?;
-        // It is outlawed. That it goes saves room only, and may happen to a newer one: then it is a miss.
+        // It is invalidated. That it goes saves room only, and may happen to a newer one: then it is a miss.
         Ok(self.client.delete(key.uri(), IfVersion::Any).unwrap_or(false))
     }
 }

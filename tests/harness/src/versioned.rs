@@ -98,7 +98,7 @@ impl VersionedSite {
     }
 
     /// From now on no request may get an older version than the current one: what was older has been purged or banned.
-    pub fn outlaw_older(&self, file: usize) {
+    pub fn invalidate_older(&self, file: usize) {
         let version = self.files[file].current.load(Ordering::SeqCst);
         self.files[file].floor.store(version, Ordering::SeqCst);
     }
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(site.change(1)?, 2);
         // Nothing was purged: the old one may come for a while.
         assert_eq!(site.judge(1, site.floor(1), &response(old.clone())), Ok(1));
-        site.outlaw_older(1);
+        site.invalidate_older(1);
         assert_eq!(site.judge(1, site.floor(1), &response(old.clone())), Err(Wrong::Stale { got: 1, floor: 2 }));
 
         let new = std::fs::read(dir.path().join("site/v1"))?;

@@ -1,6 +1,6 @@
 //! Two varnishd share one objmapperd before an H2O whose files change, while clients ask both without a pause.
 //!
-//! The invariant. A file's version `v` is *outlawed* at the moment when a purge or a ban of the file has been answered that
+//! The invariant. A file's version `v` is *invalidated* at the moment when a purge or a ban of the file has been answered that
 //! was sent after H2O had `v + 1`. Then, for every response to a request that began after that moment:
 //!
 //! 1. it is of a version greater than `v`: **zero stale responses**;
@@ -63,7 +63,7 @@ enum Phase {
     Through,
     Cached,
     Killed,
-    /// As `Through`, but nothing is outlawed in truth: what the test must find.
+    /// As `Through`, but nothing is invalidated in truth: what the test must find.
     Sabotaged,
 }
 
@@ -157,7 +157,7 @@ impl Clients {
     }
 }
 
-/// How a file is outlawed.
+/// How a file is invalidated.
 #[derive(Debug, Clone, Copy)]
 enum Means {
     Purge,
@@ -172,7 +172,7 @@ enum Means {
 impl Means {
     const ALL: [Self; 6] = [Self::Purge, Self::Purge, Self::CliUrl, Self::CliHeader, Self::VclUrl, Self::VclHeader];
 
-    /// Outlaws what `cache`, and the store, has of the file. Answered when this returns.
+    /// Invalidates what `cache`, and the store, has of the file. Answered when this returns.
     fn carry_out(self, cache: &Cache, client: &Client, file: usize) -> Result<()> {
         let name = VersionedSite::name(file);
         let cli = |words: [&str; 3]| cache.varnishd()?.cli(&["ban", words[0], words[1], words[2]]).map(drop);
@@ -186,14 +186,20 @@ impl Means {
     }
 }
 
-/// Changes files at random and outlaws what was before; so many times.
-fn change_and_outlaw(stage: &Stage, phase: Phase, clients: &Clients, random: &mut Random, rounds: usize) -> Result<()> {
+/// Changes files at random and invalidates what was before; so many times.
+fn change_and_invalidate(
+    stage: &Stage,
+    phase: Phase,
+    clients: &Clients,
+    random: &mut Random,
+    rounds: usize,
+) -> Result<()> {
     let client = Client::new();
     for round in 0..rounds {
         let file = random.below(FILES);
         let means = Means::ALL[random.below(Means::ALL.len())];
         let one = &stage.caches[random.below(2)];
-        let outlaw = || match phase {
+        let invalidate = || match phase {
             Phase::Through => {
                 stage.site.change(file)?;
                 means.carry_out(one, &client, file)
@@ -219,8 +225,8 @@ fn change_and_outlaw(stage: &Stage, phase: Phase, clients: &Clients, random: &mu
                 both
             }
         };
-        outlaw().with_context(|| format!("round {round}: {means:?} of {file}"))?;
-        stage.site.outlaw_older(file);
+        invalidate().with_context(|| format!("round {round}: {means:?} of {file}"))?;
+        stage.site.invalidate_older(file);
         clients.wait_more(PACE)?;
     }
     Ok(())
@@ -231,7 +237,7 @@ fn rounds() -> usize {
     std::env::var("OBJM_STALENESS_ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(60)
 }
 
-/// A phase: clients ask, one thread changes and outlaws; what was wrong is an error. How often `om.status()` said what.
+/// A phase: clients ask, one thread changes and invalidates; what was wrong is an error. How often `om.status()` said what.
 fn run(stage: &Stage, phase: Phase, random: &mut Random, rounds: usize) -> Result<BTreeMap<String, usize>> {
     let children = [stage.caches[0].varnishd()?.child_pid()?, stage.caches[1].varnishd()?.child_pid()?];
     let clients = Clients::default();
@@ -240,7 +246,7 @@ fn run(stage: &Stage, phase: Phase, random: &mut Random, rounds: usize) -> Resul
             let (clients, random) = (&clients, Random::new(random.next_u64()));
             scope.spawn(move || clients.ask(stage, phase, random));
         }
-        let outcome = change_and_outlaw(stage, phase, &clients, random, rounds);
+        let outcome = change_and_invalidate(stage, phase, &clients, random, rounds);
         clients.stop.store(true, Ordering::Relaxed);
         outcome
     });
@@ -288,7 +294,7 @@ fn a_planted_stale_response_is_found(stage: &Stage, client: &Client) -> Result<(
     let old = stage.site.judge(file, stage.site.floor(file), &cached).map_err(|w| anyhow::anyhow!("{w:?}"))?;
     let new = stage.site.change(file)?;
     a.purge(client, &path)?;
-    stage.site.outlaw_older(file);
+    stage.site.invalidate_older(file);
     let verdict = stage.site.judge(file, stage.site.floor(file), &b.get(client, &path)?);
     ensure!(verdict == Err(Wrong::Stale { got: old, floor: new }), "a stale response passes: {verdict:?}");
     let verdict = stage.site.judge(file, stage.site.floor(file), &b.miss(client, &path)?);
@@ -302,7 +308,7 @@ fn nothing_stale_nothing_torn(arrangement: Arrangement, store: impl FnOnce(&Path
     let client = Client::new();
 
     let through = run(&stage, Phase::Through, &mut random, rounds())?;
-    // It has been at risk: most answers are not the origin's, and every way to outlaw has been in use.
+    // It has been at risk: most answers are not the origin's, and every means of invalidation has been in use.
     let of = |what: &str| through.get(what).copied().unwrap_or(0);
     let all: usize = through.values().sum();
     ensure!(of("hit") * 4 > all, "few second-level hits: {through:?}");
@@ -335,12 +341,12 @@ fn nothing_stale_nothing_torn(arrangement: Arrangement, store: impl FnOnce(&Path
     purge_all(&stage, &client)?;
     a_planted_stale_response_is_found(&stage, &client)?;
 
-    // What was outlawed stays so for a varnishd that starts later.
+    // What was invalidated stays so for a varnishd that starts later.
     stage.caches[1].stop()?;
     let file = 5;
     stage.site.change(file)?;
     Means::CliHeader.carry_out(&stage.caches[0], &client, file)?;
-    stage.site.outlaw_older(file);
+    stage.site.invalidate_older(file);
     stage.caches[1].start_again()?;
     stage.caches[1].wait_up()?;
     all_files_are_current(&stage, &client)

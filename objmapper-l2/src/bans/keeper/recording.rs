@@ -5,7 +5,7 @@
 //! the number of recorded bans was what it is now, knows every ban that was acknowledged.
 //!
 //! A process that dies between announcing and recording leaves the counters apart for ever. Who sees them apart and
-//! unmoved for [`HEAL_AFTER`] *heals*: writes a log with a new nonce (which outlaws everything older, the lost ban's
+//! unmoved for [`HEAL_AFTER`] *heals*: writes a log with a new nonce (which invalidates everything older, the lost ban's
 //! victims too) that says up to which announcement it does so, then sets `recorded` to that. A recorder that was merely
 //! slow must not count such a ban once more, or a later one would seem to be recorded before it is: see
 //! [`Core::count_recorded`].
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use objmapper_client::{Board, CommitOptions, ConnectionState, Entry, Found, IfVersion, Session, Want};
 
-use super::{Announced, Copy, HEAL_AFTER, MAX_WAIT, Queued, Unknown, random};
+use super::{Announced, BanLogSnapshot, HEAL_AFTER, MAX_WAIT, Queued, Unknown, random};
 use crate::bans::evaluate::Patterns;
 use crate::bans::log::{Healed, Log};
 use crate::bans::spec::Ban;
@@ -47,7 +47,7 @@ impl Core {
         let ban = match Ban::from_varnishd(spec) {
             Ok(Some(ban)) => ban,
             Ok(None) => return,
-            Err(_) => Ban::of_everything(0.0),
+            Err(_) => Ban::matching_everything(0.0),
         };
         let session = self.client.session();
         self.bans.push(ban, || Some(self.announce(session.as_ref()?.board()?)));
@@ -60,29 +60,29 @@ impl Core {
     }
 
     /// All bans that were acknowledged before the call.
-    pub(crate) fn current_bans(&self, session: &Session) -> Result<Arc<Copy>, Unknown> {
+    pub(crate) fn current_bans(&self, session: &Session) -> Result<Arc<BanLogSnapshot>, Unknown> {
         let board = session.board().ok_or(Outage::Protocol)?;
         let deadline = Instant::now() + self.call_timeout.min(MAX_WAIT);
         self.bans.wait_own(deadline)?;
         for _ in 0..MAX_CONFLICTS {
             let recorded = self.bans.wait_others(board, deadline)?;
-            if let Some(copy) = self.bans.copy_of(board.id(), recorded) {
-                return Ok(copy);
+            if let Some(snapshot) = self.bans.snapshot_of(board.id(), recorded) {
+                return Ok(snapshot);
             }
             let _alone = self.bans.refresh.lock();
-            if self.bans.copy_of(board.id(), recorded).is_none() {
+            if self.bans.snapshot_of(board.id(), recorded).is_none() {
                 self.refresh(board, recorded)?;
             }
         }
         Err(Unknown::Pending)
     }
 
-    /// Whether nothing has been recorded or announced since this copy was read: atomic loads.
-    pub(crate) fn is_newest(&self, session: &Session, copy: &Copy) -> bool {
+    /// Whether nothing has been recorded or announced since this snapshot was read: atomic loads.
+    pub(crate) fn is_newest(&self, session: &Session, snapshot: &BanLogSnapshot) -> bool {
         session.board().is_some_and(|board| {
-            board.id() == copy.board
-                && board.recorded(self.bans.slot) == copy.recorded
-                && board.announced(self.bans.slot) == copy.recorded
+            board.id() == snapshot.board
+                && board.recorded(self.bans.slot) == snapshot.recorded
+                && board.announced(self.bans.slot) == snapshot.recorded
         }) && self.bans.pending() == 0
     }
 
@@ -90,7 +90,7 @@ impl Core {
     fn refresh(&self, board: &Board, recorded: u64) -> Result<(), Unknown> {
         let mut found = self.read_log(Want::PIN)?;
         if found.entry.is_none() {
-            // Everybody shall read it, also those with a copy of the one that was lost.
+            // Everybody shall read it, also those with a snapshot of the one that was lost.
             let announced = self.announce(board);
             let written = self.write_log(&mut found);
             self.count_recorded(board, &[announced], None)?;
@@ -100,12 +100,12 @@ impl Core {
             // What is in the store now is read in the next round.
             return Ok(());
         }
-        let former = self.bans.copy.read().clone();
+        let former = self.bans.snapshot.read().clone();
         let none = Patterns::default();
-        let patterns = former.as_ref().map_or(&none, |copy| &copy.patterns);
+        let patterns = former.as_ref().map_or(&none, |snapshot| &snapshot.patterns);
         let patterns = Patterns::of(found.log.bans(), patterns, &*self.regexes);
-        let copy = Copy { board: board.id(), recorded, log: found.log, patterns };
-        *self.bans.copy.write() = Some(Arc::new(copy));
+        let snapshot = BanLogSnapshot { board: board.id(), recorded, log: found.log, patterns };
+        *self.bans.snapshot.write() = Some(Arc::new(snapshot));
         Ok(())
     }
 
@@ -187,9 +187,9 @@ impl Core {
     }
 
     /// The thread that records.
-    pub(crate) fn keep_bans(&self) {
+    pub(crate) fn run_ban_recorder(&self) {
         let mut backoff = Duration::from_millis(1);
-        let mut told = false;
+        let mut is_logged = false;
         loop {
             let (work, heal, stop) = {
                 let mut queue = self.bans.queue.lock();
@@ -207,10 +207,10 @@ impl Core {
             match outcome {
                 Ok(()) => {
                     backoff = Duration::from_millis(1);
-                    told = false;
+                    is_logged = false;
                 }
                 Err(outage) => {
-                    if !std::mem::replace(&mut told, true) {
+                    if !std::mem::replace(&mut is_logged, true) {
                         (self.log)(&Notice::BanDelayed(outage.to_string()));
                     }
                     let mut queue = self.bans.queue.lock();
@@ -285,8 +285,8 @@ impl Core {
         if recorded == announced {
             return Ok(());
         }
-        let apart = self.bans.apart(board.id(), recorded, announced);
-        if apart.since.elapsed() < HEAL_AFTER {
+        let divergence = self.bans.divergence(board.id(), recorded, announced);
+        if divergence.since.elapsed() < HEAL_AFTER {
             return Ok(());
         }
         let mut found = self.read_log(Want::ENTRY)?;
@@ -299,9 +299,9 @@ impl Core {
             std::thread::sleep(Duration::from_millis(5));
         }
         // Not what was announced since: its recorders are alive as far as anybody knows.
-        let healed = Healed { board: board.id().0, through: apart.announced };
+        let healed = Healed { board: board.id().0, through: divergence.announced };
         found.log = Log::new(&self.space.prefix(), random()?).healing(healed);
-        if self.write_log(&mut found)? && board.heal(self.bans.slot, recorded, apart.announced) {
+        if self.write_log(&mut found)? && board.heal(self.bans.slot, recorded, divergence.announced) {
             (self.log)(&Notice::BansReset("a cache that announced a ban died before it was recorded".into()));
         }
         Ok(())
