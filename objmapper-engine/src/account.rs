@@ -29,7 +29,7 @@ pub struct SmaCounters {
 /// What VCL calls infinity: `VRT_INTEGER_MAX` (Varnish: `include/vrt.h`).
 pub const UNLIMITED: u64 = 999_999_999_999_999;
 
-/// Bytes in use under a limit. Never above it, not even for a moment.
+/// Bytes in use under a limit. They never exceed it, not even for a moment.
 #[derive(Debug)]
 pub struct Account {
     limit: u64,
@@ -73,7 +73,7 @@ impl Account {
         self.leaving.fetch_add(bytes, Relaxed);
     }
 
-    /// They are about to be deallocated.
+    /// Ends what [`Account::leaves`] began: the bytes are about to be deallocated.
     pub fn left(&self, bytes: u64) {
         self.leaving.fetch_sub(bytes, Relaxed);
     }
@@ -98,7 +98,7 @@ impl Account {
         if self.limit != UNLIMITED {
             self.sma.g_space.fetch_add(bytes, Relaxed);
         }
-        // Last: who takes these bytes next lowers `g_space`, which must not pass below 0 on the way.
+        // Last: the next allocation of these bytes lowers `g_space`, which must not pass below 0 on the way.
         self.used.fetch_sub(bytes, Release);
     }
 
@@ -115,18 +115,18 @@ impl Account {
         taken
     }
 
-    /// One allocation became two, with the same bytes.
+    /// Counts that one allocation became two, which together have its bytes.
     pub fn divided(&self) {
         self.sma.c_req.fetch_add(1, Relaxed);
         self.sma.g_alloc.fetch_add(1, Relaxed);
     }
 
-    /// One of two allocations went, and the other has its bytes.
+    /// Counts that two allocations became one, which has the bytes of both.
     pub fn united(&self) {
         self.sma.g_alloc.fetch_sub(1, Relaxed);
     }
 
-    /// The allocation was allowed, but could not be had: takes it back and counts a failure.
+    /// Takes an allocation back that the limit allowed and malloc(3) or objmapper refused, and counts a failure.
     pub fn alloc_failed(&self, bytes: u64) {
         self.give_back(bytes);
         self.sma.c_bytes.fetch_sub(bytes, Relaxed);

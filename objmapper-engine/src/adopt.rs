@@ -5,14 +5,14 @@ use crate::backing::{Failure, Lengths, Stored};
 use crate::engine::Engine;
 use crate::unreadable::is_unreadable;
 
-/// A record that shall be adopted.
+/// A record to adopt.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted<'a> {
     /// The instance of the store that it is in.
     pub instance: [u8; 16],
-    /// Under which URI.
+    /// The URI that it is published under.
     pub uri: &'a [u8],
-    /// Its number there.
+    /// Its object number there.
     pub object: u64,
     /// Bytes of body, from the file's first byte on.
     pub body_len: u64,
@@ -23,15 +23,15 @@ pub struct Wanted<'a> {
 /// Why a record cannot be adopted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotAdopted {
-    /// It is in another store than ours.
+    /// The record is in another store than this storage's.
     Elsewhere,
-    /// Its body would be in heap.
+    /// Its body is not above `threshold`, so that it would be in heap.
     Small,
-    /// It is not under its URI any more.
+    /// The object is not under its URI any more.
     Gone,
-    /// The store did not answer (in time).
+    /// The store is not connected, or did not answer in time.
     Down,
-    /// The request makes no sense, the record's file could not be read before, or the store could not.
+    /// The lengths are inconsistent, the record's file was found to be unreadable before, or the store failed.
     Failed,
 }
 
@@ -42,14 +42,14 @@ pub struct Announced(pub(crate) Stored);
 
 /// How far an adoption has come.
 pub(crate) enum Adoption {
-    /// Pinned.
+    /// The record is pinned, and no room was asked for yet.
     Announced(Announced),
-    /// It is the body, and this is the writer's room while the "fetch" goes on.
+    /// The record is the body, and this is the writer's room while the fetch goes on.
     Room(Room),
 }
 
 impl Engine {
-    /// Pins a record for a body that will be it. It may wait for the store, within a deadline.
+    /// Pins a record that is to become a body. May wait for the store until the deadline of a call (`timeout`).
     pub fn adopt(&self, wanted: &Wanted<'_>) -> Result<Announced, NotAdopted> {
         if self.backing().instance() != Some(wanted.instance) {
             return Err(NotAdopted::Elsewhere);
@@ -75,7 +75,7 @@ impl Engine {
         }
     }
 
-    /// No body takes it.
+    /// Releases the pin of a record that no body takes.
     pub fn cancel_adoption(&self, announced: Announced) {
         self.backing().release(&announced.0);
     }

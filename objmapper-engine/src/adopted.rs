@@ -15,19 +15,19 @@ use crate::grant::{ChunkLimits, take};
 use crate::maps::Nowhere;
 use crate::span::NoSpan;
 
-/// So much of a record is read at a time for filters that look at it.
+/// Bytes of a record that are read at a time for filters that look at them.
 const COPY_STEP: usize = 256 << 10;
 
-/// What [`Body::space`] gives as room for bytes that an adopted record has already.
+/// The room that [`Body::space`] returns for bytes that an adopted record has already.
 pub(crate) enum Room {
-    /// Addresses that lead nowhere: no filter of the fetch looks at the bytes.
+    /// Addresses without memory: no filter of the fetch looks at the bytes.
     Placeholder(&'static Nowhere),
     /// A copy of the record's bytes from `start` on, for filters that look at them (testgunzip, ESI's parser).
     Copy { start: u64, bytes: Vec<u8> },
 }
 
 impl Room {
-    /// The address that stands for the byte at `offset`, and how many bytes from there on this has.
+    /// Returns the address that stands for the byte at `offset`, and the number of bytes from there on.
     fn at(&self, offset: u64) -> Option<(NonNull<u8>, usize)> {
         let (ptr, len) = match self {
             Room::Placeholder(nowhere) => (nowhere.start().cast::<u8>(), nowhere.len()),
@@ -42,13 +42,14 @@ impl Room {
 }
 
 impl Body {
-    /// Takes a record that was announced: it will be the body. The body must be empty, and nobody may know it yet.
+    /// Takes an announced record, which becomes the body when room is first asked for. The body must be empty, and no
+    /// reader may know it yet.
     pub fn adopt(&self, announced: Announced) {
         self.lock().adoption = Some(Adoption::Announced(announced));
     }
 
-    /// If `ptr` is the room that [`Body::space`] gave for the next bytes of an adopted record: how many of `len` bytes
-    /// are there already. Else 0: it is room to write to.
+    /// Returns how many of `len` bytes at `ptr` the record has already, if `ptr` is the room that [`Body::space`]
+    /// returned for the next bytes of an adopted record; else 0: it is room to write to.
     pub fn adopted(&self, ptr: *const u8, len: usize) -> usize {
         let inner = self.lock();
         match &inner.adoption {
@@ -60,7 +61,8 @@ impl Body {
         }
     }
 
-    /// Filters of the fetch look at the bytes of an adopted record: the room will have them. Only the writer calls this.
+    /// Makes the room of an adopted record a copy of its bytes, because filters of the fetch look at them. Only the
+    /// writer calls this, before the first [`Body::space`].
     pub fn adopt_with_bytes(&self) {
         let mut inner = self.lock();
         if inner.adoption.is_some() {
@@ -68,8 +70,8 @@ impl Body {
         }
     }
 
-    /// Gives up an adoption of which no room was asked for yet: from now on there is ordinary room. Only the writer
-    /// calls this.
+    /// Gives up an adoption for which no room was asked for yet: later room is ordinary room. Counted in
+    /// `c_adopt_fallback`. Only the writer calls this.
     pub fn give_up_adoption(&self, engine: &Engine) {
         let announced = self.lock().adoption.take_if(|adoption| matches!(adoption, Adoption::Announced(_)));
         if let Some(Adoption::Announced(announced)) = announced {
@@ -79,14 +81,15 @@ impl Body {
     }
 }
 
-/// The room for what of an adopted record is not body yet.
+/// Returns the part of the room that stands for bytes of the record that are not body yet.
 fn rest(inner: &Inner, room: &Room) -> Option<(NonNull<u8>, usize)> {
     let left = inner.stored.as_ref()?.body_len.checked_sub(inner.len).filter(|left| *left > 0)?;
     let (ptr, len) = room.at(inner.len)?;
     Some((ptr, len.min(usize::try_from(left).unwrap_or(usize::MAX))))
 }
 
-/// Room in a body that is a record; at most `want` bytes. `None`: it is none, or ordinary room is needed.
+/// Returns room of at most `want` bytes in a body that is a record. `None`: the body is no record, or it needs ordinary
+/// room.
 pub(crate) fn room(
     body: &Body,
     engine: &Engine,
@@ -121,7 +124,7 @@ pub(crate) fn room(
             engine.maintenance.keep_room(&engine.account);
             let mut inner = body.lock();
             inner.stored = Some(stored);
-            // Should more come than the record has, it is put behind it.
+            // If the fetch brings more bytes than the record has, they go to heap behind it.
             inner.heap_only = true;
             room
         }
@@ -136,7 +139,8 @@ pub(crate) fn room(
     found.map(|(ptr, size)| (ptr, size.min(want)))
 }
 
-/// A copy of the record's bytes behind what is body; the one that there is, if it has any. `None`: they cannot be read.
+/// Returns a copy of the record's bytes from the body's end on; the present copy, if it has any. `None`: they cannot be
+/// read.
 fn copy(body: &Body, engine: &Engine, start: u64, mut bytes: Vec<u8>) -> Option<Room> {
     let (len, left) = {
         let inner = body.lock();

@@ -48,15 +48,15 @@ use crate::span::{FileSpan, Hold, MappedSpan, NoSpan, Part, Span};
 use crate::transit::Following;
 use crate::write_buffer::WriteBuffer;
 
-/// Where consecutive bytes of a body are.
+/// Where a piece of a body is.
 pub(crate) enum Place {
-    /// In heap.
+    /// In heap, at a stable address.
     Heap(HeapChunk),
     /// In a draft's file, at the same offset as in the body.
     File,
-    /// On the way there; or, if it can't be written, here to stay.
+    /// In a buffer, to be written to the draft's file. If the write fails the bytes stay here until the fetch ends.
     Buffer(Arc<WriteBuffer>),
-    /// Given back during a final iteration.
+    /// Freed during a final iteration, or by the fetch of a body in transit.
     Gone,
 }
 
@@ -64,47 +64,47 @@ pub(crate) enum Place {
 pub(crate) struct Piece {
     /// Offset in the body.
     pub(crate) start: u64,
-    /// Bytes of it that are body.
+    /// The piece's bytes that are body.
     pub(crate) len: u64,
-    /// Where they are.
+    /// Where the bytes are.
     pub(crate) place: Place,
 }
 
-/// What the lock protects. Held for a few instructions, or while the kernel frees pages; never while objmapper is asked
-/// for something, and never while varnishd runs.
+/// The state that the lock protects. The lock is held for a few instructions, or while the kernel frees pages; never
+/// during a request to the store, and never during a call into varnishd.
 #[derive(Default)]
 pub(crate) struct Inner {
-    /// In order, without gaps. Only the last one grows.
+    /// The pieces in order, without gaps. Only the last one grows.
     pub(crate) pieces: SmallVec<[Piece; 1]>,
-    /// Bytes of body.
+    /// The length in bytes.
     pub(crate) len: u64,
-    /// The draft, while there is one; the writer takes it out while it works on it.
+    /// The draft, if there is one. The writer takes it out while it works on it.
     pub(crate) writing: Option<Box<Writing>>,
     /// The draft's file for its readers: a read-only descriptor. Also of a draft that could not be published.
     pub(crate) reading: Option<Arc<File>>,
-    /// A draft that could not be published: bytes that the account still counts.
+    /// Bytes that the account counts for a draft that was taken out to be published, or could not be published.
     pub(crate) orphan: Option<u64>,
     /// The published body; more that came behind an adopted one is in `pieces`.
     pub(crate) stored: Option<Stored>,
-    /// A record shall be the body, or is.
+    /// The record that is to become the body, or is the body.
     pub(crate) adoption: Option<Adoption>,
-    /// Filters of the fetch look at the bytes of the record.
+    /// Set if filters of the fetch look at the bytes of the record.
     pub(crate) adopts_with_bytes: bool,
-    /// Heap that was replaced, but may still be read by who follows the fetch.
+    /// Heap that was replaced, and that readers which follow the fetch may still use.
     pub(crate) retired: Vec<HeapChunk>,
-    /// objmapper refused: the body stays in heap.
+    /// Set when the store refused the body, or more of it: the rest goes to heap.
     pub(crate) heap_only: bool,
-    /// Its loss is counted.
+    /// Set when the body's loss has been counted.
     pub(crate) loss_counted: bool,
-    /// The writer copies what is in heap to a draft's file: none of it may be freed.
+    /// Set while the writer copies the heap pieces to a draft's file: none of them may be freed.
     pub(crate) moving: bool,
-    /// A final iteration, or the fetch of a body in transit, gave back the bytes before this: they cannot be read.
+    /// The offset before which a final iteration, or the fetch of a body in transit, has freed the bytes.
     pub(crate) given_back: u64,
     /// The readers of a body that comes in; absent before the first of them.
     pub(crate) following: Option<Box<Following>>,
 }
 
-/// A body.
+/// A body: see the table of states above.
 #[derive(Default)]
 pub struct Body {
     inner: Mutex<Inner>,
@@ -112,11 +112,11 @@ pub struct Body {
 
 /// Where bytes of a body are.
 enum At {
-    /// At an address.
+    /// In memory.
     Address(Span),
-    /// In the published body, which the caches know as `key`: up to `end`, of `total`.
+    /// In the file of the published body `key`, up to `end`; `total` is the body's length now.
     Stored { key: u64, end: u64, total: u64 },
-    /// In a draft's file, up to `end`, of `total`.
+    /// In a draft's file, up to `end`; `total` is the body's length now.
     Draft { file: Arc<File>, end: u64, total: u64 },
 }
 
@@ -125,17 +125,17 @@ impl Body {
         self.inner.lock()
     }
 
-    /// Bytes of body.
+    /// Returns the number of bytes that are body.
     pub fn len(&self) -> u64 {
         self.inner.lock().len
     }
 
-    /// Are there none?
+    /// Returns true if the body has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// `n` bytes of the room that [`Body::space`] returned last are body now.
+    /// Makes the first `n` bytes of the room that [`Body::space`] returned last body. The writer has written them.
     pub fn extend(&self, n: u64) {
         let mut inner = self.inner.lock();
         let Inner { pieces, stored, len, .. } = &mut *inner;
@@ -148,7 +148,7 @@ impl Body {
         *len += n;
     }
 
-    /// The bytes from `offset` on: at an address or in a file.
+    /// Returns the bytes from `offset` on, as many as are in one place: in memory or in a file.
     pub fn part(&self, engine: &Engine, offset: u64) -> Result<Part, NoSpan> {
         let (file, end, total) = match self.find(offset)? {
             At::Address(span) => return Ok(Part::There(span)),
@@ -160,8 +160,8 @@ impl Body {
         Ok(Part::InFile(FileSpan { file, offset, len: end - offset, total }))
     }
 
-    /// As [`Body::part`], for a consumer that hands addresses to the kernel and never reads there: a published body is
-    /// mapped, if that can be done.
+    /// As [`Body::part`], for a consumer that passes addresses to the kernel and never reads there: a published body is
+    /// mapped, if mmap(2) succeeds.
     pub fn part_for_kernel(&self, engine: &Engine, offset: u64) -> Result<Part, NoSpan> {
         if let At::Stored { key, end, total } = self.find(offset)? {
             let map = match engine.mapped(key) {
@@ -175,26 +175,27 @@ impl Body {
         self.part(engine, offset)
     }
 
-    /// The bytes of the published body from `offset` on, body already or not.
+    /// Returns the bytes of the published body from `offset` on, including those that [`Body::extend`] has not made
+    /// body yet.
     pub(crate) fn stored_from(&self, engine: &Engine, offset: u64) -> Result<FileSpan, NoSpan> {
         let stored = self.stored()?;
         let len = stored.body_len.checked_sub(offset).filter(|len| *len > 0).ok_or(NoSpan::End)?;
         Ok(FileSpan { file: engine.open(&stored)?, offset, len, total: stored.body_len })
     }
 
-    /// Is the body in heap, all of it? While it comes in it may leave it.
+    /// Returns true if all of the body is in heap. A body that still comes in may leave it.
     pub fn is_in_heap(&self) -> bool {
         let inner = self.inner.lock();
         inner.stored.is_none() && inner.reading.is_none()
     }
 
-    /// The published body. It refers to its tier's directory, as all bodies do, so that all workers would meet in that
-    /// reference: only who finds nothing in the caches asks for it.
+    /// Returns the published body. A clone changes the reference count of the tier's directory, a cache line that all
+    /// workers share, so that a reader calls this only if the caches do not have the body.
     fn stored(&self) -> Result<Stored, NoSpan> {
         self.inner.lock().stored.clone().ok_or(NoSpan::End)
     }
 
-    /// Where the bytes from `offset` on are.
+    /// Returns where the bytes from `offset` on are.
     fn find(&self, offset: u64) -> Result<At, NoSpan> {
         let inner = self.inner.lock();
         if offset >= inner.len || offset < inner.given_back {
@@ -224,8 +225,8 @@ impl Body {
         Ok(At::Address(Span { ptr, len, total, hold }))
     }
 
-    /// A final iteration is done with the bytes before `offset`: gives them back, and of a file's pages multiples of `unit`
-    /// bytes (at least a page). Nobody else may be reading.
+    /// Frees the bytes before `offset`, which a final iteration has read; of a file's pages multiples of `unit` bytes
+    /// (at least a page). The caller guarantees that there is no other reader.
     pub fn give_back(&self, engine: &Engine, offset: u64, unit: u64) {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
@@ -250,7 +251,7 @@ impl Body {
                 engine.free_piece(chunk);
             }
         }
-        // While the writer has the draft in its hands this is put off: the next call begins where the last one ended.
+        // Skipped while the writer has taken the draft out: the next call begins where the last one ended.
         if let Some(writing) = &mut inner.writing {
             let from = inner.given_back;
             let to = offset.min(writing.accounted());
@@ -263,8 +264,8 @@ impl Body {
         }
     }
 
-    /// A reader could not have the body, because of `error`, and will have its object leave the cache: counts it, once, and
-    /// logs it.
+    /// Counts and logs the loss of a body that a reader could not read because of `error`. A body is counted once. The
+    /// caller removes its object from the cache.
     pub fn lose(&self, engine: &Engine, error: &io::Error) {
         let (stored, counted) = {
             let mut inner = self.inner.lock();
@@ -276,7 +277,7 @@ impl Body {
         }
     }
 
-    /// Gives everything back. Nobody may be reading.
+    /// Releases all storage. The caller guarantees that there are no readers.
     pub fn slim(&self, engine: &Engine) {
         let taken = std::mem::take(&mut *self.inner.lock());
         for chunk in taken.retired {
@@ -301,7 +302,7 @@ impl Body {
         }
     }
 
-    /// For a panic message: where the body lives.
+    /// Returns where the body is, for varnishd's panic message.
     pub fn describe(&self) -> Description {
         // A panicking thread may hold the lock itself.
         let Some(inner) = self.inner.try_lock() else { return Description { len: None, ..Description::default() } };
@@ -321,11 +322,11 @@ impl Body {
 /// See [`Body::describe`].
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Description {
-    /// Bytes; unknown while another thread works on the body.
+    /// The length in bytes; `None` while another thread holds the body's lock.
     pub len: Option<u64>,
-    /// Pieces in heap.
+    /// The number of pieces in heap.
     pub heap_pieces: usize,
-    /// Is some of it in a draft?
+    /// True if any part is in a draft.
     pub in_draft: bool,
     /// The published body's number in objmapper.
     pub object: Option<u64>,

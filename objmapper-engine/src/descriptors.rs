@@ -7,23 +7,25 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::log;
 
-/// Kept without being asked: this part of what the process may have open, less what other storages keep.
+/// Without the option `fds`, one part in so many of the process's limit on open files, less what other storages keep,
+/// is kept open.
 const DEFAULT_PART: u64 = 4;
-/// But not more than this.
+/// The most that is kept open without the option `fds`.
 const MAX_BY_DEFAULT: u64 = 16 << 10;
-/// Kept at most, whatever is asked: this part.
+/// With the option `fds`, at most one part in so many of that limit is kept open.
 const MAX_PART: u64 = 2;
 
-/// What all storages of this process keep.
+/// Descriptors that all storages of this process keep together.
 static KEPT: AtomicU64 = AtomicU64::new(0);
 
 /// One storage's descriptors of cached bodies.
 pub(crate) struct Share(u64);
 
 impl Share {
-    /// For a storage named `ident` that was asked to keep `asked`. Less than that is logged.
+    /// Takes a share for the storage `ident`, of `asked` descriptors or by default. A smaller share than `asked` is
+    /// logged.
     pub(crate) fn take(ident: &str, asked: Option<usize>) -> Share {
-        // Without an answer there is no limit to keep.
+        // If getrlimit(2) fails, no limit is assumed.
         let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
         let asked = asked.map(|asked| asked as u64);
         let kept = within(asked, limit.saturating_sub(KEPT.load(Relaxed)));
@@ -40,7 +42,7 @@ impl Share {
         Share(kept)
     }
 
-    /// How many there may be.
+    /// Returns the number of descriptors in this share; at least 1.
     pub(crate) fn count(&self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
@@ -52,7 +54,7 @@ impl Drop for Share {
     }
 }
 
-/// What a storage may keep of what is `left`.
+/// Returns the number of descriptors that a storage may keep of the `left` ones.
 fn within(asked: Option<u64>, left: u64) -> u64 {
     let kept = match asked {
         Some(asked) => asked.min(left / MAX_PART),

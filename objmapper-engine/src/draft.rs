@@ -17,34 +17,35 @@ use crate::write_buffer::WriteBuffer;
 /// The writer's view of a draft.
 pub(crate) struct Writing {
     draft: Draft,
-    /// Its file for the readers.
+    /// The descriptor for readers, which is read-only.
     reading: Arc<File>,
     /// Bytes reserved with the account, from the body's start; less what was given back.
     reserved: u64,
-    /// The body's first bytes, which nobody will read again. Of those that are not in the file yet, none will be.
+    /// The number of first bytes of the body that were read and freed by a final iteration. Those of them that are not
+    /// in the file yet are not written.
     given_back: u64,
-    /// Of these, the ones whose pages are freed.
+    /// Those of `given_back` whose pages are freed.
     punched: u64,
-    /// The expected length; 0 if nobody knows.
+    /// The expected length; 0 if it is unknown.
     hint: u64,
-    /// The body's first bytes: those that are in the file.
+    /// The number of first bytes of the body that are in the file.
     written: u64,
     /// The file's size.
     file_size: u64,
-    /// Where the bytes from `written` on are put.
+    /// The buffer for the bytes from `written` on.
     buffer: Option<Arc<WriteBuffer>>,
-    /// The rest of the body is in heap: from here on. What was in the buffer then is there.
+    /// The offset from which on the body is in heap; `None` while all of it goes to the file.
     ends_at: Option<u64>,
     /// Bytes of a record's tail behind the body, accounted beside `reserved`.
     tail: u64,
 }
 
-/// What was in the buffer is still there only.
+/// The buffer could not be written to the file, and is still the only place of its bytes.
 pub(crate) struct Unwritten;
 
 impl Writing {
-    /// Begins a draft of `reserved` bytes (of `hint` in the end; 0 is unknown). `fill` writes to its file what there is of the
-    /// body already. `None`: objmapper can't; this is counted.
+    /// Begins a draft with `reserved` bytes, for a body of `hint` bytes (0: unknown). `fill` writes the body's present
+    /// bytes to its file. `None`: the store, or this process, failed; this is counted.
     pub(crate) fn begin(
         engine: &Engine,
         hint: u64,
@@ -81,7 +82,8 @@ impl Writing {
         }))
     }
 
-    /// The first `len` bytes of the body were written as it began; of these the first `given_back` will not be read.
+    /// Enters the draft in the counters. The first `len` bytes of the body are in its file; of these a final iteration
+    /// has freed the first `given_back`.
     pub(crate) fn start_accounting(&mut self, engine: &Engine, len: u64, given_back: u64) {
         engine.account.shrink(given_back);
         (self.written, self.file_size, self.given_back) = (len, len, given_back);
@@ -90,30 +92,30 @@ impl Writing {
         counters::add(&engine.counters.g_body_bytes, self.reserved - given_back);
     }
 
-    /// The file for the readers.
+    /// Returns the descriptor for readers.
     pub(crate) fn reading(&self) -> Arc<File> {
         self.reading.clone()
     }
 
-    /// Bytes of room in total.
+    /// Returns the bytes of room in total.
     pub(crate) fn reserved(&self) -> u64 {
         self.reserved
     }
 
-    /// The body's first bytes, which the draft accounts for.
+    /// Returns the number of first bytes of the body that the draft accounts for.
     pub(crate) fn accounted(&self) -> u64 {
         self.ends_at.unwrap_or(self.reserved)
     }
 
-    /// The rest of the body, from `len` on, is in heap.
+    /// Ends the draft at `len`: the rest of the body goes to heap.
     pub(crate) fn end_at(&mut self, len: u64) {
         self.ends_at.get_or_insert(len);
         self.buffer = None;
     }
 
-    /// `bytes` more were accounted. `false`: objmapper can't have them. What a final iteration gave back is holes in
-    /// the file: such a draft is never published, and needs no reservation for them. What is given back and not freed yet
-    /// needs one: the store holds a draft to its reservation.
+    /// Reserves `bytes` more, which the caller has accounted. Returns false if the store refused. A final iteration
+    /// leaves holes in the file: such a draft is never published, and needs no reservation for them. Bytes that are not
+    /// freed yet need one: the store holds a draft to its reservation.
     pub(crate) fn grow(&mut self, engine: &Engine, bytes: u64) -> bool {
         let reserved = self.reserved + bytes;
         let room = Room { granted: reserved - self.punched, expected: self.hint };
@@ -132,14 +134,14 @@ impl Writing {
         self.reserve_or_move(engine, room).inspect_err(|failure| engine.count_failure(failure))
     }
 
-    /// Sets the reservation; where the draft's tier is full, goes on in another one. Readers that have the old file read on
-    /// there; those to come are given the new one ([`Writing::reading`]).
+    /// Sets the reservation. If the draft's tier is full, moves the draft to another one. Readers that have the old
+    /// file go on reading it; later readers are given the new one ([`Writing::reading`]).
     fn reserve_or_move(&mut self, engine: &Engine, room: Room) -> Result<(), Failure> {
         let full = match engine.reserve(&mut self.draft, room) {
             Err(full @ Failure::Full(_)) => full,
             other => return other,
         };
-        // A draft with holes is never published: heap serves as well for the rest of it.
+        // A draft with holes is never published, so that a move gains nothing: the rest goes to heap.
         if self.given_back > 0 {
             return Err(full);
         }
@@ -161,13 +163,13 @@ impl Writing {
         }
     }
 
-    /// Is the buffer full, when the body ends at `len`?
+    /// Returns true if the buffer is full; the body ends at `len`.
     pub(crate) fn is_full(&self, len: u64) -> bool {
         self.buffer.as_ref().is_some_and(|buffer| len - self.written >= buffer.size() as u64)
     }
 
-    /// Where the bytes from `len`, the body's end, on can be written: a buffer that is not full, how much of it is used, and
-    /// how many bytes more may be written there. `None`: there is no memory; this is counted.
+    /// Returns where the bytes from `len`, the body's end, on can be written: a buffer that is not full, its used
+    /// bytes, and the bytes that may still be written there. `None`: there is no memory; this is counted.
     pub(crate) fn room(&mut self, engine: &Engine, len: u64) -> Option<(Arc<WriteBuffer>, usize, usize)> {
         let buffer = match &self.buffer {
             Some(buffer) => buffer,
@@ -186,8 +188,9 @@ impl Writing {
         Some((buffer.clone(), used, room))
     }
 
-    /// Writes to the file what of the body, which ends at `len`, is not there yet, and gives the buffer to
-    /// [`Writing::reuse_buffer`]; none if nothing is in one. `Err`: it could not be written, and stays where it is; this is counted.
+    /// Writes the buffered bytes of the body, which ends at `len`, to the file, and returns the buffer, for
+    /// [`Writing::reuse_buffer`]; `None` if there is none. `Err`: the write failed, and the bytes stay in the buffer;
+    /// this is counted.
     pub(crate) fn write(&mut self, engine: &Engine, len: u64) -> Result<Option<Arc<WriteBuffer>>, Unwritten> {
         if self.ends_at.is_some() {
             return Ok(None);
@@ -195,7 +198,7 @@ impl Writing {
         let Some(buffer) = self.buffer.take() else { return Ok(None) };
         // SAFETY: the fetch wrote what is body before it said so (`Body::extend`), and it is the fetch that calls.
         let bytes = unsafe { buffer.bytes((len - self.written) as usize) };
-        // Nobody wants what was given back.
+        // Bytes that were given back are not read again.
         let skip = (self.given_back.saturating_sub(self.written) as usize).min(bytes.len());
         if skip < bytes.len() {
             let from = self.written + skip as u64;
@@ -209,24 +212,25 @@ impl Writing {
         Ok(Some(buffer))
     }
 
-    /// A buffer whose bytes are in the file is used again, unless somebody still reads there, or it was a short one, for what
-    /// was expected.
+    /// Reuses a buffer whose bytes are in the file, unless a reader still holds it, or it is a short one, of the size
+    /// that was expected.
     pub(crate) fn reuse_buffer(&mut self, mut buffer: Arc<WriteBuffer>, len: u64) {
         let suits = buffer.size() == WriteBuffer::MAX_SIZE || self.hint > len;
         self.buffer = (suits && Arc::get_mut(&mut buffer).is_some()).then_some(buffer);
     }
 
-    /// Gives the surplus behind `len` back. The writer has nothing to [`write`](Writing::write) any more.
+    /// Releases the surplus behind `len`. The writer has nothing to [`write`](Writing::write) any more.
     pub(crate) fn trim(&mut self, engine: &Engine, len: u64) {
         self.buffer = None;
         let len = self.ends_at.unwrap_or(len);
-        // Readers are below: nobody looks at what goes.
+        // Readers end below this size: none is affected.
         match self.draft.file().and_then(|file| set_size(file, self.written)) {
             Ok(()) => self.file_size = self.written,
             Err(error) => engine.file_error("trimming a body", &error),
         }
         engine.reserve_less(&mut self.draft, len.saturating_sub(self.punched));
-        // After objmapper's: what this allows somebody, objmapper must not refuse.
+        // After the store's reservation: another fetch that is granted these bytes here must not be refused by the
+        // store.
         let surplus = self.reserved.saturating_sub(len);
         if surplus > 0 {
             engine.account.shrink(surplus);
@@ -235,8 +239,7 @@ impl Writing {
         }
     }
 
-    /// Nobody will read the bytes before `to` again: their pages are freed, as far as they have any, in multiples of
-    /// `unit`.
+    /// Frees the pages of the bytes before `to`, which are not read again, in multiples of `unit`.
     pub(crate) fn give_back(&mut self, engine: &Engine, to: u64, unit: u64) {
         self.given_back = to;
         let unit = unit.max(page_size());
@@ -255,83 +258,83 @@ impl Writing {
         }
     }
 
-    /// The body's first bytes that are in the file.
+    /// Returns the number of first bytes of the body that are in the file.
     pub(crate) fn written(&self) -> u64 {
         self.written
     }
 
-    /// What the draft counts of the body ends before `start`: the rest is in heap.
+    /// Ends the part of the body that the draft accounts for at `start`: the rest is in heap.
     pub(crate) fn ends_before(&mut self, start: u64) {
         self.ends_at = Some(start);
     }
 
-    /// Is all of the body in the file?
+    /// Returns true if all of the body is in the file or the buffer, and none of it was given back.
     pub(crate) fn is_whole(&self) -> bool {
         self.ends_at.is_none() && self.given_back == 0
     }
 
-    /// The body is complete with `len` bytes: sees to it that the file ends there. `false`: it does not.
+    /// Makes the file of a body that is complete with `len` bytes end there. Returns false if it does not.
     pub(crate) fn finish(&mut self, engine: &Engine, len: u64) -> bool {
         if self.tail == 0 && (self.reserved != len || self.file_size != len) {
-            // A fetch that ended without saying so.
+            // The fetch ended without a trim.
             self.trim(engine, len);
         }
         self.file_size == len + self.tail
     }
 
-    /// Is nothing in the file that anybody may read, or was given back?
+    /// Returns true if no bytes were written to the file and none were given back.
     pub(crate) fn is_empty(&self) -> bool {
         self.written == 0 && self.given_back == 0
     }
 
-    /// Another allocation takes `bytes` of what the account granted.
+    /// Transfers `bytes` of what the account granted to another allocation.
     pub(crate) fn hand_over(&mut self, engine: &Engine, bytes: u64) {
         self.reserved -= bytes;
         counters::sub(&engine.counters.g_body_bytes, bytes);
     }
 
-    /// The draft itself, to be published.
+    /// Returns the draft, to be published.
     pub(crate) fn draft(&mut self) -> &mut Draft {
         &mut self.draft
     }
 
-    /// Bytes of a record's tail behind the body.
+    /// The bytes of a record's tail behind the body.
     pub(crate) fn tail(&self) -> u64 {
         self.tail
     }
 
-    /// So many bytes were written behind the body, and accounted.
+    /// Notes a tail of `bytes`, which the caller has written behind the body and accounted.
     pub(crate) fn add_tail(&mut self, bytes: u64) {
         self.tail = bytes;
         self.file_size += bytes;
     }
 
-    /// Nothing more is written: closes the writable descriptor.
+    /// Closes the writable descriptor, as publishing demands.
     pub(crate) fn close(&mut self) {
         self.buffer = None;
         self.draft.close();
     }
 
-    /// See [`Writing::close`].
+    /// Returns true after [`Writing::close`].
     pub(crate) fn is_closed(&self) -> bool {
         self.draft.file().is_err()
     }
 
-    /// Bytes that the account counts.
+    /// Returns the bytes that the account counts for the draft.
     pub(crate) fn outstanding(&self) -> u64 {
         self.reserved - self.given_back + self.tail
     }
 
-    /// The file for readers.
+    /// Returns the descriptor for readers.
     pub(crate) fn into_reading(self) -> Arc<File> {
         self.reading
     }
 
-    /// The body is not wanted any more.
+    /// Aborts the draft and ends its accounting.
     pub(crate) fn discard(self, engine: &Engine) {
         let outstanding = self.outstanding();
         self.draft.abort();
-        // After objmapper's, as in `trim`.
+        // After the store's reservation, as in `trim`.
         engine.end_draft_accounting(outstanding);
     }
 }
@@ -340,7 +343,7 @@ fn page_size() -> u64 {
     nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |n| n as u64)
 }
 
-/// Calls again what a signal interrupted: none of these calls may wait for somebody else.
+/// Repeats a call that a signal interrupted. None of these calls waits for another process.
 fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
     loop {
         match call() {

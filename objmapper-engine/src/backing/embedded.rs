@@ -97,7 +97,7 @@ impl Embedded {
                     && other.object != object
                     && !other.ephemeral
                 {
-                    // That is pinned now, and may be what another body needs.
+                    // The look-up has pinned that object, which another body may need.
                     let _ = self.pins.acquire((0, other.object));
                     self.unpin(other.object);
                 }

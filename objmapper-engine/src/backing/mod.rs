@@ -18,25 +18,25 @@ use crate::maintenance::LossDomain;
 pub use embedded::Embedded;
 pub use remote::Remote;
 
-/// Why objmapper did not do what was asked. Each is counted under its kind.
+/// Why a request to the store failed. Each is counted under its kind.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// There is no connection.
     #[error("objmapper is down: {0}")]
     Down(String),
-    /// Its limit is reached by what it cannot evict.
+    /// The store's limit is reached, and it can evict nothing more.
     #[error("objmapper is full: {0}")]
     Full(String),
-    /// No answer before the deadline.
+    /// The store did not answer before the deadline.
     #[error("objmapper did not answer in time: {0}")]
     Timeout(String),
-    /// No descriptors, no memory, input or output.
+    /// Descriptors or memory ran out, or an operation on a file failed.
     #[error("{0}")]
     Io(String),
-    /// The URI was deleted since its fence was looked at.
+    /// The URI was deleted after its fence was read.
     #[error("the URI was deleted meanwhile")]
     Conflict,
-    /// It answered what it may not.
+    /// The answer violates the protocol, or the store refused the request.
     #[error("objmapper refused: {0}")]
     Protocol(String),
 }
@@ -44,31 +44,31 @@ pub enum Failure {
 /// A published body: immutable, in a tier's directory under a name of its own.
 #[derive(Debug, Clone)]
 pub struct Stored {
-    /// Our own name for it, never used twice in this process.
+    /// Identifies the body in this process; never used twice.
     pub(crate) key: u64,
-    /// objmapper's name for it.
+    /// The object number in the store.
     pub(crate) object: u64,
     /// Bytes of body, from the file's first byte on.
     pub(crate) body_len: u64,
     /// Bytes of the file: longer than the body by a record's tail.
     pub(crate) file_len: u64,
-    /// Under a URI that others know: a record, whose pin other bodies may need too.
+    /// Set for a record: its URI is known to other caches, and several bodies may need its pin.
     shared: bool,
     home: Home,
 }
 
-/// Under which URI a body is published, and how.
+/// The URI under which a body is published, and the kind of publication.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Name<'a> {
-    /// Its own, which nobody else knows: it dies with our session or pin.
+    /// A URI of its own, known to this process alone. The body ends with this session or pin.
     Own(&'a str),
-    /// A record that others find, and that outlives us.
+    /// The URI of a record: other caches find it, and it stays when this process ends.
     Record {
-        /// As bytes.
+        /// The URI.
         uri: &'a [u8],
-        /// Milliseconds since 1970; 0 is never.
+        /// When the store may drop it, milliseconds since 1970; 0 is never.
         expires: i64,
-        /// Where the fence must be.
+        /// The URI's fence as it was read before the fetch; the commit is refused if it has moved.
         fence: Fence,
     },
 }
@@ -82,7 +82,7 @@ impl<'a> Name<'a> {
     }
 }
 
-/// How long a complete body is, and its file.
+/// The lengths of a complete body and of its file, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lengths {
     pub(crate) body: u64,
@@ -109,7 +109,8 @@ impl Stored {
         self.shared
     }
 
-    /// Opens its file, read-only. Asks nobody: it works while objmapperd does not.
+    /// Opens its file, read-only, below the tier's directory. Sends no request: it works while objmapperd does not
+    /// answer.
     pub(crate) fn open(&self) -> io::Result<File> {
         match &self.home {
             Home::Embedded(tier) => embedded::open(tier, self.object),
@@ -117,7 +118,7 @@ impl Stored {
         }
     }
 
-    /// What of it can be lost while this process lives; `None` for the store in this process.
+    /// Returns which losses of an objmapperd concern the body; `None` for the store in this process, which loses none.
     pub(crate) fn loss_domain(&self) -> Option<LossDomain> {
         match &self.home {
             Home::Embedded(_) => None,
@@ -130,7 +131,7 @@ impl Stored {
 
 /// A body's file while it is private and writable.
 pub struct Draft {
-    /// Until it is closed for good.
+    /// `None` after [`Draft::close`].
     file: Option<File>,
     handle: Handle,
 }
@@ -151,7 +152,7 @@ impl Draft {
         self.file = None;
     }
 
-    /// Gives it up.
+    /// Aborts the draft: the store frees its file and its reservation.
     pub(crate) fn abort(self) {
         drop(self);
     }
@@ -164,13 +165,13 @@ impl Draft {
 /// because what the limit grants later is evicted later: for all of it the store would be full.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Room {
-    /// Granted by the storage's limit.
+    /// Bytes that the storage's limit has granted.
     pub(crate) granted: u64,
-    /// Announced by the origin; less than `granted` says nothing.
+    /// Bytes that the origin announced; ignored if less than `granted`.
     pub(crate) expected: u64,
 }
 
-/// One of the three.
+/// The store of one storage.
 pub enum Backing {
     /// The store is in this process.
     Embedded(Embedded),
@@ -181,7 +182,7 @@ pub enum Backing {
 }
 
 impl Backing {
-    /// A new private file, with room reserved.
+    /// Creates a private file, with room reserved.
     pub(crate) fn create(&self, room: Room) -> Result<Draft, Failure> {
         match self {
             Backing::Embedded(store) => store.create(room.granted),
@@ -198,8 +199,8 @@ impl Backing {
         }
     }
 
-    /// A draft of `room` in another tier than `draft`'s, which is full, with the `written` bytes that are in `draft`'s file.
-    /// `None` if there is no other tier.
+    /// Creates a draft of `room` in another tier than `draft`'s, which is full, and copies the first `written` bytes of
+    /// `draft`'s file to it. `None` if there is no other tier.
     pub(crate) fn create_elsewhere(&self, draft: &Draft, room: Room, written: u64) -> Option<Result<Draft, Failure>> {
         match (self, &draft.handle, &draft.file) {
             (Backing::Remote(store), Handle::Remote(handle), Some(file)) => {
@@ -233,7 +234,8 @@ impl Backing {
         }
     }
 
-    /// Names the store's run; `None` while it was never reached. A record of another run is in another store.
+    /// Returns the store's instance; `None` before the first connection. A record of another instance is in another
+    /// store.
     pub fn instance(&self) -> Option<[u8; 16]> {
         match self {
             Backing::Embedded(store) => Some(store.instance()),
@@ -242,7 +244,7 @@ impl Backing {
         }
     }
 
-    /// A published body is not wanted any more. Does not block.
+    /// Releases the pin of a published body. Does not block.
     pub(crate) fn release(&self, stored: &Stored) {
         match self {
             Backing::Embedded(store) => store.release(stored),
@@ -259,7 +261,7 @@ impl Backing {
         }
     }
 
-    /// Does the store answer?
+    /// Returns true if the store is in this process, or is connected and has the protocol extensions.
     pub fn answers(&self) -> bool {
         match self {
             Backing::Embedded(_) => true,
@@ -268,7 +270,7 @@ impl Backing {
         }
     }
 
-    /// Gives every body up at once: the process is about to end. Bodies that are open or mapped stay readable.
+    /// Releases all bodies at once, because the process is about to end. Bodies that are open or mapped stay readable.
     pub fn detach(&self) -> Result<(), Failure> {
         match self {
             // It ends with the process.
@@ -277,7 +279,7 @@ impl Backing {
         }
     }
 
-    /// Connections lost and made again.
+    /// Returns how often a connection was lost, and how often one was made again.
     pub(crate) fn connection_counts(&self) -> (u64, u64) {
         match self {
             Backing::Embedded(_) | Backing::Absent(_) => (0, 0),

@@ -10,32 +10,33 @@ pub(super) type Pinned = (u64, u64);
 
 #[derive(Debug, Default)]
 struct State {
-    /// How many bodies (or look-ups under way) need the pin.
+    /// The number of bodies, and of look-ups under way, that need each pin; never 0.
     held: HashMap<Pinned, u32>,
     /// Releases that may not have reached the store yet.
     released: HashSet<Pinned>,
-    /// Commits under way: each may pin an object that somebody adopts before its publisher has taken note.
+    /// Commits under way. Each may pin an object that another fetch adopts and releases before the committing thread
+    /// has entered it in `held`.
     committing: u32,
-    /// What nobody held any more meanwhile.
+    /// Pins whose last holder went while a commit was under way.
     postponed: Vec<Pinned>,
 }
 
-/// Who needs which pin.
+/// The holders of each pin.
 #[derive(Debug)]
 pub(super) struct Pins {
     state: Mutex<State>,
-    /// Are releases on their way for a while, or carried out when they are called for?
+    /// True if releases reach the store later than they are called for.
     deferred: bool,
 }
 
 impl Pins {
-    /// For a store that carries releases out at once, or for one that hears of them later.
+    /// Pins in a store that carries releases out at once, or, if `deferred`, one that receives them later.
     pub(super) fn new(deferred: bool) -> Pins {
         Pins { state: Mutex::default(), deferred }
     }
 
-    /// Somebody needs this pin, and is about to ask the store for it. `true`: a release of it may still be under way,
-    /// and must have reached the store before.
+    /// Adds a holder of this pin, before the caller asks the store for it. Returns true if a release of it may still be
+    /// under way: that must have reached the store before the caller asks.
     #[must_use]
     pub(super) fn acquire(&self, pinned: Pinned) -> bool {
         let mut state = self.state.lock();
@@ -43,7 +44,7 @@ impl Pins {
         state.released.contains(&pinned)
     }
 
-    /// Somebody needs it no more. `release` is called under the lock, and must not wait, if that was the last one.
+    /// Removes a holder. If it was the last one, calls `release`, under the lock: it must not wait.
     pub(super) fn release(&self, pinned: Pinned, release: impl FnOnce(Pinned)) {
         let mut state = self.state.lock();
         let Some(count) = state.held.get_mut(&pinned) else { return };
@@ -61,12 +62,13 @@ impl Pins {
         }
     }
 
-    /// Does somebody need it?
+    /// Returns true if the pin has a holder.
     pub(super) fn is_held(&self, pinned: Pinned) -> bool {
         self.state.lock().held.contains_key(&pinned)
     }
 
-    /// Releases wait until `commit` has said what it pinned.
+    /// Calls `commit`, which returns the pin that it made, and makes the caller its holder. Releases are postponed
+    /// until then.
     pub(super) fn committing<T>(
         &self,
         commit: impl FnOnce() -> Result<(T, Pinned), super::Failure>,
@@ -92,12 +94,13 @@ impl Pins {
         outcome.map(|(value, _)| value)
     }
 
-    /// Releases so far whose arrival in the store is not known; told to [`Pins::arrived`] when it is.
+    /// Returns the releases of which it is not known that they have reached the store. The caller passes them to
+    /// [`Pins::arrived`] when it is.
     pub(super) fn under_way(&self) -> Vec<Pinned> {
         self.state.lock().released.iter().copied().collect()
     }
 
-    /// These releases have reached the store.
+    /// Notes that these releases have reached the store.
     pub(super) fn arrived(&self, releases: &[Pinned]) {
         let mut state = self.state.lock();
         for pinned in releases {

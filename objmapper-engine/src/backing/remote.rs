@@ -19,29 +19,30 @@ use super::{Draft, Failure, Home, Lengths, Name, Stored};
 use crate::log::line;
 use crate::maintenance::{LossScope, Maintenance};
 
-/// A draft that grows reserves this much ahead with objmapperd: one round trip instead of many.
+/// Bytes that a growing draft reserves ahead with objmapperd, to save round trips.
 const RESERVE_STEP: u64 = 1 << 20;
 
-/// A new draft reserves so much more than its body: room for a record's tail, which seldom needs more. Asked for when
-/// the body is there, it would cost a round trip, and a full tier might have it no more.
+/// Bytes that a new draft reserves beyond its body, for a record's tail, which seldom needs more. A reservation when
+/// the body is complete would cost a round trip, and might find the tier full.
 const TAIL_ROOM: u64 = 16 << 10;
 
-/// More commits than this without an answer are not looked for; they end with the session.
+/// Unanswered commits that are remembered. What further ones left behind ends with the session.
 const MAX_UNCONFIRMED: usize = 100_000;
 /// Lines about the connection in a minute.
 const LINES: u32 = 20;
 const MINUTE: Duration = Duration::from_secs(60);
-/// So often a commit without an answer is looked for before it is taken for not carried out.
+/// Look-ups of an unanswered commit's URI that find nothing before it is taken for not carried out.
 const MAX_PROBES: u8 = 3;
 
 /// Our connections to an objmapperd.
 pub struct Remote {
     client: Client,
-    /// How often its memory tier has begun anew.
+    /// How often its memory tier has been lost and begun empty.
     memory_epoch: Arc<AtomicU64>,
-    /// URIs whose commit got no answer, and how often we will still look whether it was carried out all the same.
+    /// URIs whose commit got no answer, and the number of look-ups that are left to find out whether it was carried
+    /// out.
     unconfirmed_commits: Mutex<Vec<(ObjUri<'static>, u8)>>,
-    /// The pins of records.
+    /// Pins of records. Other bodies have one holder each and need no count.
     pins: Pins,
     timeout: Duration,
 }
@@ -54,7 +55,8 @@ pub(super) struct Handle {
 }
 
 impl Remote {
-    /// Connects in the background, now and whenever it is needed again. `maintenance` learns what is lost.
+    /// Connects in the background, now and after each loss of the connection. Losses of bodies are reported to
+    /// `maintenance`.
     pub fn new(
         ident: &str,
         socket: &Path,
@@ -63,7 +65,7 @@ impl Remote {
     ) -> Result<Remote, Failure> {
         let memory_epoch = Arc::new(AtomicU64::new(0));
         let (epoch, ident, path) = (memory_epoch.clone(), ident.to_owned(), socket.display().to_string());
-        // A store that comes and goes says so again and again.
+        // A store that restarts in a loop would repeat these lines without bound.
         let log = Arc::new(RateLimited::new(LINES, MINUTE));
         let log_connection = move |message: &str| {
             if let Some(left_out) = log.admit() {
@@ -113,7 +115,7 @@ impl Remote {
         matches!(self.client.state(), ConnectionState::Extended { .. })
     }
 
-    /// Ends our session with objmapperd; afterwards it is down for us.
+    /// Ends this process's session with objmapperd. Later calls fail as down.
     pub(super) fn detach(&self) -> Result<(), Failure> {
         self.client.detach().map_err(failure)
     }
@@ -124,13 +126,13 @@ impl Remote {
     }
 
     pub(super) fn create(&self, length: u64) -> Result<Draft, Failure> {
-        // Read before: a memory tier that begins anew meanwhile makes the draft's body one of the lost ones.
+        // Read before the call: if the memory tier begins anew meanwhile, the draft's body counts as lost.
         let memory_epoch = self.memory_epoch.load(Relaxed);
         let (private, reserved) = self.create_private(length).map_err(failure)?;
         Self::draft(private, reserved, memory_epoch)
     }
 
-    /// A private object, and how many bytes are reserved for it: with room for a tail if that can be had.
+    /// Creates a private object, with room for a tail if the store has it. Returns the bytes reserved for it too.
     fn create_private(&self, length: u64) -> objmapper_client::Result<(PrivateObject, u64)> {
         let with_tail = length.saturating_add(TAIL_ROOM);
         match self.client.create(with_tail, None, None) {
@@ -139,8 +141,8 @@ impl Remote {
         }
     }
 
-    /// A draft in the disk tier that begins with the first `written` bytes of `file`, which is of a draft in the memory tier.
-    /// `None` if `draft` is not there, or there is no disk tier.
+    /// Creates a draft in the disk tier that begins with the first `written` bytes of `file`, the file of `draft`.
+    /// `None` if `draft` is not in the memory tier, or there is no disk tier.
     pub(super) fn create_on_disk(
         &self,
         draft: &Handle,
@@ -233,7 +235,7 @@ impl Remote {
             }
             let other = (found.session, entry.object);
             if other != pinned && !entry.flags.contains(EntryFlags::EPHEMERAL) {
-                // That is pinned now, and may be what another body needs.
+                // The look-up has pinned that object, which another body may need.
                 let _ = self.pins.acquire(other);
                 self.unpin(other);
             }
@@ -242,7 +244,7 @@ impl Remote {
         found.map(|_| None)
     }
 
-    /// Waits until the store has heard of all releases so far.
+    /// Waits until all releases so far have reached the store.
     fn await_releases(&self) -> Result<(), Failure> {
         let releases = self.pins.under_way();
         if !self.client.flush_deferred(self.timeout) {
@@ -256,7 +258,8 @@ impl Remote {
         self.pins.release(pinned, |(session, object)| self.client.release(session, &[object]));
     }
 
-    /// A commit of `uri` got no answer. Carried out, it left a pinned body that nobody knows of.
+    /// Remembers that a commit of `uri` got no answer. If it was carried out, it left a pinned body that no object
+    /// refers to; [`Remote::tidy`] releases it.
     fn note_unconfirmed(&self, uri: ObjUri<'static>) {
         let mut unconfirmed_commits = self.unconfirmed_commits.lock();
         if unconfirmed_commits.len() < MAX_UNCONFIRMED {
@@ -264,7 +267,7 @@ impl Remote {
         }
     }
 
-    /// Releases what unanswered commits left behind. Waits for objmapperd, once in vain at most.
+    /// Releases what unanswered commits left behind. Waits for objmapperd; returns after the first call that fails.
     pub(super) fn tidy(&self) {
         if !self.answers() {
             return;
