@@ -1,4 +1,7 @@
-//! The size limit of a storage, and the seven counters that every Varnish dashboard knows.
+//! The size limit of a storage, and the seven counters that every Varnish dashboard shows.
+//!
+//! `used` never exceeds the limit: bytes are taken by a compare-and-swap before they are allocated, and given back
+//! after they are freed. The counters are updated beside it, and may differ from it by the calls under way.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};

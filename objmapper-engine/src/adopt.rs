@@ -1,4 +1,5 @@
-//! A record that is pinned, so that it can become a body: see [`Body::adopt`](crate::body::Body::adopt).
+//! Adoption, the store's part: pins a record, so that it can become a body ([`Body::adopt`](crate::body::Body::adopt)).
+//! A pinned record must be taken by a body or released ([`Engine::cancel_adoption`]).
 
 use crate::adopted::Room;
 use crate::backing::{Failure, Lengths, Stored};

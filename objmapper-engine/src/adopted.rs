@@ -1,8 +1,9 @@
-//! Adoption: a record that somebody has published becomes the body of an object, without a copy.
+//! Adoption: a published record becomes the body of an object, without a copy.
 //!
-//! It is pinned when it is announced ([`Engine::adopt`]), taken by the object ([`Body::adopt`]), and becomes its body when
-//! room is first asked for ([`Body::space`]): then the room stands for bytes of the record, which count as they are
-//! [extended](Body::extend). If it cannot be had by then, there is ordinary room instead.
+//! The states are announced (pinned by [`Engine::adopt`] and taken by [`Body::adopt`]), room (from the first
+//! [`Body::space`] on, which makes the record the body; its bytes count as body as they are [extended](Body::extend)),
+//! and settled. If the record cannot be adopted at the first [`Body::space`], the fetch gets ordinary room instead, and
+//! copies.
 
 use std::ptr::NonNull;
 

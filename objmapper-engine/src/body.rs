@@ -1,4 +1,4 @@
-//! A body: where its bytes are, while they come in and afterwards.
+//! A body: where its bytes are, during the fetch and afterwards.
 //!
 //! ```text
 //!   heap pieces ──(passes the threshold)──► a draft: its file, then a buffer ──(complete)──► stored
@@ -24,11 +24,11 @@
 //! | in transit ([`crate::transit`]) | heap; file, then heap | of a draft: two, until it is freed | no |
 //! | not kept (a pass, a failed fetch) | as it came in | as it came in | no |
 //!
-//! A record of others that is [adopted](crate::adopt) is stored from the beginning.
+//! A record of another cache that is [adopted](crate::adopt) is stored from the beginning.
 //!
-//! One thread writes (the fetch), any number read. What was handed out by address stays at that address until the
-//! writer is done *and* no reader follows it any more ([`Body::settle`]), if it is in heap. A buffer stays while a [`Span`]
-//! holds it. What is in a file has no address: it is read, or sent, from there.
+//! One thread writes (the fetch), any number read. Bytes in heap that a reader was given by address stay there until
+//! the writer is done *and* no reader follows it any more ([`Body::settle`]). A buffer stays while a [`Span`] holds it.
+//! Bytes in a file have no address: they are read, or sent, from the file.
 
 use std::fs::File;
 use std::io;

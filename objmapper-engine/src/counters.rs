@@ -1,4 +1,4 @@
-//! `OBJM.<ident>.*`: what `SMA.<ident>.*` cannot say.
+//! `OBJM.<ident>.*`: the counters of a storage beside those of `-s malloc`, which are `SMA.<ident>.*`.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -122,7 +122,7 @@ pub struct Counters {
     pub c_transit_failed: AtomicU64,
     /// Bodies published as records
     ///
-    /// Others that share the objmapper find them. They are among 'c_published'.
+    /// Other caches that use the store find them. They are among 'c_published'.
     #[counter]
     pub c_records: AtomicU64,
     /// Records not published: deleted meanwhile
@@ -136,10 +136,10 @@ pub struct Counters {
     /// Records that became the body of an object, without a copy
     #[counter]
     pub c_adopted: AtomicU64,
-    /// Records that could not become the body of an object when it came to it
+    /// Records that were pinned, but could not become the body of an object
     ///
-    /// There was no room for them below the limit, they could not be opened, or another filter was in the way. The body
-    /// is copied.
+    /// There was no room for them below the limit, they could not be opened, or another filter writes the bytes. The
+    /// body is copied.
     #[counter]
     pub c_adopt_fallback: AtomicU64,
     /// Deliveries without a copy

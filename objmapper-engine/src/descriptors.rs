@@ -1,4 +1,5 @@
-//! How many descriptors of cached bodies may stay open: what a process may have is for its clients and origins first.
+//! How many descriptors of cached bodies a storage may keep open. The process's limit (RLIMIT_NOFILE) serves clients
+//! and backends first; all storages of the process share the rest.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;

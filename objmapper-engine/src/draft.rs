@@ -1,4 +1,14 @@
-//! A body that is being written to objmapper: its file, and the buffer through which the fetch writes.
+//! A body that is being written to the store: its file, and the buffer through which the fetch writes.
+//!
+//! The fetch owns a [`Writing`] and takes it out of the body while it works on it, so that no lock is held during a
+//! write or a request. The body's first `written` bytes are in the file, those from there on in the buffer, and, once
+//! the store has refused more (`ends_at`), the rest in heap.
+//!
+//! * The account grants bytes before the store reserves them, and the store releases them before the account: bytes
+//!   that the account grants to another fetch are free in the store too.
+//! * Readers have a read-only descriptor of their own, and never one through which the file could be changed.
+//! * `punched <= given_back`, and `given_back <= reserved`: the account does not count bytes that a final iteration has
+//!   freed.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};

@@ -1,4 +1,8 @@
-//! One storage: its options, its limit, its counters, and where its published bodies are.
+//! One storage: its options, its limit, its counters, its store, and its caches of descriptors and mappings.
+//!
+//! All of it may be called by any thread; the locks are those of the parts, and none is held during a request to the
+//! store or while a file is opened or mapped. Failures are counted and, bounded in rate, logged here. The files that
+//! use the store decide what becomes of the body.
 
 use std::fs::File;
 use std::io;
@@ -28,9 +32,9 @@ use crate::unreadable::{self, ReadLog};
 
 /// One storage.
 pub struct Engine {
-    /// What the operator asked for.
+    /// The operator's options.
     pub options: Options,
-    /// The limit and the bytes below it.
+    /// The storage's limit and the bytes in use.
     pub account: Account,
     /// `OBJM.<ident>.*`.
     pub counters: &'static Counters,
@@ -39,7 +43,7 @@ pub struct Engine {
     _descriptors: Share,
     maps: Cache<u64, BodyMap>,
     registry: Registry,
-    /// What the background thread has to do.
+    /// The tasks of the background thread.
     pub maintenance: Arc<Maintenance>,
     uri_base: String,
     next_key: AtomicU64,
@@ -52,7 +56,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// A storage named `ident` in varnishd. `uri_base` begins the URIs of its bodies and is unique to this process.
+    /// Makes the storage that varnishd names `ident`. The URIs of its bodies begin with `uri_base`, which is unique to
+    /// this process.
     pub fn new(
         ident: &str,
         options: Options,
@@ -84,7 +89,7 @@ impl Engine {
         }
     }
 
-    /// Where published bodies are.
+    /// Returns the store.
     pub fn backing(&self) -> &Backing {
         &self.backing
     }
@@ -94,21 +99,21 @@ impl Engine {
         !self.health.is_failing() && self.backing.answers()
     }
 
-    /// A body, or a step of it, could not be taken.
+    /// Notes that the store did not take a body: a step (create, write, publish) failed.
     fn record_failure(&self, message: impl FnOnce() -> String) {
         if self.health.record_failure(message) {
             self.counters.g_happy.store(0, Relaxed);
         }
     }
 
-    /// A body was taken, all of it.
+    /// Notes that the store took all of a body.
     pub(crate) fn record_success(&self) {
         if self.health.record_success() {
             self.counters.g_happy.store(u64::from(self.is_happy()), Relaxed);
         }
     }
 
-    /// A new draft, or `None`: the body stays in heap, which is counted under its reason.
+    /// Creates a draft. `None`: the store refused, and the body stays in heap, which is counted under its reason.
     pub(crate) fn create_draft(&self, room: Room) -> Option<Draft> {
         match self.backing.create(room) {
             Ok(draft) => Some(draft),
@@ -124,14 +129,14 @@ impl Engine {
         self.backing.reserve(draft, room)
     }
 
-    /// Lowers a draft's reservation. The body is complete: that objmapper can't says nothing of where it lives.
+    /// Lowers the reservation of a complete body's draft. A failure is counted, and does not change where the body is.
     pub(crate) fn reserve_less(&self, draft: &mut Draft, length: u64) {
         if let Err(failure) = self.backing.reserve(draft, Room { granted: length, expected: 0 }) {
             self.count_failure(&failure);
         }
     }
 
-    /// Publishes a complete draft, which is closed, under a name of its own; a failure is counted.
+    /// Publishes a complete, closed draft under a URI of its own. A failure is counted.
     pub(crate) fn publish(&self, draft: &mut Draft, lengths: Lengths) -> Option<Stored> {
         match self.publish_own(draft, lengths) {
             Ok(stored) => Some(stored),
@@ -149,7 +154,7 @@ impl Engine {
         self.backing.publish(draft, Name::Own(&uri), lengths, key)
     }
 
-    /// Tries whether objmapper takes bodies again, with one as small as any that it is given.
+    /// Tests whether the store takes bodies again, with one of the smallest size that goes there.
     fn probe(&self) -> Result<(), Failure> {
         const MAX_LEN: u64 = 1 << 20;
         let zeros = vec![0; self.options.threshold.clamp(4096, MAX_LEN) as usize];
@@ -163,7 +168,7 @@ impl Engine {
         Ok(())
     }
 
-    /// As [`Engine::publish`], as a record that others find.
+    /// As [`Engine::publish`], as a record that other caches find.
     pub(crate) fn publish_record(
         &self,
         draft: &mut Draft,
@@ -180,7 +185,7 @@ impl Engine {
         published
     }
 
-    /// A name for a body that this process has not used before.
+    /// Returns a key that this process has not used before.
     pub(crate) fn new_key(&self) -> u64 {
         self.next_key.fetch_add(1, Relaxed)
     }
@@ -196,7 +201,7 @@ impl Engine {
         }
     }
 
-    /// A body stays in heap, or goes on there.
+    /// Counts a body that stays in heap, or continues there, because of `failure`.
     pub(crate) fn count_fallback(&self, failure: &Failure) {
         self.count_failure(failure);
         let c = self.counters;
@@ -212,8 +217,8 @@ impl Engine {
         self.record_failure(|| format!("bodies stay in heap: {failure}"));
     }
 
-    /// If descriptors or mappings ran out, those that are only kept for later are given up for what is needed now.
-    /// `true`: it may be worth another try.
+    /// Drops the cached descriptors and mappings if `error` says that descriptors, mappings or memory ran out. Returns
+    /// true then: the operation may succeed now.
     pub(crate) fn drop_caches(&self, error: &io::Error) -> bool {
         let out = ran_out(error);
         if out {
@@ -223,14 +228,14 @@ impl Engine {
         out
     }
 
-    /// An operation on a body's file failed.
+    /// Counts and logs that an operation on a body's file failed.
     pub(crate) fn file_error(&self, what: &str, error: &io::Error) {
         counters::add(&self.counters.c_err_io, 1);
         self.drop_caches(error);
         self.errors.line(|| format!("{what}: {error}"));
     }
 
-    /// An operation on a draft's file failed: the body, or the rest of it, stays in heap.
+    /// Counts and logs that an operation on a draft's file failed: the body, or the rest of it, stays in heap.
     pub(crate) fn draft_error(&self, what: &str, error: &io::Error) {
         counters::add(&self.counters.c_fallback_error, 1);
         counters::add(&self.counters.c_err_io, 1);
@@ -238,12 +243,12 @@ impl Engine {
         self.record_failure(|| format!("bodies stay in heap: {what}: {error}"));
     }
 
-    /// An operation on a record failed.
+    /// Logs that an operation on a record failed; bounded in rate.
     pub(crate) fn log_error(&self, message: &str) {
         self.errors.line(|| message.to_owned());
     }
 
-    /// A body begins to pass through. `fallback_heap` is used up.
+    /// Counts and logs that a body is in transit from now on, because `fallback_heap` is used up.
     pub(crate) fn count_transit(&self) {
         counters::add(&self.counters.c_transit, 1);
         self.transits.line(|| {
@@ -255,12 +260,12 @@ impl Engine {
         });
     }
 
-    /// A body in transit failed.
+    /// Counts that a body in transit could not be delivered.
     pub(crate) fn count_transit_failure(&self) {
         counters::add(&self.counters.c_transit_failed, 1);
     }
 
-    /// A draft's accounting ends.
+    /// Ends a draft's accounting of `outstanding` bytes.
     pub(crate) fn end_draft_accounting(&self, outstanding: u64) {
         self.account.dealloc(outstanding);
         counters::sub(&self.counters.g_body_bytes, outstanding);
@@ -292,8 +297,8 @@ impl Engine {
         self.fallback.give_back(charge, size);
     }
 
-    /// Memory for `size` bytes of a body that objmapper cannot take, which the account has granted to its draft. `None`:
-    /// the fallback heap, or the machine, has none.
+    /// Allocates heap for `size` bytes of a body that the store cannot take, which the account has granted to its
+    /// draft. `None`: `fallback_heap`, or memory, is used up.
     pub(crate) fn take_over(&self, size: u64) -> Option<HeapChunk> {
         let len = usize::try_from(size).ok()?;
         if !self.fallback.take(Charge::Cached, size) {
@@ -308,18 +313,18 @@ impl Engine {
         Some(chunk)
     }
 
-    /// A body was just published: who asks for it next finds it open.
+    /// Caches the descriptor of a body that was just published, for its next reader.
     pub(crate) fn cache_descriptor(&self, stored: &Stored, file: Arc<File>) {
         self.fds.insert(stored.key, file);
         self.show_caches();
     }
 
-    /// A published body belongs to `owner`, which is cached: from now on [`Engine::sweep`] may name that. `false`: the
-    /// body is lost already.
+    /// Enters `owner`, a cached object, as the owner of a published body: from now on [`Engine::sweep`] may name it.
+    /// Returns false if the body is lost already.
     pub(crate) fn register(&self, stored: &Stored, owner: usize) -> bool {
         let Some(loss_domain) = stored.loss_domain() else { return true };
         self.registry.enter(stored.key, loss_domain, owner);
-        // The scope may have been carried out before it was entered.
+        // The sweep for a loss may have ended before the entry.
         let lost = self.maintenance.is_lost(loss_domain);
         if lost {
             self.count_loss(Some(stored));
@@ -327,7 +332,7 @@ impl Engine {
         !lost
     }
 
-    /// A body is lost; its object will leave the cache. Does nothing if a sweep has named its owner before.
+    /// Counts the loss of a body, whose object leaves the cache. Does nothing if a sweep has named its owner before.
     pub(crate) fn count_loss(&self, stored: Option<&Stored>) {
         let registered = stored.filter(|stored| stored.loss_domain().is_some());
         if registered.is_none_or(|stored| self.registry.remove(stored.key)) {
@@ -335,7 +340,7 @@ impl Engine {
         }
     }
 
-    /// A published body is not wanted any more. Afterwards, [`Engine::sweep`] does not name its owner.
+    /// Releases a published body. Afterwards, [`Engine::sweep`] does not name its owner.
     pub(crate) fn forget(&self, stored: &Stored) {
         if stored.loss_domain().is_some() {
             self.registry.remove(stored.key);
@@ -362,8 +367,8 @@ impl Engine {
         });
     }
 
-    /// Gives up what calls without an answer may have left in the store, and tries whether a store takes bodies again
-    /// that did not. It may wait for the store, within a deadline.
+    /// Releases what unanswered calls may have left in the store, and tests whether a store that did not take bodies
+    /// takes them again. May wait for the store until the deadline of a call (`timeout`).
     pub fn tidy(&self) {
         self.backing.tidy();
         let (_, reconnects) = self.backing.connection_counts();
@@ -378,7 +383,7 @@ impl Engine {
         }
     }
 
-    /// Brings the gauges up to date that others than the engine move.
+    /// Updates the gauges that change without a call of the engine: connections and caches.
     pub fn refresh(&self) {
         let c = self.counters;
         let happy = self.is_happy();
@@ -386,7 +391,7 @@ impl Engine {
         let (lost, made) = self.backing.connection_counts();
         c.c_disconnects.store(lost, Relaxed);
         c.c_reconnects.store(made, Relaxed);
-        // Two threads that show them at once may have left the older number.
+        // Two threads that stored a gauge at once may have left the older number.
         self.show_caches();
     }
 
@@ -398,17 +403,17 @@ impl Engine {
         c.c_maps_dropped.store(self.maps.evictions(), Relaxed);
     }
 
-    /// A published body's file, if it is open.
+    /// Returns a published body's file, if it is in the cache.
     pub(crate) fn opened(&self, key: u64) -> Option<Arc<File>> {
         self.fds.get(&key)
     }
 
-    /// A published body's bytes, if they are mapped.
+    /// Returns a published body's mapping, if it is in the cache.
     pub(crate) fn mapped(&self, key: u64) -> Option<Arc<BodyMap>> {
         self.maps.get(&key)
     }
 
-    /// A published body's file.
+    /// Returns a published body's file; opens it if it is not in the cache.
     pub(crate) fn open(&self, stored: &Stored) -> Result<Arc<File>, NoSpan> {
         let opened = self.fds.get_or_open(stored.key, || {
             let file =
@@ -421,7 +426,8 @@ impl Engine {
         opened.map_err(NoSpan::from_error)
     }
 
-    /// A published body's bytes, mapped for the kernel to read. `None`: it cannot be mapped, but may be read.
+    /// Returns a published body's mapping, for the kernel to read; maps it if it is not in the cache. `None`: it cannot
+    /// be mapped, but may be read.
     pub(crate) fn map(&self, stored: &Stored) -> Result<Option<Arc<BodyMap>>, NoSpan> {
         let file = self.open(stored)?;
         let mapped = self.maps.get_or_open(stored.key, || {
@@ -440,7 +446,7 @@ impl Engine {
         }
     }
 
-    /// A body's file could not be read.
+    /// Counts and logs that a body's file could not be read. A record is not adopted again.
     pub(crate) fn read_failed(&self, stored: Option<&Stored>, error: &io::Error) {
         counters::add(&self.counters.c_err_io, 1);
         self.read_log.lost(stored, error);
@@ -451,7 +457,7 @@ impl Engine {
         }
     }
 
-    /// A reader can't have a body now: there are no descriptors, or no memory.
+    /// Counts and logs that a reader got no body for want of descriptors or memory, and drops the caches.
     pub fn not_now(&self, error: &io::Error) {
         counters::add(&self.counters.c_err_io, 1);
         self.drop_caches(error);
@@ -459,7 +465,7 @@ impl Engine {
     }
 }
 
-/// A file of another length than it was published with is not the body.
+/// Returns an error if the file's length is not the one that it was published with.
 fn check_length(file: &File, stored: &Stored) -> io::Result<()> {
     let size = file.metadata()?.len();
     if size == stored.file_len {

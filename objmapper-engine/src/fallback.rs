@@ -1,8 +1,8 @@
-//! The bound of the heap that bodies use which objmapper could not take.
+//! The limit of the heap that is used by bodies which the store could not take.
 //!
-//! A storage's limit may be a disk's. When that disk is full, or objmapperd is full or down, all that the limit still
-//! allows would go to varnishd's heap, which may be more than the machine has. So this part of the heap has a limit of
-//! its own (option `fallback_heap`), below the storage's:
+//! A storage's limit may be that of a disk. If the disk is full, or objmapperd is full or down, everything that the
+//! limit still allows would go to varnishd's heap, which may be more than the machine has. So this part of the heap has
+//! a limit of its own (option `fallback_heap`), below the storage's:
 //!
 //! | charge | counts | limit |
 //! |---|---|---|
@@ -18,31 +18,31 @@ use crate::account::UNLIMITED;
 use crate::counters::Counters;
 use crate::memory;
 
-/// The default is this part of the memory that the process may use.
+/// The default is one part in so many of the memory that the process may use.
 const DEFAULT_PART: u64 = 8;
-/// But at least this, which holds a few bodies.
+/// The smallest default in bytes; it holds a few bodies.
 const MIN_DEFAULT: u64 = 16 << 20;
 
-/// What a piece of heap counts as.
+/// What a piece of heap is charged to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Charge {
-    /// Nothing: the body is small.
+    /// Not charged: the body is small.
     #[default]
     None,
-    /// A body that objmapper could not take.
+    /// A cached body that the store could not take.
     Cached,
-    /// Such a body, when the limit for these is reached.
+    /// A body in transit: the limit of [`Charge::Cached`] is reached.
     Transit,
 }
 
-/// The two charges and their limit.
+/// The bytes charged, and the limit of each charge.
 pub(crate) struct FallbackHeap {
     limit: u64,
     counters: &'static Counters,
 }
 
 impl FallbackHeap {
-    /// `asked` bytes, or as many as the machine suggests; never more than the storage's `size`.
+    /// With a limit of `asked` bytes, or of a part of the machine's memory; never more than the storage's `size`.
     pub(crate) fn new(asked: Option<u64>, size: u64, counters: &'static Counters) -> FallbackHeap {
         FallbackHeap { limit: limit(asked, memory::available(), size), counters }
     }
@@ -65,7 +65,7 @@ impl FallbackHeap {
         self.gauge(charge).is_none_or(|gauge| bytes <= self.limit.saturating_sub(gauge.load(Relaxed)))
     }
 
-    /// Charges `bytes`. `false`: the limit does not allow it.
+    /// Charges `bytes`. Returns false if the limit does not allow it.
     #[must_use]
     pub(crate) fn take(&self, charge: Charge, bytes: u64) -> bool {
         let Some(gauge) = self.gauge(charge) else { return true };

@@ -1,10 +1,10 @@
-//! Whether objmapper takes bodies.
+//! Whether the store takes bodies (`storage.<name>.happy`), and when that is tested.
 //!
-//! A body is taken when it was created, written and published; the first of these steps that fails is the failure of the
-//! whole. A step that succeeds says nothing: on a full disk every draft is created, and none is published.
+//! A body is taken when its draft was created, written and published. A failure of any step sets `failing`; only a
+//! complete publication clears it, because on a full disk every draft is created and none is published.
 //!
-//! VCL may send bodies elsewhere while objmapper does not take them (`storage.<name>.happy`), so that none would show that
-//! it does again. Therefore the background thread tries with a body of its own ([`Health::is_probe_due`]).
+//! VCL may choose another storage while `happy` is false, so that no fetch would find out that the store takes bodies
+//! again. So the background thread publishes a body of its own, with doubling pauses ([`Health::is_probe_due`]).
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,11 +14,11 @@ use parking_lot::Mutex;
 
 use crate::log::Repeating;
 
-/// Between the failure and the first probe.
+/// The pause between the failure and the first probe.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// Between two probes at most.
+/// The longest pause between two probes.
 const MAX_PAUSE: Duration = Duration::from_secs(32);
-/// After a failure that comes later than this after the last probe, pauses begin anew.
+/// A failure that comes later than this after the last probe begins with the shortest pause again.
 const CALM: Duration = Duration::from_secs(60);
 
 pub(crate) struct Health {
@@ -43,13 +43,13 @@ impl Health {
         self.failing.load(Relaxed)
     }
 
-    /// A body could not be taken. Returns true if the last one was.
+    /// Notes that a body was not taken. Returns true if the one before was.
     pub(crate) fn record_failure(&self, message: impl FnOnce() -> String) -> bool {
         self.record_failure_at(Instant::now(), message)
     }
 
     fn record_failure_at(&self, now: Instant, message: impl FnOnce() -> String) -> bool {
-        // All workers share it: it is written to only if it changes.
+        // All workers share this cache line: it is written only if the value changes.
         let changed = !self.is_failing() && !self.failing.swap(true, Relaxed);
         if changed {
             let mut probes = self.probes.lock();
@@ -63,7 +63,7 @@ impl Health {
         changed
     }
 
-    /// A body was published. Returns true if the last one was not.
+    /// Notes that a body was published. Returns true if the one before was not.
     pub(crate) fn record_success(&self) -> bool {
         let changed = self.is_failing() && self.failing.swap(false, Relaxed);
         if changed {
@@ -72,7 +72,7 @@ impl Health {
         changed
     }
 
-    /// Returns true if it should be tried now whether objmapper takes bodies again; the next time is later then.
+    /// Returns true if a probe is due, and doubles the pause to the next one.
     pub(crate) fn is_probe_due(&self, now: Instant) -> bool {
         if !self.is_failing() {
             return false;
@@ -86,7 +86,7 @@ impl Health {
         due
     }
 
-    /// objmapper was connected again: it is tried at once.
+    /// Makes a probe due at once, because the store was connected again.
     pub(crate) fn probe_soon(&self) {
         *self.probes.lock() = Probes { pause: FIRST_PAUSE, last: None };
     }

@@ -1,4 +1,4 @@
-//! Plain memory of the process, accounted.
+//! Pieces of heap, counted by the account. A piece is owned exclusively, has a fixed address, and is freed explicitly.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::fs::File;
@@ -9,13 +9,13 @@ use std::ptr::NonNull;
 use crate::account::Account;
 use crate::fallback::Charge;
 
-/// As malloc(3)'s: what varnishd expects of attribute and body memory.
+/// The alignment that malloc(3) gives, which varnishd expects of attribute and body memory.
 const ALIGN: usize = 16;
 
-/// A piece of heap of fixed address and size, uninitialised until somebody writes to it.
+/// A piece of heap of fixed address and size, uninitialised until it is written to.
 ///
-/// It is not freed by dropping it: [`HeapChunk::free`] needs the account it was taken from. (An object's memory is
-/// always given back through its engine; a chunk that is dropped would leak, never dangle.)
+/// Dropping it does not free it: [`HeapChunk::free`] needs the account that it was taken from. A chunk that is dropped
+/// leaks; it never dangles.
 #[derive(Debug)]
 #[must_use]
 pub struct HeapChunk {
@@ -30,13 +30,13 @@ unsafe impl Send for HeapChunk {}
 // SAFETY: as above.
 unsafe impl Sync for HeapChunk {}
 
-/// Of `size` bytes; never of none.
+/// Returns the layout of `size` bytes; `None` if `size` is 0.
 fn layout(size: usize) -> Option<Layout> {
     Layout::from_size_align(size, ALIGN).ok().filter(|layout| layout.size() > 0)
 }
 
 impl HeapChunk {
-    /// `size` bytes, which the account is asked for. `None`: over the limit, out of memory, or `size` is 0.
+    /// Allocates `size` bytes, counted by the account. `None`: over the limit, out of memory, or `size` is 0.
     pub fn alloc(account: &Account, size: usize) -> Option<HeapChunk> {
         let layout = layout(size)?;
         if !account.alloc(size as u64) {
@@ -54,7 +54,7 @@ impl HeapChunk {
         NonNull::new(unsafe { alloc(layout) }).map(|ptr| HeapChunk { ptr, size: layout.size(), charge: Charge::None })
     }
 
-    /// Memory for `size` bytes that the account has granted to another allocation, which gives them up to this one.
+    /// Allocates `size` bytes that the account has granted to another allocation, which the caller reduces by as many.
     /// `None`: out of memory, or `size` is 0.
     pub(crate) fn take_over(account: &Account, size: usize) -> Option<HeapChunk> {
         let chunk = HeapChunk::of(layout(size)?)?;
@@ -62,14 +62,15 @@ impl HeapChunk {
         Some(chunk)
     }
 
-    /// Ends what [`HeapChunk::take_over`] began: the account's bytes stay with the allocation that they came from.
+    /// Undoes [`HeapChunk::take_over`]: frees the memory, and the account's bytes stay with the allocation that they
+    /// came from.
     pub(crate) fn hand_back(self, account: &Account) {
         // SAFETY: as in `free`.
         unsafe { dealloc(self.ptr.as_ptr(), Layout::from_size_align_unchecked(self.size, ALIGN)) };
         account.united();
     }
 
-    /// Gives the memory back. Nobody may use its address any more.
+    /// Frees the memory. The caller guarantees that its address is not used any more.
     pub fn free(self, account: &Account) {
         // SAFETY: `ptr` came from `alloc` with this very layout (from_size_align accepted it there), and `self` is
         // consumed, so that it is freed once.
@@ -77,14 +78,15 @@ impl HeapChunk {
         account.dealloc(self.size as u64);
     }
 
-    /// Fills it with `bytes`, or as many of them as it holds. Nobody else may know its address yet.
+    /// Copies `bytes` into it, or as many of them as it holds. No other thread may know its address yet.
     pub(crate) fn copy_from(&self, bytes: &[u8]) {
         let n = self.size.min(bytes.len());
-        // SAFETY: a live allocation of at least `n` bytes, which nobody else knows: it does not overlap with a slice.
+        // SAFETY: a live allocation of at least `n` bytes whose address no other thread knows: it does not overlap with
+        // a slice.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr.as_ptr(), n) };
     }
 
-    /// Fills it with the first bytes of a file. Nobody else may know its address yet.
+    /// Fills it with the first bytes of a file. No other thread may know its address yet.
     pub(crate) fn fill_from(&self, file: &File) -> io::Result<()> {
         // SAFETY: a live allocation of `size` bytes that nothing else reads or writes: it was zeroed before the slice is made.
         let bytes = unsafe {
@@ -94,17 +96,17 @@ impl HeapChunk {
         file.read_exact_at(bytes, 0)
     }
 
-    /// It counts as this, until [`Engine::free_piece`](crate::engine::Engine::free_piece).
+    /// Sets what it is charged to, until [`Engine::free_piece`](crate::engine::Engine::free_piece).
     pub(crate) fn charged(self, charge: Charge) -> HeapChunk {
         HeapChunk { charge, ..self }
     }
 
-    /// What it counts as.
+    /// Returns what it is charged to.
     pub(crate) fn charge(&self) -> Charge {
         self.charge
     }
 
-    /// Where it is.
+    /// Returns its address.
     pub fn ptr(&self) -> NonNull<u8> {
         self.ptr
     }

@@ -1,11 +1,12 @@
 //! The object model of the objmapper storage engine, without varnishd.
 //!
 //! A body is *in heap* while it is small, *a draft* (a private file, written through a buffer) while a large one comes
-//! in, and *stored* (a published, immutable file in objmapper, neither open nor mapped unless somebody reads it)
-//! afterwards. It may be published as a record that others find, and a record of others may be adopted as a body.
+//! in, and *stored* (a published, immutable file in the store, neither open nor mapped unless it is being read)
+//! afterwards. It may be published as a record that other caches find, and a record of another cache may be adopted as
+//! a body.
 //!
-//! [`engine::Engine`] is one storage with its limit, counters and bounded caches of descriptors and
-//! mappings; [`body::Body`] is one body. The cdylib `stevedore_objmapper` makes varnishd's `obj_methods` of them.
+//! [`engine::Engine`] is one storage with its limit, counters and bounded caches of descriptors and mappings;
+//! [`body::Body`] is one body. The cdylib `stevedore_objmapper` makes varnishd's `obj_methods` of them.
 
 pub mod account;
 pub mod adopt;

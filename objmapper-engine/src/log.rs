@@ -1,12 +1,13 @@
-//! Lines for an operator, on the child's standard error, which varnishd passes to syslog.
+//! Lines for an operator, on the child's standard error, which varnishd passes to syslog. A line that can repeat is
+//! bounded in rate ([`Repeating`]).
 
 use std::io::Write;
 use std::time::Duration;
 
 use objmapper_log::RateLimited;
 
-/// Writes a line, in one piece: another library's copy of the standard library, with a lock of its own, writes there too. A
-/// full or closed standard error is no reason to fail.
+/// Writes a line with one write(2), because the VMOD's copy of the standard library, with a lock of its own, writes
+/// there too. An error of standard error is ignored: there is no other place to report it.
 pub fn line(ident: &str, message: &str) {
     let _ = std::io::stderr().write_all(format!("objmapper storage {ident}: {message}\n").as_bytes());
 }
@@ -18,15 +19,15 @@ pub struct Repeating {
 }
 
 impl Repeating {
-    /// So many lines of this kind a minute; what is left out is counted, and said with the next one.
+    /// Lines of this kind in a minute. Further ones are counted, and the next line says how many.
     const LINES: u32 = 4;
 
-    /// For the storage `ident`.
+    /// Makes a bound for lines about the storage `ident`.
     pub fn new(ident: &str) -> Repeating {
         Repeating { ident: ident.to_owned(), rate: RateLimited::new(Self::LINES, Duration::from_secs(60)) }
     }
 
-    /// Writes the line, unless there were too many.
+    /// Writes the line, if the rate allows it.
     pub fn line(&self, message: impl FnOnce() -> String) {
         if let Some(left_out) = self.rate.admit() {
             line(&self.ident, &format!("{}{left_out}", message()));

@@ -1,7 +1,19 @@
-//! What is done in the background: room is made before somebody needs it, and what objmapper lost leaves the cache.
+//! The queue of a storage's background thread.
 //!
-//! The work itself is varnishd's (evicting, killing objects), in a thread with a worker of varnishd's; here is what
-//! wakes that thread.
+//! The thread itself is in the cdylib, because its work is varnishd's (evicting and killing objects, with a `struct
+//! worker`). It takes one task after the other from [`Maintenance::next_work`], the most urgent first:
+//!
+//! | task | requested by | ends with |
+//! |---|---|---|
+//! | [`Work::Sweep`] | the connection's events, when an objmapperd has lost bodies | the objects of those bodies are killed |
+//! | [`Work::MakeRoom`] | a fetch that has no room, or leaves too little | [`Maintenance::made_room`] |
+//! | [`Work::Idle`] | [`Maintenance::notify`], or the timeout of `next_work` | |
+//! | [`Work::Stop`] | [`Maintenance::stop`] | the thread ends |
+//!
+//! Invariants: a request for room that comes while a round is under way belongs to the next round, which has its own
+//! number, so that a waiter never takes the end of an earlier round for its own. A loss is remembered after its sweep:
+//! a body that is registered later is checked against it ([`Maintenance::is_lost`]). The lock is never held during a
+//! call into varnishd.
 
 use std::time::{Duration, Instant};
 
@@ -9,28 +21,29 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::account::{Account, UNLIMITED};
 
-/// The share of the limit that is kept free ahead of need.
+/// One part in so many of the limit is kept free ahead of need.
 const KEPT_FREE: u64 = 32;
-/// But not more than this.
+/// The most bytes that are kept free.
 const MAX_KEPT_FREE: u64 = 256 << 20;
-/// A storage in which that would be less than this evicts only when somebody needs room, as Varnish's own do.
+/// The fewest bytes that are kept free. A storage whose share is smaller evicts only when a fetch needs room, as
+/// Varnish's own do.
 const MIN_KEPT_FREE: u64 = 1 << 20;
 
-/// Where a body of an objmapperd is, as far as its loss is concerned.
+/// Which losses of an objmapperd concern a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LossDomain {
     /// The session that pins it.
     pub session: u64,
-    /// In memory: how often that memory had begun anew.
+    /// Of a body in the memory tier: how often that tier had been lost before.
     pub memory_epoch: Option<u64>,
 }
 
-/// Which bodies are lost.
+/// Which bodies a loss concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LossScope {
-    /// All that an earlier session pinned.
+    /// All bodies that a session before this one pinned.
     SessionsBefore(u64),
-    /// All in a memory tier before it began anew this many times.
+    /// All bodies that were in the memory tier before it was lost for the n-th time.
     MemoryBefore(u64),
 }
 
@@ -43,37 +56,37 @@ impl LossScope {
     }
 }
 
-/// What the background thread should do next.
+/// A task of the background thread.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Take lost bodies out of the cache.
+    /// Remove the objects of lost bodies from the cache.
     Sweep(LossScope),
-    /// Evict until so many bytes are free or nothing can be evicted, then say which with [`Maintenance::made_room`].
+    /// Evict until so many bytes are free or nothing can be evicted, then report which by [`Maintenance::made_room`].
     MakeRoom(u64),
-    /// Nothing urgent; time to tidy up and to bring gauges up to date.
+    /// Release what unanswered calls left behind, and update gauges.
     Idle,
-    /// End.
+    /// End the thread.
     Stop,
 }
 
 #[derive(Default)]
 struct State {
     scopes: Vec<LossScope>,
-    /// Bytes that should be free, and no round that began has heard of it.
+    /// Bytes that should be free, requested after the last round began.
     wanted: u64,
-    /// Rounds of making room that began, and that ended.
+    /// The numbers of rounds of making room that began and that ended.
     begun: u64,
     ended: u64,
-    /// Did the last one end because nothing more could be evicted?
+    /// True if the last round ended because nothing more could be evicted.
     exhausted: bool,
-    /// The scopes so far, for bodies that are registered after the sweep.
+    /// The losses so far, for bodies that are registered after the sweep.
     sessions_before: u64,
     memory_before: u64,
     notified: bool,
     stop: bool,
 }
 
-/// The background thread's inbox.
+/// The queue of the background thread.
 #[derive(Default)]
 pub struct Maintenance {
     state: Mutex<State>,
@@ -82,7 +95,7 @@ pub struct Maintenance {
 }
 
 impl Maintenance {
-    /// The next thing to do; waits for it, but not longer than `patience`.
+    /// Returns the next task; waits for one, but not longer than `patience`.
     pub fn next_work(&self, patience: Duration) -> Work {
         let mut state = self.state.lock();
         if !state.stop && !state.notified && state.wanted == 0 && state.scopes.is_empty() {
@@ -102,7 +115,7 @@ impl Maintenance {
         Work::Idle
     }
 
-    /// Evicted for [`Work::MakeRoom`] until there was the room, or (`exhausted`) nothing evictable.
+    /// Ends a round of [`Work::MakeRoom`]: there was room, or, if `exhausted`, nothing more to evict.
     pub fn made_room(&self, exhausted: bool) {
         let mut state = self.state.lock();
         state.ended = state.begun;
@@ -110,7 +123,7 @@ impl Maintenance {
         self.round_done.notify_all();
     }
 
-    /// Bodies are lost.
+    /// Reports that bodies are lost: a sweep follows.
     pub(crate) fn report_loss(&self, scope: LossScope) {
         let mut state = self.state.lock();
         match scope {
@@ -121,14 +134,14 @@ impl Maintenance {
         self.wake.notify_one();
     }
 
-    /// Is what is there lost already? The sweep for that scope may be over.
+    /// Returns true if a loss that was reported concerns the body. The sweep for that loss may be over.
     pub(crate) fn is_lost(&self, loss_domain: LossDomain) -> bool {
         let state = self.state.lock();
         LossScope::SessionsBefore(state.sessions_before).applies_to(loss_domain)
             || LossScope::MemoryBefore(state.memory_before).applies_to(loss_domain)
     }
 
-    /// Something happened that the gauges should show.
+    /// Wakes the thread to update the gauges.
     pub(crate) fn notify(&self) {
         self.state.lock().notified = true;
         self.wake.notify_one();
@@ -141,7 +154,7 @@ impl Maintenance {
         self.round_done.notify_all();
     }
 
-    /// Asks for `bytes`; returns the number of the round that will care for it.
+    /// Requests `bytes` of room; returns the number of the round that will make it.
     fn want(&self, bytes: u64) -> u64 {
         let mut state = self.state.lock();
         state.wanted = state.wanted.max(bytes);
@@ -149,7 +162,7 @@ impl Maintenance {
         state.begun + 1
     }
 
-    /// After an allocation: has room made in the background when little is left.
+    /// Requests room in the background if little is left. Called after an allocation.
     pub(crate) fn keep_room(&self, account: &Account) {
         let kept = kept_free(account.limit());
         if kept > 0 && account.free() < kept / 2 {
@@ -158,8 +171,8 @@ impl Maintenance {
     }
 
     /// Has the background thread make room for `bytes`, which the caller could not evict itself, and waits for it.
-    /// `true`: there was room, though others may have taken it meanwhile. `false`: nothing more can be evicted, or
-    /// not within `patience`.
+    /// Returns true if there was room; another fetch may have taken it meanwhile. Returns false if nothing more can be
+    /// evicted, or not within `patience`.
     pub fn wait_for_room(&self, account: &Account, bytes: u64, patience: Duration) -> bool {
         let kept = kept_free(account.limit());
         if kept == 0 || bytes > account.limit() {
@@ -271,7 +284,7 @@ mod tests {
         }
         maintenance.made_room(false);
         assert_eq!(maintenance.next_work(Duration::from_secs(60)), Work::MakeRoom(8 << 20));
-        // Room was made, but somebody else took it: the waiter may try again.
+        // Room was made, but another fetch took it: the waiter may try again.
         maintenance.made_room(false);
         assert!(waiter.join().is_ok_and(|made| made));
         assert_eq!(maintenance.next_work(Duration::ZERO), Work::Idle);

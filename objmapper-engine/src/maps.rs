@@ -1,4 +1,4 @@
-//! The mappings through which the kernel reads bodies, and addresses that stand for bytes of files.
+//! Mappings of bodies, which only the kernel reads, and addresses that stand for bytes of files.
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -12,7 +12,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
 use crate::backing::Stored;
 
-/// All bytes of a published body, read-only, without what its file has behind them.
+/// A read-only mapping of all bytes of a published body, without the tail that its file may have.
 ///
 /// Only the kernel may read there ([`MappedSpan`](crate::span::MappedSpan)). No peer can shorten or change such a file, but
 /// its disk may fail, and it may have holes: reading a page that cannot be had is SIGBUS for a program, and EFAULT for a system call.
@@ -27,28 +27,29 @@ impl BodyMap {
         Ok(BodyMap { map: MmapOptions::new().len(len).map_raw_read_only(file)? })
     }
 
-    /// The address of the byte at `offset`, which must be below the length.
+    /// Returns the address of the byte at `offset`, which must be below the length.
     pub(crate) fn at(&self, offset: u64) -> *mut u8 {
         self.map.as_mut_ptr().wrapping_add(offset as usize)
     }
 }
 
-/// Addresses that stand for bytes of files and lead nowhere: who hands them on pays for no mapping, and who reads them by
-/// mistake gets a fault and not other bytes.
+/// A range of addresses without memory (PROT_NONE) that stand for bytes of files. A filter that passes them on needs no
+/// mapping; a filter that reads them by mistake gets SIGSEGV and not other bytes.
 pub struct Nowhere {
     start: NonNull<c_void>,
     len: NonZeroUsize,
 }
 
-// SAFETY: nobody reads or writes there.
+// SAFETY: the range is never read or written.
 unsafe impl Send for Nowhere {}
 // SAFETY: as above.
 unsafe impl Sync for Nowhere {}
 
 impl Nowhere {
-    /// Takes address space for them, once and for ever. `None`: there is none (RLIMIT_AS).
+    /// Returns the range of this process, which is reserved once and never unmapped. `None`: there is no address space
+    /// (RLIMIT_AS).
     pub fn get() -> Option<&'static Nowhere> {
-        /// Longer bodies are handed out in pieces of this.
+        /// Longer bodies are passed on in pieces of this size.
         const LEN: NonZeroUsize = NonZeroUsize::new(4 << 30).unwrap();
         static NOWHERE: OnceLock<Option<Nowhere>> = OnceLock::new();
         NOWHERE
@@ -61,12 +62,12 @@ impl Nowhere {
             .as_ref()
     }
 
-    /// The first of them.
+    /// Returns the first address.
     pub fn start(&self) -> *const c_void {
         self.start.as_ptr()
     }
 
-    /// How many; never none.
+    /// Returns the number of addresses; never 0.
     #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
     pub fn len(&self) -> usize {
         self.len.get()

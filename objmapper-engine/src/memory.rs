@@ -1,4 +1,5 @@
-//! How much memory this process may use: the machine's, or less in a control group (cgroups(7)).
+//! The memory that this process may use: the machine's, or less in a control group (cgroups(7)). The default of
+//! `fallback_heap` is a part of it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

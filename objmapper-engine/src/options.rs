@@ -7,7 +7,7 @@ use objmapper_server::store::OnDamage;
 
 use crate::account::UNLIMITED;
 
-/// What can be configured, with its default.
+/// The options of one storage, with their defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// `size`: the limit in bytes of all that the storage holds, heap and objmapper together. Default: none.
@@ -16,16 +16,18 @@ pub struct Options {
     pub socket: Option<PathBuf>,
     /// `dir`: the embedded store keeps bodies in this directory. Default: none, in memory.
     pub dir: Option<PathBuf>,
-    /// `on_damage`: what becomes of the files in `dir` if their index cannot be read. Default: they are removed.
+    /// `on_damage`: whether the files in `dir` are removed or kept if their index cannot be read. Default: they are
+    /// removed.
     pub on_damage: OnDamage,
     /// `threshold`: a body of more bytes than this lives in objmapper. Default: 64 KiB.
     pub threshold: u64,
     /// `fallback_heap`: the limit in bytes of the heap for bodies that objmapper cannot take. Default: an eighth of the memory
     /// that the process may use.
     pub fallback_heap: Option<u64>,
-    /// `fds`: so many descriptors of cached bodies stay open. Default: by what the process may have (RLIMIT_NOFILE).
+    /// `fds`: the number of descriptors of cached bodies that stay open. Default: by the process's limit
+    /// (RLIMIT_NOFILE).
     pub fds: Option<usize>,
-    /// `maps`: so many cached bodies stay mapped. Default: 1024.
+    /// `maps`: the number of cached bodies that stay mapped. Default: 1024.
     pub maps: usize,
     /// `prefix`: the URIs of our bodies in objmapperd begin with this. Default: `/varnish`.
     pub prefix: String,
@@ -38,14 +40,14 @@ pub struct Options {
 /// How bodies are sent from their files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ZeroCopy {
-    /// `auto`: as is best.
+    /// `auto`: the fastest way that the connection and the kernel allow.
     #[default]
     Auto,
     /// `sendfile`: by sendfile(2).
     Sendfile,
     /// `splice`: by splice(2), through a pipe.
     Splice,
-    /// `off`: they are copied.
+    /// `off`: bodies are copied.
     Off,
 }
 
@@ -75,10 +77,10 @@ const MAX_CACHED: u64 = 1 << 20;
 const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest path of a Unix socket: `sun_path` less its NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
-/// The longest `prefix`: the rest of a URI's 255 bytes per path component is ours.
+/// The longest `prefix` in bytes: the engine needs the rest of the 255 bytes that a component of a URI may have.
 const MAX_PREFIX: usize = 200;
 
-/// What is wrong with an argument: names the key, the value and what to do.
+/// An invalid argument: the text names the key, the value and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BadOption(String);

@@ -1,8 +1,8 @@
-//! How a draft becomes a published, immutable body: under a name of its own when the fetch is over ([`Body::settle`]), or,
-//! if all of the body is in it, before that as a record that others find ([`Body::publish`]).
+//! How a draft becomes a published, immutable body: under a URI of its own when the fetch has ended ([`Body::settle`]),
+//! or, if all of the body is in it, before that as a record that other caches find ([`Body::publish`]).
 //!
-//! objmapper publishes only what nobody can write to any more. Only the writer ever could: readers see a draft through
-//! another descriptor, which is read-only, and go on reading while it is published.
+//! The store publishes only a file that no process can write to any more. Only the writer ever could: readers have
+//! another descriptor of a draft, which is read-only, and go on reading while it is published.
 
 use std::os::unix::fs::FileExt;
 
@@ -17,28 +17,29 @@ use crate::engine::Engine;
 use crate::record::Record;
 use crate::space::write_rest;
 
-/// What became of [`Body::publish`]. But for [`Outcome::Done`], the body is what it was.
+/// The outcome of [`Body::publish`]. Except after [`Outcome::Done`], the body is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Others find it.
+    /// The record is published: other caches find it.
     Done,
-    /// The body, or some of it, is not in a draft.
+    /// The body, or a part of it, is not in a draft.
     Elsewhere,
-    /// The URI was deleted since its fence was looked at.
+    /// The URI was deleted after its fence was read.
     Conflict,
-    /// The store has no room for the tail, or our own limit has none.
+    /// The store, or the storage's limit, has no room for the tail.
     Full,
     /// The store is not connected.
     Down,
-    /// It did not answer in time: it may have published the record.
+    /// The store did not answer in time; it may have published the record.
     Timeout,
-    /// Anything else; it is logged.
+    /// Any other failure; it is logged.
     Failed,
 }
 
 impl Body {
-    /// Publishes the complete body as a record that others find. The fetch has ended well, [`Body::trim`] was called,
-    /// and [`Body::settle`] was not yet. `nuke` is as in [`Body::space`]. It may wait for the store, within a deadline.
+    /// Publishes the complete body as a record that other caches find. The fetch has succeeded, [`Body::trim`] was
+    /// called, and [`Body::settle`] was not yet. `nuke` is as in [`Body::space`]. May wait for the store until the
+    /// deadline of a call (`timeout`).
     pub fn publish(&self, engine: &Engine, record: &Record<'_>, nuke: &mut dyn FnMut() -> bool) -> Outcome {
         write_rest(self, engine);
         let Some((mut writing, len)) = take_complete(self) else { return Outcome::Elsewhere };
@@ -62,7 +63,7 @@ impl Body {
                 }
                 let mut inner = self.lock();
                 inner.orphan = None;
-                // It may have another file now.
+                // The draft may have moved to another file.
                 inner.reading = Some(writing.reading());
                 inner.writing = Some(writing);
                 outcome
@@ -70,10 +71,10 @@ impl Body {
         }
     }
 
-    /// The fetch is over: frees what was replaced, and gives the body the place where it stays, if `keep`: look-ups will
-    /// find the object. Of those who followed the fetch, nobody reads in heap any more. `false`: the body has no such
-    /// place, or is lost; the object must leave the cache. `owner` names the object to [`Engine::sweep`], should objmapper
-    /// lose the body.
+    /// Ends the fetch of a body: frees the heap that was replaced, and, if `keep` (the object is in the cache),
+    /// publishes a draft. The caller guarantees that no follower of the fetch reads in heap any more. Returns false if
+    /// the object must leave the cache, because its body has no place or is lost. `owner` identifies the object to
+    /// [`Engine::sweep`].
     #[must_use]
     pub fn settle(&self, engine: &Engine, keep: bool, owner: usize) -> bool {
         let (retired, adoption, in_transit) = {
@@ -104,8 +105,8 @@ impl Body {
     }
 }
 
-/// Ends a body's draft: publishes what is in its file, or, if objmapper refuses, copies it to heap. What came after
-/// objmapper refused more is in heap already, and stays there. So no settled body has descriptors beside those in the
+/// Ends a body's draft: publishes what is in its file, or, if the store refuses, copies it to heap. What came after the
+/// store refused more is in heap already, and stays there. So a settled body has no descriptors beside those in the
 /// engine's cache.
 fn settle_draft(body: &Body, engine: &Engine, owner: usize) -> bool {
     write_rest(body, engine);
@@ -147,7 +148,8 @@ fn settle_draft(body: &Body, engine: &Engine, owner: usize) -> bool {
     }
 }
 
-/// The body's draft can be neither published nor copied. Readers that have begun go on: the descriptor keeps the file.
+/// Makes the body an orphan: its draft can be neither published nor copied. Readers that have begun go on: the
+/// descriptor keeps the file. Returns false, as the object must leave the cache.
 fn orphan(body: &Body, writing: &Writing) -> bool {
     body.lock().orphan = Some(writing.outstanding());
     false
@@ -162,7 +164,8 @@ fn take_settling(body: &Body) -> Option<Box<Writing>> {
     Some(writing)
 }
 
-/// Moves the bytes that could not be written to the file from their buffer to heap. `false`: there is none.
+/// Moves the bytes that could not be written to the file from their buffer to heap. Returns false if there is no heap
+/// for them.
 fn buffer_to_heap(body: &Body, engine: &Engine, writing: &mut Writing) -> bool {
     let (start, len, buffer) = {
         let inner = body.lock();
@@ -188,8 +191,8 @@ fn buffer_to_heap(body: &Body, engine: &Engine, writing: &mut Writing) -> bool {
     true
 }
 
-/// Copies the first `len` bytes of the body from its draft's file to heap. `false`: there is no room, or the file cannot
-/// be read.
+/// Copies the first `len` bytes of the body from its draft's file to heap. Returns false if there is no heap for them,
+/// or the file cannot be read.
 fn file_to_heap(body: &Body, engine: &Engine, writing: &mut Writing, len: u64) -> bool {
     let Some(chunk) = engine.take_over(len) else { return false };
     if let Err(error) = chunk.fill_from(&writing.reading()) {
@@ -214,7 +217,7 @@ fn register(body: &Body, engine: &Engine, stored: &Stored, owner: usize) -> bool
     kept
 }
 
-/// Writes the record's tail behind the body, and has both published.
+/// Writes the record's tail behind the body, and publishes both.
 fn as_record(
     engine: &Engine,
     writing: &mut Writing,
@@ -244,7 +247,7 @@ fn as_record(
         engine.account.shrink(tail);
         return Err(outcome(engine, &failure));
     }
-    // From here on it belongs to the file, whatever becomes of the record.
+    // From here on the tail belongs to the file, whether or not the record is published.
     counters::add(&engine.counters.g_body_bytes, tail);
     writing.add_tail(tail);
     writing.close();
@@ -264,8 +267,8 @@ fn outcome(engine: &Engine, failure: &Failure) -> Outcome {
     outcome
 }
 
-/// Takes a draft that holds all of its body out of it. Until it is put back or published, the body is an orphan: its
-/// readers find it, and nobody else will.
+/// Takes a draft that holds all of its body out of it. Until it is put back or published, the body is an orphan: only
+/// its present readers have it.
 fn take_complete(body: &Body) -> Option<(Box<Writing>, u64)> {
     let mut inner = body.lock();
     let in_file = inner.pieces.iter().all(|piece| matches!(piece.place, Place::File));
@@ -274,7 +277,7 @@ fn take_complete(body: &Body) -> Option<(Box<Writing>, u64)> {
     Some((writing, inner.len))
 }
 
-/// The draft is the published body now. Who still reads from its buffer or file keeps them.
+/// Replaces the draft by the published body. Readers that still use its buffer or file keep them.
 fn published(body: &Body, engine: &Engine, writing: Writing, stored: &Stored) {
     counters::sub(&engine.counters.g_writing, 1);
     engine.cache_descriptor(stored, writing.into_reading());

@@ -1,16 +1,16 @@
-//! What a body is published as, so that others find it.
+//! The parameters under which a body is published as a record, so that other caches find it.
 
 pub use objmapper_proto::ext::Fence;
 
-/// A record to be.
+/// A record to publish.
 #[derive(Debug, Clone, Copy)]
 pub struct Record<'a> {
-    /// Under which URI.
+    /// The URI to publish it under.
     pub uri: &'a [u8],
-    /// What follows the body in its file.
+    /// The bytes that follow the body in its file.
     pub tail: &'a [u8],
     /// When the store may drop it, milliseconds since 1970; 0 is never.
     pub expires: i64,
-    /// The URI's fence before the fetch.
+    /// The URI's fence as it was read before the fetch; the commit is refused if it has moved.
     pub fence: Fence,
 }

@@ -1,4 +1,7 @@
-//! Which cached objects have their body in an objmapperd, so that they can be taken out of the cache when it is lost.
+//! Which cached objects have their body in an objmapperd, so that they can leave the cache when it is lost.
+//!
+//! A body is entered when it is settled and removed before its object is freed. A sweep holds a part's lock while it
+//! names owners, so that no owner is freed meanwhile.
 
 use std::collections::HashMap;
 
@@ -7,7 +10,7 @@ use parking_lot::Mutex;
 use crate::maintenance::LossDomain;
 use crate::maintenance::LossScope;
 
-/// Fetches that end at once seldom meet in one of these.
+/// The number of parts with a lock each, so that fetches that end at once seldom wait for each other.
 const SHARDS: usize = 16;
 
 struct Registered {
@@ -15,7 +18,7 @@ struct Registered {
     owner: usize,
 }
 
-/// By a body's key.
+/// The owners of bodies, by the body's key.
 #[derive(Default)]
 pub(crate) struct Registry {
     shards: [Mutex<HashMap<u64, Registered>>; SHARDS],
@@ -30,12 +33,14 @@ impl Registry {
         self.shard(key).lock().insert(key, Registered { loss_domain, owner });
     }
 
-    /// Afterwards no [`Registry::sweep`] names the body's owner. Was it there, or had a sweep named it before?
+    /// Removes a body: no later [`Registry::sweep`] names its owner. Returns false if it was not there, because a sweep
+    /// has named its owner.
     pub(crate) fn remove(&self, key: u64) -> bool {
         self.shard(key).lock().remove(&key).is_some()
     }
 
-    /// Names the owner of every lost body, once, under the lock that keeps it from being freed meanwhile.
+    /// Calls `lost` with the owner of every lost body, once, under the lock that keeps the owner from being freed
+    /// meanwhile.
     pub(crate) fn sweep(&self, scope: LossScope, mut lost: impl FnMut(usize)) {
         for shard in &self.shards {
             shard.lock().retain(|_, registered| {

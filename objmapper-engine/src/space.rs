@@ -1,7 +1,9 @@
-//! Room for the next bytes of a body.
+//! Room for the next bytes of a body: in an adopted record, in heap, or in a draft.
 //!
-//! The order of attempts (how much is asked of the limit, when something is evicted, what counts as a failure) is
-//! that of Varnish's own engines (`storage/storage_simple.c`), so that operators' numbers keep their meaning.
+//! The order of attempts (how much is requested of the limit, when something is evicted, what counts as a failure) is
+//! that of Varnish's own engines (`storage/storage_simple.c`), so that operators' numbers keep their meaning. A body is
+//! in heap up to `threshold`, then in a draft; if the store refuses it, or more of it, in heap charged to
+//! `fallback_heap`.
 
 use std::ptr::NonNull;
 
@@ -18,20 +20,20 @@ use crate::to_draft;
 /// Surplus below this is not worth a copy (as in `sml_trimstore`).
 const TRIM_WORTHWHILE: usize = 512;
 
-/// Why there is no room for more of a body.
+/// Why there is no room for further bytes of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoRoom {
     /// The storage's limit is reached, and nothing more can be evicted.
     Limit,
-    /// objmapper cannot take the body, and the heap for such bodies is used up: see [`crate::transit`].
+    /// The store cannot take the body, and `fallback_heap` is used up: see [`crate::transit`].
     FallbackHeap,
 }
 
 impl Body {
-    /// Room for the next bytes: an address and how many may be written there before [`Body::extend`].
+    /// Returns room for the next bytes: an address, and how many bytes may be written there before [`Body::extend`].
     ///
-    /// `want` is how many are expected (never 0); `estimated` says that this is the origin's Content-Length and not a
-    /// default. `nuke` evicts something and says whether it could. Only the writer calls this.
+    /// `want` is the expected number of bytes (never 0); `estimated` is true if it is the origin's Content-Length and
+    /// not a default. `nuke` evicts an object and returns whether it could. Only the writer calls this.
     pub fn space(
         &self,
         engine: &Engine,
@@ -84,7 +86,7 @@ impl Body {
         heap_room(&inner).ok_or(NoRoom::Limit)
     }
 
-    /// Nothing more will be written: gives back the surplus. Only the writer calls this, once.
+    /// Releases the surplus of a body that is complete. Only the writer calls this, once.
     pub fn trim(&self, engine: &Engine) {
         trim_heap(&mut self.lock(), engine);
         trim_draft(self, engine);
@@ -113,8 +115,8 @@ fn heap_alloc(engine: &Engine, want: usize, limits: ChunkLimits, nuke: &mut dyn 
     chunk.inspect(|chunk| engine.count_piece(chunk))
 }
 
-/// Heap for a body that objmapper cannot take, by halves down to a chunk. A body of which it is known that it does not fit
-/// takes none from those that do.
+/// Allocates heap for a body that the store cannot take, by halves down to a chunk. A body whose announced length does
+/// not fit gets none, to leave it to bodies that do fit.
 fn fallback_alloc(
     engine: &Engine,
     want: usize,
@@ -134,10 +136,10 @@ fn fallback_alloc(
     chunk.map(|chunk| chunk.charged(Charge::Cached)).ok_or(NoRoom::Limit)
 }
 
-/// objmapper can't take the body, or no more of it.
+/// The store cannot take the body, or no more of it.
 struct Refused;
 
-/// Room in the body's draft. `Ok(None)`: the limit is reached and nothing can be evicted.
+/// Returns room in the body's draft. `Ok(None)`: the limit is reached and nothing can be evicted.
 fn store_space(
     body: &Body,
     engine: &Engine,
@@ -170,7 +172,7 @@ fn store_space(
             }
         };
         if writing.reserved() <= len {
-            // Of an unknown length: ever larger steps, so that a long body has few of them.
+            // A body of unknown length grows in ever larger steps, so that a long one has few of them.
             let step = if estimated { want } else { want.max((len / 4) as usize / limits.chunk * limits.chunk) };
             let Some(granted) = take(step, limits, |size| engine.account.grow(size as u64), nuke) else {
                 break 'grow Ok(None);
@@ -179,7 +181,7 @@ fn store_space(
                 engine.account.shrink(granted as u64);
                 break 'grow Err(Refused);
             }
-            // It may have another file now.
+            // The draft may have moved to another file.
             body.lock().reading = Some(writing.reading());
         }
         match to_draft::room(body, engine, writing, len) {
@@ -191,7 +193,7 @@ fn store_space(
     result
 }
 
-/// Has what is left in a draft's buffer written, if the fetch ended without a trim.
+/// Writes what is left in a draft's buffer, if the fetch ended without a trim.
 pub(crate) fn write_rest(body: &Body, engine: &Engine) {
     let is_buffered = {
         let inner = body.lock();
@@ -221,8 +223,8 @@ fn trim_draft(body: &Body, engine: &Engine) {
     inner.writing = Some(writing);
 }
 
-/// objmapper can't have more of a body than the `len` bytes that came so far. If none of them are in the file, the body
-/// is in heap from now on, else it is mixed, and the draft stays.
+/// Continues a body in heap of which the store takes no more than the present `len` bytes. If none of them are in the
+/// file, all of the body moves to heap and `None` is returned; else it is mixed, and its draft is returned.
 fn continue_in_heap(body: &Body, engine: &Engine, mut writing: Box<Writing>, len: u64) -> Option<Box<Writing>> {
     drop_empty_buffer(&mut body.lock());
     if writing.is_empty() && back_to_heap(body, engine, &mut writing, len) {
@@ -230,14 +232,14 @@ fn continue_in_heap(body: &Body, engine: &Engine, mut writing: Box<Writing>, len
         writing.discard(engine);
         return None;
     }
-    // Unless that is what failed: then it stays in the buffer, which is counted already.
+    // If this fails, as it did before, the bytes stay in the buffer, which is counted already.
     to_draft::flush(body, engine, &mut writing, len);
     writing.end_at(len);
     counters::add(&engine.counters.c_mixed, 1);
     Some(writing)
 }
 
-/// Moves what is in a draft's buffer, which is all of the body, to heap. `false`: there is no memory.
+/// Moves a draft's buffer, which holds all of the body, to heap. Returns false if there is no heap for it.
 fn back_to_heap(body: &Body, engine: &Engine, writing: &mut Writing, len: u64) -> bool {
     if len == 0 {
         return true;
@@ -256,7 +258,7 @@ fn back_to_heap(body: &Body, engine: &Engine, writing: &mut Writing, len: u64) -
     true
 }
 
-/// The room that a buffer has is not needed any more.
+/// Removes the last piece if it is an empty buffer.
 fn drop_empty_buffer(inner: &mut Inner) {
     if matches!(inner.pieces.last(), Some(Piece { len: 0, place: Place::Buffer(_), .. })) {
         inner.pieces.pop();

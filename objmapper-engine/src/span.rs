@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use crate::maps::BodyMap;
 use crate::write_buffer::WriteBuffer;
 
-/// Bytes of a body from some offset on.
+/// Bytes of a body from an offset on, as many as are in one place.
 pub enum Part {
     /// At an address.
     There(Span),
@@ -27,7 +27,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// How many bytes there are; not 0.
+    /// Returns the number of bytes; never 0.
     pub fn len(&self) -> u64 {
         match self {
             Part::There(span) => span.len as u64,
@@ -41,7 +41,7 @@ impl Part {
         self.len() == 0
     }
 
-    /// The body's length now.
+    /// The body's length when the part was made, in bytes.
     pub fn total(&self) -> u64 {
         match self {
             Part::There(span) => span.total,
@@ -59,16 +59,16 @@ impl Part {
 
 /// Bytes of a body that can be read for as long as this lives (and, for bytes in heap, the object).
 pub struct Span {
-    /// The first one.
+    /// The address of the first byte.
     pub ptr: NonNull<u8>,
-    /// How many there are; not 0.
+    /// The number of bytes; never 0.
     pub len: usize,
-    /// The body's length now.
+    /// The body's length when the part was made, in bytes.
     pub total: u64,
     pub(crate) hold: Hold,
 }
 
-/// What keeps a span readable.
+/// What keeps the bytes of a span in place.
 pub(crate) enum Hold {
     /// varnishd's reference to the object.
     Object,
@@ -79,18 +79,18 @@ pub(crate) enum Hold {
 /// Bytes of a body, as part of a file.
 #[derive(Clone)]
 pub struct FileSpan {
-    /// The file.
+    /// The file, open for reading.
     pub file: Arc<File>,
-    /// Where in it the first byte is.
+    /// The offset of the first byte in the file.
     pub offset: u64,
-    /// How many there are; not 0.
+    /// The number of bytes; never 0.
     pub len: u64,
-    /// The body's length now.
+    /// The body's length when the part was made, in bytes.
     pub total: u64,
 }
 
 impl FileSpan {
-    /// Reads the first bytes, at most as many as `buffer` has; never 0.
+    /// Reads the first bytes into `buffer`, as many as fit. Returns their number; never 0.
     pub fn read(&self, buffer: &mut [u8]) -> Result<usize, NoSpan> {
         let want = buffer.len().min(usize::try_from(self.len).unwrap_or(usize::MAX));
         loop {
@@ -120,8 +120,9 @@ impl MappedSpan {
         self.map.at(self.offset)
     }
 
-    /// Calls what has the kernel read there. Returns its result; with an error if it failed because the file could not be
-    /// read. `failed` tells whether a result is a failure, of which `errno` is still that of the system call.
+    /// Makes a call in which the kernel reads the bytes, and returns its result; an error if the call failed because
+    /// the file could not be read. `failed` returns true for a result that is a failure and of which `errno` is still
+    /// that of the system call.
     pub fn lend<T>(&self, call: impl FnOnce() -> T, failed: impl FnOnce(&T) -> bool) -> Result<T, io::Error> {
         Errno::clear();
         let result = call();
@@ -130,19 +131,19 @@ impl MappedSpan {
     }
 }
 
-/// Why there is no part of a body.
+/// Why a part of a body cannot be returned.
 #[derive(Debug)]
 pub enum NoSpan {
-    /// The offset is at or behind the end of what is there now.
+    /// The offset is at or behind the body's present end, or the bytes were given back.
     End,
-    /// The body cannot be had any more, or not be read.
+    /// The body's file is gone, or cannot be read.
     Lost(io::Error),
-    /// The process or the system has no descriptors or memory left; the body itself is well.
+    /// The process or the system has no descriptors or memory left; the body itself is intact.
     NotNow(io::Error),
 }
 
 impl NoSpan {
-    /// What a system call on a body's file failed with.
+    /// Classifies the error of a system call on a body's file.
     pub(crate) fn from_error(error: io::Error) -> NoSpan {
         if ran_out(&error) { NoSpan::NotNow(error) } else { NoSpan::Lost(error) }
     }

@@ -1,4 +1,8 @@
-//! A body's way to its draft: from heap, then through the buffer.
+//! A body's way to its draft: first from heap to the file, then through the buffer.
+//!
+//! Only the writer calls these functions. The body's lock is not held during a write to the file; the pieces that are
+//! written stay where they are until the lock is taken again and the file's piece replaces them, so that readers always
+//! find each byte.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -10,8 +14,8 @@ use crate::body::{Body, Inner, Piece, Place};
 use crate::draft::Writing;
 use crate::engine::Engine;
 
-/// Begins a draft of `reserved` bytes (of `hint` in the end; 0 is unknown), and moves the `len` bytes in heap there.
-/// `None`: objmapper can't; this is counted.
+/// Begins a draft with `reserved` bytes, for a body of `hint` bytes (0: unknown), and moves the `len` bytes in heap
+/// there. `None`: the store, or this process, failed; this is counted.
 pub(crate) fn begin(body: &Body, engine: &Engine, hint: u64, reserved: u64, len: u64) -> Option<Box<Writing>> {
     let begun = Writing::begin(engine, hint, reserved, |file| copy_from_heap(body, file));
     let mut inner = body.lock();
@@ -19,7 +23,7 @@ pub(crate) fn begin(body: &Body, engine: &Engine, hint: u64, reserved: u64, len:
     inner.moving = false;
     let mut writing = begun?;
     inner.reading = Some(writing.reading());
-    // What a final iteration was done with before is in no piece of heap any more, and not in the file either.
+    // Bytes that a final iteration has freed are neither in heap nor in the file.
     let gone = inner.pieces.iter().filter(|piece| matches!(piece.place, Place::Gone));
     let given_back = gone.map(|piece| piece.start + piece.len).max().unwrap_or(0);
     inner.given_back = given_back;
@@ -35,8 +39,8 @@ pub(crate) fn begin(body: &Body, engine: &Engine, hint: u64, reserved: u64, len:
     Some(writing)
 }
 
-/// Where the bytes from `len`, the body's end, on can be written, and how many. `None`: the file can't have more; this is
-/// counted.
+/// Returns where the bytes from `len`, the body's end, on can be written, and how many. `None`: the file cannot take
+/// more; this is counted.
 pub(crate) fn room(body: &Body, engine: &Engine, writing: &mut Writing, len: u64) -> Option<(NonNull<u8>, usize)> {
     if writing.is_full(len) && !flush(body, engine, writing, len) {
         return None;
@@ -52,8 +56,8 @@ pub(crate) fn room(body: &Body, engine: &Engine, writing: &mut Writing, len: u64
     Some((ptr, room))
 }
 
-/// Writes to the file what of the body, which ends at `len`, is not there yet. `false`: it could not be written, and stays
-/// where it is; this is counted.
+/// Writes the buffered bytes of the body, which ends at `len`, to the file. Returns false if the write failed: the
+/// bytes stay in the buffer; this is counted.
 pub(crate) fn flush(body: &Body, engine: &Engine, writing: &mut Writing, len: u64) -> bool {
     match writing.write(engine, len) {
         Ok(Some(buffer)) => {
@@ -66,8 +70,8 @@ pub(crate) fn flush(body: &Body, engine: &Engine, writing: &mut Writing, len: u6
     }
 }
 
-/// Writes the body's pieces in heap to the file. They are held back from a final iteration until the caller, who takes them
-/// out of the body, clears `Inner::moving`.
+/// Writes the body's pieces in heap to the file. `Inner::moving` keeps a final iteration from freeing them until the
+/// caller has taken them out of the body and clears it.
 fn copy_from_heap(body: &Body, file: &File) -> std::io::Result<()> {
     let pieces: SmallVec<[(u64, NonNull<u8>, usize); 8]> = {
         let mut inner = body.lock();
@@ -87,7 +91,7 @@ fn copy_from_heap(body: &Body, file: &File) -> std::io::Result<()> {
     Ok(())
 }
 
-/// What was in the buffer is in the file now.
+/// Turns the last piece, a buffer whose bytes were written, into a part of the file's piece.
 fn show_written(inner: &mut Inner) {
     let Some(Piece { start, len, place: Place::Buffer(_) }) = inner.pieces.last() else { return };
     let (start, len) = (*start, *len);

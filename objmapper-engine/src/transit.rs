@@ -1,4 +1,4 @@
-//! Bodies that are delivered and not cached: objmapper cannot take them, and the heap for such bodies is used up
+//! Bodies that are delivered and not cached, because the store cannot take them and `fallback_heap` is used up
 //! ([`crate::fallback`]).
 //!
 //! Such a body is *in transit* until it is freed. Its object is made unavailable to look-ups, so that no new reader comes,
@@ -9,9 +9,9 @@
 //! `transit_buffer`. Nothing is given back before every holder of a reference to the object is known to be a reader
 //! ([`Body::follow`]): a request that has found the object, but not begun to read, needs the body from its first byte.
 //!
-//! A response that is not streamed (ESI, `beresp.do_stream`) has no readers before it is complete. It may take what
-//! all such bodies have together: as much as `fallback_heap` again. So may one of whose readers some do not begin within
-//! [`PATIENCE`]. Beyond that the fetch fails, as it does in a storage that is full.
+//! A response that is not streamed (ESI, `beresp.do_stream`) has no readers before it is complete. It is charged to a
+//! limit that all such bodies share: as much as `fallback_heap` again. The same holds for a response of which a reader
+//! does not begin within [`PATIENCE`]. Beyond that limit the fetch fails, as it does in a storage that is full.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -27,9 +27,9 @@ use crate::grant::{ChunkLimits, take};
 use crate::heap::HeapChunk;
 use crate::space::heap_room;
 
-/// So many bytes of a body are in heap before the fetch waits for its readers.
+/// Bytes of a body in heap from which on the fetch waits for its readers.
 pub const WINDOW: u64 = 1 << 20;
-/// Room is given in pieces of this: of four, one is written to, and three are read.
+/// The size of the pieces of room: of four in the window, one is written to, and three are read.
 const PIECE: usize = 256 << 10;
 /// A holder of a reference that does not begin to read within this time is not waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -53,7 +53,7 @@ pub struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    /// The reader needs no byte before `offset` any more.
+    /// Notes that the reader needs no byte before `offset` any more.
     pub fn reached(&self, offset: u64) {
         let mut inner = self.body.lock();
         if let Some(following) = &mut inner.following
@@ -83,25 +83,25 @@ impl Following {
     }
 }
 
-/// Who will read a body that is in transit.
+/// The readers of a body in transit, as the caller knows them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readers {
-    /// All readers come when it is complete.
+    /// All readers come when the body is complete.
     Later,
-    /// So many references to the object are held beside the fetch's own. Readers that have begun hold one each.
+    /// The number of references to the object beside the fetch's own. Readers that have begun hold one each.
     Holders(u32),
-    /// There was one, and it has gone.
+    /// There were readers, and all have gone.
     Gone,
 }
 
-/// What the fetch of a body in transit does next.
+/// The next step of the fetch of a body in transit.
 #[derive(Debug)]
 pub enum Step {
-    /// There is room: at this address, so many bytes.
+    /// Write to the room at this address, of so many bytes.
     Room(NonNull<u8>, usize),
-    /// It waits for the readers ([`Body::await_readers`]).
+    /// Wait for the readers ([`Body::await_readers`]).
     Wait,
-    /// It fails: there is no room, or nothing waits for the body. This is counted.
+    /// Fail: there is no room, or nothing waits for the body. This is counted.
     Fail,
 }
 
@@ -117,7 +117,7 @@ impl Body {
         Follower { body: self, number }
     }
 
-    /// The body is in transit from now on. Returns true if it was not before. Only the writer calls this.
+    /// Puts the body in transit. Returns true if it was not before. Only the writer calls this.
     pub fn begin_transit(&self, engine: &Engine) -> bool {
         let began = {
             let mut inner = self.lock();
@@ -134,8 +134,8 @@ impl Body {
         self.lock().is_in_transit()
     }
 
-    /// Room for the next bytes of a body in transit. `unit` is as in [`Body::give_back`], `nuke` as in [`Body::space`].
-    /// Only the writer calls this.
+    /// Returns room for the next bytes of a body in transit. `unit` is as in [`Body::give_back`], `nuke` as in
+    /// [`Body::space`]. Only the writer calls this.
     pub fn transit_space(
         &self,
         engine: &Engine,
@@ -180,7 +180,7 @@ impl Body {
         }
     }
 
-    /// How far all readers are.
+    /// Returns the offset that all readers have passed.
     fn passed(&self, readers: Readers) -> Passed {
         let mut inner = self.lock();
         let len = inner.len;
@@ -246,7 +246,8 @@ fn forget_passed(inner: &mut Inner) {
     }
 }
 
-/// A piece of heap, below the storage's limit: of the body's own window, or of what all bodies in transit have together.
+/// Allocates a piece of heap below the storage's limit, charged to the body's own window, or to what all bodies in
+/// transit have together.
 fn transit_piece(
     engine: &Engine,
     in_window: bool,

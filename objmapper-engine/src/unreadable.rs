@@ -1,5 +1,5 @@
-//! Bodies whose files cannot be read: a line in the log for each, and the records among them, which must not be adopted
-//! again.
+//! Bodies whose files cannot be read: each is logged, bounded in rate, and a record among them is remembered, so that
+//! it is not adopted again.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,19 +14,20 @@ use parking_lot::Mutex;
 use crate::backing::Stored;
 use crate::log;
 
-/// So many records are remembered; the oldest are forgotten first. One that is forgotten costs one failed delivery more.
+/// The number of records that are remembered; the oldest are forgotten first. One that is forgotten costs another
+/// failed delivery.
 const MAX_RECORDS: usize = 1024;
 
 /// Lines per interval, for each of the two kinds.
 const LINES: u32 = 10;
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// The store's instance, and the object's number there. Of all storages of this process.
+/// The store's instance and the object number of each unreadable record, of all storages of this process.
 static RECORDS: Mutex<VecDeque<([u8; 16], u64)>> = Mutex::new(VecDeque::new());
-/// Whether there are any: each look-up asks, and there are hardly ever any.
+/// True if `RECORDS` is not empty. Saves each look-up the lock: there are hardly ever any.
 static ANY: AtomicBool = AtomicBool::new(false);
 
-/// A record of the store `instance` cannot be read.
+/// Enters a record of the store `instance` that cannot be read.
 pub(crate) fn enter(instance: [u8; 16], object: u64) {
     let mut records = RECORDS.lock();
     if records.contains(&(instance, object)) {
@@ -60,7 +61,7 @@ impl ReadLog {
         }
     }
 
-    /// A body cannot be read.
+    /// Logs that a body cannot be read.
     pub(crate) fn lost(&self, stored: Option<&Stored>, error: &io::Error) {
         let Some(left_out) = self.lost.admit() else { return };
         let file = stored.map_or_else(|| "of a body that comes in".to_owned(), |stored| body_path(stored.object()));
@@ -70,7 +71,7 @@ impl ReadLog {
         log::line(&self.ident, &message);
     }
 
-    /// A body cannot be read for want of descriptors or memory.
+    /// Logs that a body cannot be read for want of descriptors or memory.
     pub(crate) fn shortage(&self, error: &io::Error) {
         if let Some(left_out) = self.shortage.admit() {
             let message =

@@ -8,40 +8,40 @@ use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
-/// A buffer for one body. It belongs to no limit: there is one for each fetch, one for each reader that is slow, and
-/// one for a body whose file could not be written to its end.
+/// A buffer for one body. It is not charged to the storage's limit: there is one for each fetch, one for each slow
+/// reader, and one for each body whose file could not be written to its end.
 pub(crate) struct WriteBuffer(Vec<UnsafeCell<MaybeUninit<u8>>>);
 
-// SAFETY: the bytes are only reached through addresses. The fetch, which is one thread, writes where nobody reads:
-// behind what is body. What is body is not written to again while anybody but the fetch has the buffer.
+// SAFETY: the bytes are only reached through addresses. The fetch, which is one thread, writes behind the bytes that
+// are body, where no reader reads. Bytes that are body are not written again while a reader holds the buffer.
 unsafe impl Sync for WriteBuffer {}
 
 impl WriteBuffer {
-    /// At most so many bytes: folios do not grow beyond much more, and this stays in the processor's cache between the
-    /// fetch's read and the write to the file.
+    /// The largest buffer in bytes: folios do not grow much larger, and this much stays in the processor's cache
+    /// between the fetch's read and the write to the file.
     pub(crate) const MAX_SIZE: usize = 256 << 10;
 
-    /// Memory for `size` bytes, or `None`.
+    /// Allocates a buffer of `size` bytes. `None`: there is no memory.
     pub(crate) fn new(size: usize) -> Option<WriteBuffer> {
         let mut memory = Vec::new();
         memory.try_reserve_exact(size).ok()?;
         Some(WriteBuffer(memory))
     }
 
-    /// How many bytes it has.
+    /// Returns the size in bytes.
     pub(crate) fn size(&self) -> usize {
         self.0.capacity()
     }
 
-    /// The address of a byte.
+    /// Returns the address of the byte at `offset`.
     pub(crate) fn at(&self, offset: usize) -> Option<NonNull<u8>> {
         NonNull::new(self.0.as_ptr().cast::<u8>().cast_mut().wrapping_add(offset))
     }
 
-    /// The first `len` bytes.
+    /// Returns the first `len` bytes.
     ///
     /// # Safety
-    /// They must have been written, and nobody may write to them while the slice lives.
+    /// The bytes have been written, and are not written to while the slice lives.
     pub(crate) unsafe fn bytes(&self, len: usize) -> &[u8] {
         let len = len.min(self.size());
         // SAFETY: inside the allocation; initialised and unchanged by contract.

@@ -1,4 +1,5 @@
-//! The store inside varnishd.
+//! The store inside varnishd. Calls are carried out at once, in the caller's thread; its bodies live as long as this
+//! process.
 
 use std::fs::File;
 use std::io;

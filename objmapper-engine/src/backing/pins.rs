@@ -1,5 +1,9 @@
-//! Pins of records, which more than one body may have: the store pins an object once per session, however often it is
-//! asked to, and one release undoes them all.
+//! The holders of pins of records. More than one body may need a record's pin, but the store pins an object once per
+//! session, however often it is asked to, and one release undoes all.
+//!
+//! A pin is held (`held`), then released (`released`, until the release is known to have reached the store). A look-up
+//! that needs a pin again waits until a release under way has arrived, which would undo it. While a commit is under
+//! way, releases are postponed: the commit may pin an object that another fetch has adopted already.
 
 use std::collections::{HashMap, HashSet};
 

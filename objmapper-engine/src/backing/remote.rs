@@ -1,4 +1,9 @@
 //! The store in an objmapperd.
+//!
+//! Connections are made in the background; a call while there is none fails as [`Failure::Down`]. Connection events
+//! report lost bodies to [`Maintenance`]: all of the former session's, or, if objmapperd has restarted and resumed the
+//! session from its disk tier, those of the memory tier. A commit without an answer may have been carried out: its URI
+//! is remembered, looked up by [`Remote::tidy`], and released if no body needs it.
 
 use std::fs::File;
 use std::io;
