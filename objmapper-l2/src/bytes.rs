@@ -1,6 +1,6 @@
 //! Reading and writing of big-endian fields, every length checked.
 
-/// The bytes are not what `RECORD.md` says. Names the field that is wrong.
+/// The bytes do not follow `RECORD.md`. Names the invalid field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Malformed(pub(crate) &'static str);
 
@@ -46,25 +46,25 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
-    /// A number that one can calculate with.
+    /// Takes a finite number.
     pub(crate) fn f64(&mut self) -> Result<f64, Malformed> {
         let value = f64::from_be_bytes(self.array()?);
         if value.is_finite() { Ok(value) } else { Err(Malformed("number")) }
     }
 
-    /// A number that one can calculate with.
+    /// Takes a finite number.
     pub(crate) fn f32(&mut self) -> Result<f32, Malformed> {
         let value = f32::from_be_bytes(self.array()?);
         if value.is_finite() { Ok(value) } else { Err(Malformed("number")) }
     }
 
-    /// A length (u32) and that many bytes.
+    /// Takes a length (u32) and that many bytes.
     pub(crate) fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
         let len = self.u32()?;
         self.take(usize::try_from(len).map_err(|_| Malformed("length"))?)
     }
 
-    /// 0 or 1.
+    /// Takes a byte that is 0 or 1.
     pub(crate) fn bool(&mut self) -> Result<bool, Malformed> {
         match self.u8()? {
             0 => Ok(false),
@@ -77,7 +77,7 @@ impl<'a> Reader<'a> {
         self.0.is_empty()
     }
 
-    /// Nothing may be left.
+    /// Returns an error if bytes are left.
     pub(crate) fn end(self) -> Result<(), Malformed> {
         if self.0.is_empty() { Ok(()) } else { Err(Malformed("length")) }
     }

@@ -1,4 +1,4 @@
-//! What a second level is told when it is opened.
+//! The configuration of a second level.
 
 use std::fmt;
 use std::io;
@@ -12,9 +12,9 @@ use crate::regex::Regexes;
 /// How the store is reached.
 #[derive(Clone)]
 pub enum Connect {
-    /// By the socket at this path.
+    /// Connect to the socket at this path.
     Socket(PathBuf),
-    /// By connections that this makes: the client's end of a stream socket each.
+    /// Call this for each connection: it returns the client's end of a stream socket.
     With(Arc<dyn Fn() -> io::Result<OwnedFd> + Send + Sync>),
 }
 
@@ -27,20 +27,21 @@ impl fmt::Debug for Connect {
     }
 }
 
-/// Something that an operator should know. Told once per change, not once per request.
+/// A change that an operator should know of. Reported once per change, not once per request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
-    /// The store can be used: the text says how.
+    /// The store can be used; the text says how.
     Up(String),
-    /// The store cannot be used: the text says why. Every look-up is a miss until it is up.
+    /// The store cannot be used; the text says why. Every look-up is a miss until it is up.
     Down(String),
-    /// The store gives fewer connections than are wanted: the text says why.
+    /// The store accepts fewer connections than configured; the text says why.
     FewConnections(String),
-    /// The ban log was lost, or somebody who was adding to it died: everything that was published before is invalidated.
+    /// The ban log was lost, or a process died before its announced ban was recorded: all older records are
+    /// invalidated.
     BansReset(String),
-    /// A ban could not be recorded yet: the text says why. Look-ups are misses until it is.
+    /// A ban could not be recorded yet; the text says why. Look-ups are misses until it is.
     BanDelayed(String),
-    /// A record that does not validate was taken out of the store.
+    /// A record that does not validate was removed from the store.
     Damaged(String),
 }
 
@@ -57,24 +58,24 @@ impl fmt::Display for Notice {
     }
 }
 
-/// Is told of each [`Notice`], on any thread; it must be quick and must not call back.
+/// Receives each [`Notice`], on any thread. It must not block, and must not call this crate.
 pub type Log = Arc<dyn Fn(&Notice) + Send + Sync>;
 
-/// What a second level is told when it is opened.
+/// The configuration of a second level.
 #[derive(Clone)]
 pub struct Config {
-    /// How its store is reached.
+    /// How the store is reached.
     pub store: Connect,
-    /// How long any call to the store may take, connecting included. Waiting for another's fetch comes on top.
+    /// The deadline of a call to the store, connecting included. A wait for another cache's fetch is not included.
     pub call_timeout: Duration,
     /// Connections to hold open (1 to 64).
     pub connections: usize,
-    /// What the URIs of this cache have in common, as `cdn://example.com`: the scheme is left out. Caches with the same
+    /// The prefix of this cache's URIs, such as `cdn://example.com`; the scheme is left out. Caches with the same
     /// prefix share their records and their bans.
     pub prefix: Vec<u8>,
     /// Compiles the regular expressions of bans.
     pub regexes: Arc<dyn Regexes>,
-    /// Is told what an operator should know.
+    /// Receives notices for the operator.
     pub log: Log,
 }
 

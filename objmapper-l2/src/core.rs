@@ -1,4 +1,4 @@
-//! What all parts of a second level have in common.
+//! The state that all parts of a second level share.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,17 +16,17 @@ use crate::outage::Outage;
 use crate::regex::Regexes;
 use crate::vary::hex;
 
-/// One per second level.
+/// The state of one second level; shared by its [`Ticket`](crate::Ticket)s, which may outlive the [`L2`](crate::L2).
 pub(crate) struct Core {
     pub(crate) client: Client,
     pub(crate) space: UriSpace,
-    /// Without a slash at its end.
+    /// The prefix, without a slash at its end.
     pub(crate) prefix: Vec<u8>,
     pub(crate) call_timeout: Duration,
     pub(crate) regexes: Arc<dyn Regexes>,
     pub(crate) log: Log,
     pub(crate) bans: Arc<Keeper>,
-    /// Bounds the lines about damaged records: a peer that publishes them decides how many there are.
+    /// Bounds the rate of lines about damaged records, whose number another client of the store decides.
     pub(crate) damaged_lines: RateLimited,
 }
 
@@ -37,7 +37,7 @@ impl fmt::Debug for Core {
 }
 
 impl Core {
-    /// The session, if the store is up and has extensions and a board.
+    /// Returns the session, if the store is up and has the protocol extensions and a board.
     pub(crate) fn session(&self) -> Result<Arc<Session>, Outage> {
         if !self.client.is_up() {
             return Err(Outage::Down);
@@ -48,7 +48,7 @@ impl Core {
         }
     }
 
-    /// The URI that stands for something derived from `parts`.
+    /// Returns the URI of a derived object: of this kind, with a hash of `parts`.
     pub(crate) fn derived(&self, kind: &[u8], parts: &[&[u8]]) -> ObjUri<'static> {
         let mut hash = Sha256::new();
         for part in parts {
@@ -59,15 +59,15 @@ impl Core {
         self.space.uri(&[kind, &hex(&hash.finalize().into())])
     }
 
-    /// Tells the operator of a record that was not used.
+    /// Logs that a record was damaged; bounded in rate.
     pub(crate) fn log_damaged(&self, uri: &ObjUri<'_>, why: Malformed) {
         if let Some(left_out) = self.damaged_lines.admit() {
             (self.log)(&Notice::Damaged(format!("{uri}: {why}{left_out}")));
         }
     }
 
-    /// Removes what a reader found to be of no use, unless it was replaced meanwhile. Does not matter if it fails: the
-    /// next reader finds it again.
+    /// Removes a record that a reader cannot use, unless it was replaced meanwhile. If this fails, the next reader
+    /// finds the record and tries again.
     pub(crate) fn evict(&self, uri: &ObjUri<'_>, version: u64) -> Result<(), Outage> {
         match self.client.evict(uri, IfVersion::from_raw(version)) {
             Ok(_) => Ok(()),
@@ -94,9 +94,10 @@ impl Core {
 
 impl Drop for Core {
     fn drop(&mut self) {
-        // Leases that were given up a moment ago must not keep others waiting until the store's grace time is over.
+        // Without this, leases of this session would keep other caches waiting until the store's grace time for lost
+        // sessions ends.
         if self.client.is_up() && self.client.session().is_some() {
-            // Should it fail, the store does the same a little later.
+            // If it fails, the store does the same when that time ends.
             let _ = self.client.detach();
         }
     }

@@ -15,13 +15,13 @@ use crate::stored::{Mark, Stored};
 use crate::vary::Index;
 use crate::writing::write_all_at;
 
-/// Reserved at first for a body of unknown length.
+/// The first reservation in bytes for a body of unknown length.
 const FIRST_RESERVATION: u64 = 64 << 10;
-/// Most that is reserved beyond what has come.
+/// The most bytes that are reserved beyond the present length.
 const MAX_STEP: u64 = 64 << 20;
 
 impl Stored {
-    /// The tail of a body with this head.
+    /// Returns the tail of a body with this head; `None` if it is too long.
     pub(crate) fn tail(&self, body_len: u64, sum: Option<BodySum>) -> Option<Vec<u8>> {
         let kind = if self.target.is_some() { Kind::Renewal } else { Kind::Record };
         tail(kind, self.encode(), body_len, sum)
@@ -29,7 +29,7 @@ impl Stored {
 }
 
 impl ReadView {
-    /// Which bans a response is newer than that is asked for now.
+    /// Returns the mark of a response that is requested from the origin now.
     pub(crate) fn mark(&self) -> Mark {
         match self {
             Self::Board { bans, .. } => bans.log.mark(),
@@ -44,7 +44,7 @@ impl ReadView {
         }
     }
 
-    /// Why a commit met a conflict.
+    /// Returns why a commit was refused as a conflict: the fence has moved, or another commit was first.
     pub(crate) fn conflict_outcome(&self) -> Outcome {
         match self {
             Self::Board { session, fence, .. } => match session.board() {
@@ -56,7 +56,7 @@ impl ReadView {
     }
 }
 
-/// A body that is being written.
+/// A body that is being written. Dropped before [`Draft::commit`], it is aborted.
 #[derive(Debug)]
 pub(crate) struct Draft {
     client: Client,
@@ -72,7 +72,7 @@ impl Draft {
         let (session, _) = view.board()?;
         let now = core.session()?;
         if now.board().map(|board| board.id()) != session.board().map(|board| board.id()) {
-            // The store has started again since: its fences say nothing about ours.
+            // The store has restarted since: its board is another one, and the fence that was read is void.
             return Err(Outcome::Outage(Outage::Down));
         }
         let reserved = expected.unwrap_or(FIRST_RESERVATION);
@@ -93,7 +93,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Sets the reservation; where the memory tier is full, goes on in the disk tier, if there is one.
+    /// Sets the reservation. If the memory tier is full, moves the draft to the disk tier, if there is one.
     fn reserve(&mut self, needed: u64) -> Result<(), Outcome> {
         match self.reserve_in_place(needed) {
             Err(why) if why.status() == Some(Status::Full) && self.may_move() => {
@@ -116,7 +116,7 @@ impl Draft {
         let needed = self.len + bytes.len() as u64;
         if needed > self.reserved {
             let ample = needed.saturating_add(needed.min(MAX_STEP));
-            // The store may have room for what is needed all the same.
+            // The store may still have room for the bytes that are needed now.
             self.reserve_in_place(ample).or_else(|_| self.reserve(needed))?;
         }
         write_all_at(&self.file, bytes, self.len)?;
@@ -125,7 +125,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Appends the tail and publishes.
+    /// Appends the tail and publishes the file as a record.
     pub(crate) fn commit(mut self, uri: &ObjUri<'_>, stored: &Stored, options: CommitOptions) -> Result<(), Failed> {
         let tail = stored.tail(self.len, Some(self.sum.sum())).ok_or(Failed::Outcome(Outcome::TooLarge))?;
         let len = self.len + tail.len() as u64;
@@ -140,23 +140,23 @@ impl Draft {
     }
 }
 
-/// Why it was not published.
+/// Why a draft was not published.
 pub(crate) enum Failed {
-    /// The store refused: the fence, or what is there.
+    /// The store refused: the fence has moved, or `if_version` does not hold.
     Conflict,
     Outcome(Outcome),
 }
 
-/// Where a response goes.
+/// Where a response is published.
 #[derive(Debug)]
 pub(crate) enum Place {
-    /// To the key, which has no index.
+    /// At the key's URI; the key has no index.
     Key { if_version: IfVersion },
-    /// Beside others: under the variant's URI first, then into the index.
+    /// At the URI of a variant. The variant is published first, then entered into the index.
     Variant {
         uri: ObjUri<'static>,
         index: Index,
-        /// Whether the index at the key must be changed, and what is there.
+        /// The version at the key that the new index replaces; `None` if the index needs no change.
         change: Option<IfVersion>,
     },
 }

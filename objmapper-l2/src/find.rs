@@ -20,7 +20,7 @@ use crate::stored::{Mark, Stored, Target};
 use crate::ticket::{RECORD_GONE, Renews, Ticket};
 use crate::vary::{Index, VaryKey};
 
-/// How often it begins anew after what it saw is gone.
+/// Attempts of a look-up: it begins again when a record that it found is gone.
 const ROUNDS: usize = 8;
 
 /// A look-up under way.
@@ -29,23 +29,23 @@ struct Search<'a> {
     lookup: &'a Lookup<'a>,
     counters: &'a Counters,
     session: Arc<Session>,
-    /// Loaded before anything was looked at.
+    /// The key's fence, loaded before anything was looked up.
     fence: Fence,
     bans: Arc<BanLogSnapshot>,
-    /// Until when to wait for others.
+    /// Until when to wait for another cache's fetch.
     wait_until: Instant,
-    /// Whether another's fetch was waited for, and whether the last answer was: then what was seen before it may have
-    /// changed.
+    /// True if the look-up waited for another cache's fetch; `waited_last`: in the last call, so that what was read
+    /// before it may have changed.
     waited: bool,
     waited_last: bool,
-    /// Why it is a miss, if it is one.
+    /// The reason, if the look-up ends as a miss.
     why: MissReason,
 }
 
 #[expect(clippy::large_enum_variant, reason = "one for a request, for a moment")]
 enum Step {
     Done(Finding),
-    /// Something has changed: look again.
+    /// A record was removed or replaced: look up again.
     Again,
 }
 
@@ -55,7 +55,7 @@ struct Candidate<'a> {
     entry: Entry,
     opened: Opened,
     stored: Stored,
-    /// Whether the key has an index.
+    /// True if the key has an index.
     indexed: bool,
 }
 
@@ -129,8 +129,8 @@ impl Core {
 }
 
 impl Search<'_> {
-    /// Asks for a lease at first without waiting, so that a store that does not answer at all costs the deadline of a call
-    /// and not the time to wait too.
+    /// Requests a lease, first without waiting, so that a store that does not answer costs the deadline of a call and
+    /// not the time to wait too.
     fn lease(&mut self, uri: &ObjUri<'_>) -> Result<Leased, MissReason> {
         let lease = |wait| {
             let leased = self.core.client.lease(uri, wait, self.lookup.hold, Want::ENTRY);
@@ -146,13 +146,13 @@ impl Search<'_> {
         Counters::add(&self.counters.g_waiting, 1);
         let leased = lease(wait);
         Counters::sub(&self.counters.g_waiting, 1);
-        // Whatever ended the wait: a record that replaces the one that was to be renewed is at another URI.
+        // A grant and a refusal count as well: a record that replaces the one to be renewed is at another URI.
         self.waited |= matches!(leased, Ok(Leased::Present(_) | Leased::Granted(_) | Leased::Refused { .. }));
         Counters::add(&self.counters.t_wait_us, began.elapsed().as_micros() as u64);
         leased
     }
 
-    /// Opens a record. `None`: it was gone or damaged, and is gone now.
+    /// Opens a record. `None`: it was gone, or was damaged and has been removed.
     fn open(&mut self, uri: &ObjUri<'_>, entry: &Entry) -> Result<Option<Opened>, MissReason> {
         match Opened::new(&self.session, entry) {
             Ok(opened) => Ok(Some(opened)),
@@ -183,12 +183,13 @@ impl Search<'_> {
     }
 
     fn ticket(&self, lease: Lease, indexed: bool, base: u64, renews: Option<Renews>) -> Result<Ticket, MissReason> {
-        // The origin has not been asked yet, so that the fence of now is good, and has moved less.
+        // The origin has not been asked yet, so that the present fence is valid. It is newer than the first one, and
+        // meets fewer conflicts.
         let fence = self.session.board().ok_or(Outage::Protocol)?.fence(self.lookup.key.uri());
         Ok(Ticket::new(Arc::clone(self.core), self.lookup.key.clone(), lease, self.view(fence), indexed, base, renews))
     }
 
-    /// A miss of a refresh, whatever there is. `record`: what was found.
+    /// Ends a refresh as a miss. `record` is the record that was found, if any.
     fn refresh(
         &self,
         lease: Option<Lease>,
@@ -245,7 +246,7 @@ impl Search<'_> {
                 return self.damaged(key.uri(), &at_key, why).map(|()| Step::Again);
             }
         };
-        // Headers that are too long to be kept have no variant.
+        // A request whose headers exceed the limits has no variant.
         let keys: Vec<VaryKey> = index.specs().iter().filter_map(|spec| spec.key(self.lookup.request).ok()).collect();
         let variants: Vec<_> = keys.iter().map(|key| self.core.space.uri(&[b"v", &index.variant(key)])).collect();
         let mut chosen = 0;
@@ -266,7 +267,7 @@ impl Search<'_> {
             Leased::Refused { .. } | Leased::TimedOut if self.lookup.refresh => self.refresh(None, true, None),
             Leased::Granted(lease) => {
                 if self.waited_last && !self.is_there(key.uri(), &at_key)? {
-                    // Who had the lease published something else.
+                    // The former holder of the lease has published something else.
                     return Ok(Step::Again);
                 }
                 let ticket = Some(self.ticket(lease, true, at_key.version, None)?);
@@ -328,7 +329,7 @@ impl Search<'_> {
         head.in_grace(self.lookup.now) || head.is_renewable(self.lookup.now)
     }
 
-    /// The record is not fresh any more: was it renewed, does somebody renew it, or is it for the caller to do?
+    /// Continues with a record that is not fresh: uses its renewal, waits for one, or returns the ticket to renew it.
     fn look_at_renewal(&mut self, record: Candidate<'_>) -> Result<Step, MissReason> {
         let (uri, entry) = (record.uri, record.entry);
         let target = Target { object: entry.object, version: entry.version };
@@ -367,7 +368,8 @@ impl Search<'_> {
                         let hit = self.hit(record, head, mark)?;
                         return Ok(hit.map_or(Step::Again, |hit| Step::Done(Finding::Hit(hit))));
                     }
-                    // It is known now; without it, somebody is granted the lease to make the next one.
+                    // The renewal's head is read, and is not fresh either. Once it is removed, a look-up can be granted
+                    // the lease for the next one.
                     self.core.evict(&renewal_uri, found.entry.version)?;
                 }
                 Leased::Granted(lease) => {
@@ -404,7 +406,7 @@ impl Search<'_> {
         Err(MissReason::Busy)
     }
 
-    /// `None`: its body does not validate, and it was removed.
+    /// Makes a hit of a record. `None`: its body does not validate, and the record was removed.
     fn hit(&mut self, record: Candidate<'_>, head: Head, mark: Mark) -> Result<Option<Hit>, MissReason> {
         let Candidate { uri, entry, opened, stored: Stored { text, vary, .. }, .. } = record;
         let instance = self.session.instance().0;

@@ -8,7 +8,7 @@ use crate::outage::Outage;
 use crate::request::RequestView;
 use crate::ticket::Ticket;
 
-/// What a look-up found.
+/// The result of a look-up.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "one for a request, taken apart at once")]
 pub enum Finding {
@@ -16,22 +16,22 @@ pub enum Finding {
     Hit(Hit),
     /// A record that must be revalidated.
     Stale(Stale),
-    /// Nothing that can be used.
+    /// No record that can be used.
     Miss(Miss),
 }
 
-/// Why nothing was found.
+/// Why a look-up is a miss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MissReason {
     /// There is no record.
     Absent,
     /// The caller wants the origin's answer: [`Lookup::refresh`](crate::Lookup::refresh).
     Refresh,
-    /// Who asked the origin before says that there is nothing to share, for this much longer.
+    /// An earlier fetch was not shareable: look-ups do not wait, for this much longer.
     Uncacheable(Duration),
-    /// Another is asking the origin and has not finished in time.
+    /// Another cache fetches, and has not finished in time.
     Waited,
-    /// A ban invalidates the record. It was removed.
+    /// A ban, a purge or a new ban log has invalidated the record. It was removed.
     Invalidated,
     /// The record does not validate. It was removed.
     Damaged,
@@ -39,11 +39,11 @@ pub enum MissReason {
     Outdated,
     /// The record is too old even for revalidation. It was removed.
     Expired,
-    /// Another process announced a ban, and has not recorded it in time.
+    /// A process has announced a ban, and has not recorded it in time.
     BansPending,
-    /// The record went, or was replaced, each time when it was about to be read.
+    /// The record was removed or replaced at each attempt to read it.
     Busy,
-    /// The store was of no help.
+    /// The store request failed.
     Outage(Outage),
 }
 
@@ -65,12 +65,12 @@ impl std::fmt::Display for MissReason {
     }
 }
 
-/// Nothing that can be used: ask the origin.
+/// A miss: the caller asks the origin.
 #[derive(Debug)]
 pub struct Miss {
-    /// To publish what the origin says; without it nothing can be published.
+    /// The right to publish the origin's response; without it nothing can be published.
     pub ticket: Option<Ticket>,
-    /// Why.
+    /// The reason.
     pub why: MissReason,
 }
 
@@ -78,9 +78,9 @@ pub struct Miss {
 /// does not answer, if [`Hit::in_grace`].
 #[derive(Debug)]
 pub struct Stale {
-    /// The record.
+    /// The stale record.
     pub hit: Hit,
-    /// To publish what the origin says: [`Ticket::renew`] after a 304. Without it nothing can be published.
+    /// The right to publish the origin's response: [`Ticket::renew`] after a 304. Without it nothing can be published.
     pub ticket: Option<Ticket>,
 }
 
@@ -90,7 +90,7 @@ impl Core {
         match &hit.view {
             ReadView::Board { session, fence, bans } => {
                 let Some(board) = session.board() else { return false };
-                // Nobody moves the fences of a board that is not used any more.
+                // The fences of a board that is not in use any more do not move.
                 let current = self.client.session();
                 let in_use = current.and_then(|s| s.board().map(|b| b.id())) == Some(board.id());
                 let allowed = || {

@@ -3,44 +3,45 @@
 use crate::head::Head;
 
 impl Head {
-    /// Whether it may be served without asking the origin.
+    /// Returns true if it may be served without asking the origin.
     #[must_use]
     pub fn is_fresh(&self, now: f64) -> bool {
         now < self.t_origin + f64::from(self.ttl)
     }
 
-    /// Whether it may be served while the origin is asked, or does not answer.
+    /// Returns true if it may be served while the origin is asked, or does not answer. Also true while it is fresh.
     #[must_use]
     pub fn in_grace(&self, now: f64) -> bool {
         now < self.grace_end()
     }
 
-    /// Until when it may be served while the origin is asked, or does not answer.
+    /// Returns the end of grace, seconds since 1970.
     pub(crate) fn grace_end(&self) -> f64 {
         self.t_origin + f64::from(self.ttl) + f64::from(self.grace)
     }
 
-    /// When it is of no more use: neither fresh, nor in grace, nor kept for revalidation.
+    /// Returns when it expires, seconds since 1970: it is neither fresh, nor in grace, nor kept for revalidation any
+    /// more.
     #[must_use]
     pub fn end(&self) -> f64 {
         self.t_origin + f64::from(self.ttl) + f64::from(self.grace) + f64::from(self.keep)
     }
 
-    /// Seconds since the origin made it, at least 0 (clocks of machines differ).
+    /// Returns its age in seconds, at least 0 (clocks of machines differ).
     #[must_use]
     pub fn age(&self, now: f64) -> f64 {
         (now - self.t_origin).max(0.0)
     }
 
-    /// Whether the origin can be asked if this is still what it would say. As varnishd does, only of a 200: a 304 to
-    /// anything else would say that there is something now.
+    /// Returns true if it can be revalidated by a conditional request. As in varnishd, only a 200 can: a 304 does not
+    /// confirm another status.
     #[must_use]
     pub fn has_validator(&self) -> bool {
         self.status == 200 && (self.headers.get(b"etag").is_some() || self.last_modified().is_some())
     }
 
-    /// The Last-Modified date, if it is a strong validator: at least a second before Date (RFC 9110, section 8.8.2.2).
-    /// What was made within that second may have been changed once more in it, without another date.
+    /// Returns the Last-Modified date, if it is a strong validator: at least a second before Date (RFC 9110, section
+    /// 8.8.2.2). A resource may change again within the second of its date, without another date.
     #[must_use]
     pub fn last_modified(&self) -> Option<&[u8]> {
         let time = |name: &[u8]| {
@@ -51,21 +52,21 @@ impl Head {
         date.duration_since(modified).is_ok_and(|age| age.as_secs() >= 1).then_some(text)
     }
 
-    /// Whether the origin may be asked to confirm it.
+    /// Returns true if it has a validator and has not expired.
     pub(crate) fn is_renewable(&self, now: f64) -> bool {
         self.has_validator() && now < self.end()
     }
 
-    /// When the store may drop it, in milliseconds since 1970; 0 is never: one that can be renewed is of use for as long
-    /// as it is renewed, and goes when the store needs its room.
+    /// Returns when the store may drop it, in milliseconds since 1970. 0 is never: a record that can be renewed stays
+    /// until the store needs its room.
     pub(crate) fn expires_ms(&self) -> i64 {
         let can_be_renewed = self.has_validator() && self.grace + self.keep > 0.0;
         if can_be_renewed { 0 } else { self.end_ms() }
     }
 
-    /// [`Self::end`] in milliseconds since 1970, rounded up; at least 1.
+    /// Returns [`Self::end`] in milliseconds since 1970, rounded up; at least 1.
     pub(crate) fn end_ms(&self) -> i64 {
-        // Saturates, and NaN cannot be: what comes from a record is finite.
+        // The cast saturates. There is no NaN: the numbers of a record are finite.
         ((self.end() * 1000.0).ceil() as i64).max(1)
     }
 }

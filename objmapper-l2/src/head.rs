@@ -6,17 +6,17 @@ use xxhash_rust::xxh3::Xxh3;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Headers {
     lines: Vec<u8>,
-    /// Where each line ends.
+    /// The offset behind each line.
     ends: Vec<u32>,
 }
 
 impl Headers {
-    /// Most lines.
+    /// The most lines.
     pub const MAX_LINES: usize = 1024;
-    /// Most bytes of all lines together.
+    /// The most bytes of all lines together.
     pub const MAX_BYTES: usize = 512 << 10;
 
-    /// Adds a line, `Name: value`, without its end. `false`: there is no room for it by the limits above.
+    /// Adds a line, `Name: value`, without its line end. Returns false if a limit above is reached.
     #[must_use]
     pub fn push(&mut self, line: &[u8]) -> bool {
         let end = self.lines.len() + line.len();
@@ -28,19 +28,19 @@ impl Headers {
         true
     }
 
-    /// How many lines.
+    /// Returns the number of lines.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no lines.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// The lines, in order.
+    /// Returns the lines, in order.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let mut start = 0;
         self.ends.iter().map(move |&end| {
@@ -50,7 +50,7 @@ impl Headers {
         })
     }
 
-    /// The values of all headers of this name (compared without case), without white space around them.
+    /// Returns the values of all headers of this name (case-insensitive), without white space around them.
     pub fn values<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + 'a {
         self.iter().filter_map(move |line| {
             let (found, value) = line.split_at_checked(name.len())?;
@@ -59,7 +59,7 @@ impl Headers {
         })
     }
 
-    /// The value of the first header of this name.
+    /// Returns the value of the first header of this name (case-insensitive).
     #[must_use]
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
         let mut start = 0;
@@ -77,7 +77,7 @@ impl Headers {
     }
 }
 
-/// The head of a response, and what a cache decided about it.
+/// The head of a response, with the times that its cache decided on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
     /// The status code.
@@ -86,13 +86,13 @@ pub struct Head {
     pub reason: Vec<u8>,
     /// The header lines as they were stored.
     pub headers: Headers,
-    /// When the origin made it: its age is counted from here.
+    /// When the origin made the response, seconds since 1970: its age is counted from here.
     pub t_origin: f64,
-    /// Fresh for so long from [`Self::t_origin`] on.
+    /// Seconds from [`Self::t_origin`] on for which it is fresh.
     pub ttl: f32,
-    /// Then to be served while it is revalidated, or while the origin is down, for so long.
+    /// Seconds after that for which it may be served while it is revalidated, or while the origin is down.
     pub grace: f32,
-    /// Then to be kept for revalidation for so long.
+    /// Seconds after that for which it is kept for revalidation.
     pub keep: f32,
     /// varnishd's OA_GZIPBITS, if the body is a gzip file.
     pub gzip_bits: Option<[u8; 32]>,
@@ -100,7 +100,7 @@ pub struct Head {
     pub flags: u8,
 }
 
-/// The checksum of a body: XXH3, 64 bits. It tells damage, not intent.
+/// The checksum of a body: XXH3, 64 bits. It detects damage, not tampering.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BodySum(pub u64);
 
@@ -115,18 +115,18 @@ impl std::fmt::Debug for Summer {
 }
 
 impl Summer {
-    /// Of no byte yet.
+    /// Makes the state of no bytes.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The next bytes.
+    /// Adds the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    /// The checksum of all bytes so far.
+    /// Returns the checksum of all bytes so far.
     #[must_use]
     pub fn sum(&self) -> BodySum {
         BodySum(self.0.digest())

@@ -12,23 +12,23 @@ use crate::reading::read_exact_at;
 use crate::stored::Mark;
 use crate::vary::VaryKey;
 
-/// What a look-up is based on.
+/// The state of the store that a look-up has read. A publication is valid against the same state.
 #[derive(Debug, Clone)]
 pub(crate) enum ReadView {
-    /// The store's board, as it was, and the bans that were known.
+    /// The session, the key's fence on its board, and the bans, all read before the record.
     Board { session: Arc<Session>, fence: Fence, bans: Arc<BanLogSnapshot> },
-    /// With a v0.1 peer: the newest ban that was known.
+    /// With a v0.1 peer: the newest ban that was read before the record.
     V01 { mark: Mark },
 }
 
-/// A record.
+/// A record that answers a request.
 #[derive(Debug)]
 pub struct Hit {
-    /// The head: of its last renewal, if it was renewed.
+    /// The head; that of its last renewal, if it was renewed.
     pub head: Head,
     /// The body.
     pub record: RecordFile,
-    /// Whether another's fetch was waited for.
+    /// True if the look-up waited for another cache's fetch.
     pub waited: bool,
     /// The key's text.
     pub(crate) text: Vec<u8>,
@@ -38,19 +38,19 @@ pub struct Hit {
 }
 
 impl Hit {
-    /// Seconds since the origin made it, at least 0.
+    /// Returns its age in seconds, at least 0.
     #[must_use]
     pub fn age(&self, now: f64) -> f64 {
         self.head.age(now)
     }
 
-    /// Whether it may be served while the origin does not answer.
+    /// Returns true if it may be served while the origin does not answer.
     #[must_use]
     pub fn in_grace(&self, now: f64) -> bool {
         self.head.in_grace(now)
     }
 
-    /// Whether it has something by which the origin can be asked to confirm it.
+    /// Returns true if it can be revalidated by a conditional request.
     #[must_use]
     pub fn has_validator(&self) -> bool {
         self.head.has_validator()
@@ -70,46 +70,48 @@ pub struct RecordFile {
 }
 
 impl RecordFile {
-    /// Bodies of at most so many bytes are read and verified before they are a hit.
+    /// A body of at most so many bytes is read and verified before it is returned as a hit.
     pub const READ_LIMIT: u64 = 1 << 20;
 
-    /// Under which URI the store has it: the key's, or that of a variant.
+    /// Returns its URI in the store: the key's, or that of a variant.
     #[must_use]
     pub fn uri(&self) -> &ObjUri<'static> {
         &self.uri
     }
 
-    /// What the store knows of it; its `length` is the file's, the tail included.
+    /// Returns the store's entry; its `length` is the file's, the tail included.
     #[must_use]
     pub fn entry(&self) -> &Entry {
         &self.entry
     }
 
-    /// The instance of the store that it is in; zeros for one without instances.
+    /// Returns the instance of its store; zeros for a store without instances.
     #[must_use]
     pub fn instance(&self) -> [u8; 16] {
         self.instance
     }
 
-    /// Bytes of body.
+    /// Returns the length of the body in bytes.
     #[must_use]
     pub fn body_len(&self) -> u64 {
         self.body_len
     }
 
-    /// The whole body, verified, if it has been read.
+    /// Returns the whole body, verified, if it has been read.
     #[must_use]
     pub fn bytes(&self) -> Option<&[u8]> {
         self.bytes.as_deref()
     }
 
-    /// The body's checksum, if its publisher computed one: who reads it piece by piece can compare in the end.
+    /// Returns the body's checksum, if its publisher computed one. A caller that reads the body in pieces compares it
+    /// at the end.
     #[must_use]
     pub fn sum(&self) -> Option<BodySum> {
         self.sum
     }
 
-    /// Reads from the body at an offset, as much as there is up to `buf`'s length; 0 only at its end.
+    /// Reads from the body at an offset, as much as there is up to `buf`'s length. Returns the bytes read; 0 only at
+    /// its end.
     ///
     /// # Errors
     /// [`Outage::Io`] if the file cannot be read or is shorter than it was.

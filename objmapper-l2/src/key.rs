@@ -1,24 +1,24 @@
-//! From a request to the canonical URI of its record.
+//! The key of a request: its text, and the canonical URI of its record.
 
 use objmapper_client::{ObjUri, UriSpace};
 
-/// The name of what a request asks for: two different requests never have the same.
+/// The key of a request. Different requests have different keys.
 ///
-/// Its text begins with the prefix of its space, and is what the record itself holds, so that also two texts whose URI
-/// is a hash are told apart for certain.
+/// Its text begins with the prefix of its space. The record contains the text, so that two keys whose URIs are the same
+/// hash are told apart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
     text: Vec<u8>,
     uri: ObjUri<'static>,
 }
 
-/// What stands before the parts of a request's key.
+/// The first component of the URI of a request's key.
 const REQUEST: &[u8] = b"r";
-/// What stands before a text that does not begin with the prefix.
+/// The first component of the URI of a text that does not begin with the prefix.
 const OTHER: &[u8] = b"u";
 
 impl Key {
-    /// Of a request. `prefix` is the space's, without a slash at its end.
+    /// Makes the key of a request. `prefix` is the space's, without a slash at its end.
     pub(crate) fn of_request(space: &UriSpace, prefix: &[u8], host: &[u8], url: &[u8], extra: Option<&[u8]>) -> Self {
         let mut text = Vec::with_capacity(prefix.len() + host.len() + url.len() + 2);
         text.extend_from_slice(prefix);
@@ -35,7 +35,7 @@ impl Key {
         Self::of_text(space, prefix, &text)
     }
 
-    /// Of a text: of one that [`Self::text`] gave, the same key. A scheme before the prefix is left out.
+    /// Makes the key with this text; for one from [`Self::text`], the same key. A scheme before the prefix is left out.
     pub(crate) fn of_text(space: &UriSpace, prefix: &[u8], text: &[u8]) -> Self {
         let below = |text: &[u8]| text.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(b"/"));
         let text = match without_scheme(text) {
@@ -45,7 +45,7 @@ impl Key {
         let rest = text.strip_prefix(prefix).and_then(|rest| rest.strip_prefix(b"/"));
         let uri = match rest {
             Some(rest) => {
-                // What is before it holds neither, so that every text is divided in one way only.
+                // The host contains neither, so that every text is divided in one way only.
                 let at = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
                 let (host, url) = rest.split_at(at);
                 space.uri(&[REQUEST, host, url])
@@ -55,21 +55,21 @@ impl Key {
         Self { text: text.to_vec(), uri }
     }
 
-    /// The text: the prefix, a slash, the host and the URL, where the host (and what was added before it) is
-    /// percent-encoded as far as it must be.
+    /// Returns the text: the prefix, a slash, the host and the URL. The host, and the part added before it, are
+    /// percent-encoded as far as necessary.
     #[must_use]
     pub fn text(&self) -> &[u8] {
         &self.text
     }
 
-    /// The URI in the store.
+    /// Returns the URI in the store.
     #[must_use]
     pub fn uri(&self) -> &ObjUri<'static> {
         &self.uri
     }
 }
 
-/// What follows the scheme (RFC 3986 3.1) and `://`, if a text begins so; else all of it.
+/// Returns the part of a text after a scheme (RFC 3986, section 3.1) and `://`; all of it if it has no scheme.
 pub(crate) fn without_scheme(text: &[u8]) -> &[u8] {
     let end = text.iter().position(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.')));
     match end.map(|end| text.split_at(end)) {
@@ -78,7 +78,7 @@ pub(crate) fn without_scheme(text: &[u8]) -> &[u8] {
     }
 }
 
-/// Percent-encodes what does not stand in a host's name.
+/// Appends `part`, with the bytes that are not part of a host's name percent-encoded.
 fn encode(part: &[u8], out: &mut Vec<u8>) {
     for &byte in part {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b':' | b'[' | b']') {

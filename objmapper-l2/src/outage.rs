@@ -2,22 +2,22 @@
 
 use objmapper_client::{Error, Status};
 
-/// Why the store was of no help. Each kind has a counter.
+/// Why a store request failed. Each kind has a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Outage {
-    /// It is not connected: nothing was asked.
+    /// The store is not connected: no request was sent.
     #[error("down")]
     Down,
-    /// It did not answer in time.
+    /// The store did not answer in time.
     #[error("timeout")]
     Timeout,
-    /// It has no room.
+    /// The store has no room.
     #[error("full")]
     Full,
     /// Input or output failed, or descriptors ran out.
     #[error("io")]
     Io,
-    /// It broke the protocol or refused the request.
+    /// The store violated the protocol or refused the request.
     #[error("protocol")]
     Protocol,
 }

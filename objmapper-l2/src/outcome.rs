@@ -1,24 +1,26 @@
-//! What became of a publication.
+//! The outcome of a publication.
 
 use std::time::Instant;
 
 use crate::counters::Counters;
 use crate::outage::Outage;
 
-/// What became of a publication.
+/// The outcome of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Others find it.
+    /// The record is published: other caches find it.
     Published,
-    /// It was purged, or (v0.1 peers) banned, since the ticket was given: what was fetched must not be kept either.
+    /// The key was purged, or (v0.1 peers) banned, after the ticket was granted. The response must not be cached
+    /// either.
     Conflict,
-    /// Somebody else published at the same time, and that is what others find.
+    /// Another cache published first, and its record stays.
     Overtaken,
-    /// It is too large for this store: head or body.
+    /// The head or the body is too large for this store.
     TooLarge,
-    /// No reader could use it: it varies by `*` or by more than can be kept, or its head breaks a rule of `RECORD.md`.
+    /// No reader could use the record: it varies by `*` or by more than the limits allow, or its head breaks a rule of
+    /// `RECORD.md`.
     Unmatchable,
-    /// The store was of no help.
+    /// The store request failed.
     Outage(Outage),
 }
 

@@ -11,10 +11,10 @@ use crate::stored::Stored;
 use crate::ticket::Ticket;
 use crate::vary::{Index, VaryKey};
 
-/// How often an index that others change at the same time is tried to be changed.
+/// Attempts to change an index that other caches change at the same time.
 const ROUNDS: usize = 8;
 impl Ticket {
-    /// Where a response goes that varies like this.
+    /// Returns where a response with this Vary key is published.
     pub(crate) fn place(&self, vary: Option<&VaryKey>) -> Result<Place, Outcome> {
         let Some(vary) = vary else { return Ok(Place::Key { if_version: IfVersion::from_raw(self.base) }) };
         let (found, there) = self.index()?;
@@ -27,7 +27,7 @@ impl Ticket {
         Ok(Place::Variant { uri, index, change })
     }
 
-    /// The index at the key, and what is there.
+    /// Returns the index at the key, and the version that is there.
     fn index(&self) -> Result<(Option<Index>, IfVersion), Outcome> {
         let uri = self.key.uri();
         for _ in 0..ROUNDS {
@@ -37,7 +37,7 @@ impl Ticket {
             let there = IfVersion::from_raw(found.entry.version);
             match Opened::new(session, &found.entry) {
                 Ok(opened) if opened.kind() == Kind::Vary => {
-                    // One that does not validate is replaced.
+                    // An index that does not validate is replaced.
                     let index = Index::decode(opened.head()).ok().filter(|index| index.text == self.key.text());
                     return Ok((index, there));
                 }
@@ -79,7 +79,7 @@ impl Ticket {
         }
     }
 
-    /// A body was committed: makes sure that it is found, and ends the lease.
+    /// Completes a publication after the commit of its body: enters a variant into the index, and ends the lease.
     pub(crate) fn committed(&mut self, place: Place) -> Result<(), Outcome> {
         match place {
             Place::Key { .. } => self.fulfilled(),
@@ -91,7 +91,7 @@ impl Ticket {
         Ok(())
     }
 
-    /// Enters a variant into the index at the key, if it is not there.
+    /// Enters a variant into the index at the key, unless `change` is `None`: the index has it.
     fn enter(&self, uri: ObjUri<'static>, mut index: Index, change: Option<IfVersion>) -> Result<(), Outcome> {
         let Some(mut there) = change else { return Ok(()) };
         for _ in 0..ROUNDS {
@@ -101,7 +101,7 @@ impl Ticket {
                 Outcome::Overtaken => {}
                 outcome => return Err(self.orphaned(&uri, outcome)),
             }
-            // Somebody else has changed what is at the key.
+            // Another cache has changed the index at the key.
             match self.index() {
                 Ok((Some(mut other), now)) if other.generation == index.generation => {
                     if !other.merge(&index) {
@@ -115,9 +115,9 @@ impl Ticket {
         Err(self.orphaned(&uri, Outcome::Overtaken))
     }
 
-    /// The variant cannot be found: it goes, to save room.
+    /// Removes a variant that could not be entered, to save room. Returns `outcome`.
     fn orphaned(&self, uri: &ObjUri<'_>, outcome: Outcome) -> Outcome {
-        // Should that fail, the store drops it when it needs its room.
+        // If this fails, the store drops it when it needs the room.
         let _ = self.core.client.evict(uri, IfVersion::Any);
         outcome
     }

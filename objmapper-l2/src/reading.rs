@@ -9,17 +9,17 @@ use crate::bytes::Malformed;
 use crate::outage::Outage;
 use crate::record::{Kind, TRAILER_LEN, Trailer, check_body};
 
-/// What is read first, from the file's end: enough for all but very long heads.
+/// The bytes that are read first, from the file's end: enough for all but very long heads.
 const FIRST_READ: usize = 16 << 10;
 
 /// Why a record cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unreadable {
-    /// Its file is gone: it was deleted or replaced.
+    /// Its file is gone: the record was deleted or replaced.
     Gone,
-    /// It does not validate.
+    /// It does not validate, or its file cannot be read.
     Damaged(Malformed),
-    /// It could not be read.
+    /// It could not be read now, for a reason that is not the record's.
     Outage(Outage),
 }
 
@@ -34,7 +34,7 @@ impl From<Malformed> for Unreadable {
 pub(crate) struct Opened {
     pub(crate) file: OwnedFd,
     pub(crate) trailer: Trailer,
-    /// The file's end, from some place on.
+    /// The end of the file; at least the tail.
     end: Vec<u8>,
 }
 
@@ -54,8 +54,8 @@ pub(crate) fn read_exact_at(file: &OwnedFd, mut buf: &mut [u8], mut offset: u64)
     Ok(())
 }
 
-/// What a system call on a record's file failed with: a shortage or a lack of permission, which passes and is the same for every record,
-/// or a file that cannot be read.
+/// Classifies the error of a system call on a record's file: a shortage or a lack of permission, which passes and
+/// concerns every record, or a file that cannot be read.
 fn unreadable(errno: Errno) -> Unreadable {
     const PASSES: [Errno; 7] =
         [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::ACCESS, Errno::PERM, Errno::BADF];
@@ -63,10 +63,10 @@ fn unreadable(errno: Errno) -> Unreadable {
 }
 
 impl Opened {
-    /// Opens what an entry names.
+    /// Opens the file of an entry, and checks its trailer and the checksum of its head.
     pub(crate) fn new(session: &Session, entry: &Entry) -> Result<Self, Unreadable> {
         if entry.flags.contains(EntryFlags::FOREIGN) {
-            // Not written by us, and somebody may still write to it.
+            // The file was made by a v0.1 client, which may still write to it.
             return Err(Malformed("owner").into());
         }
         let file = session.open_entry(entry).map_err(|why| match why {
@@ -94,11 +94,11 @@ impl Opened {
 
     pub(crate) fn head(&self) -> &[u8] {
         let end = self.end.len() - TRAILER_LEN;
-        // What was read is at least the tail.
+        // `end` contains at least the tail.
         self.end.get(end - self.trailer.head_len..end).unwrap_or_default()
     }
 
-    /// The body's last four bytes; `None` if it has fewer.
+    /// Returns the body's last four bytes; `None` if it has fewer.
     pub(crate) fn last_bytes(&self) -> Result<Option<[u8; 4]>, Unreadable> {
         let mut last = [0; 4];
         let Some(offset) = self.trailer.body_len.checked_sub(last.len() as u64) else { return Ok(None) };
@@ -106,7 +106,7 @@ impl Opened {
         Ok(Some(last))
     }
 
-    /// The whole body, verified.
+    /// Reads the whole body, and verifies its checksum.
     pub(crate) fn body(&self) -> Result<Box<[u8]>, Unreadable> {
         let len = usize::try_from(self.trailer.body_len).map_err(|_| Malformed("length"))?;
         let read_already = self.end.len() - self.trailer.tail_len();
@@ -122,7 +122,7 @@ impl Opened {
     }
 }
 
-/// The last bytes of a file, at most `len`.
+/// Reads the last bytes of a file, at most `len`.
 fn read_end(file: &OwnedFd, size: u64, len: usize) -> Result<Vec<u8>, Unreadable> {
     let len = usize::try_from(size).map_or(len, |size| size.min(len));
     let mut end = vec![0; len];

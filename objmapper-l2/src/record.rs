@@ -5,22 +5,22 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::bytes::{Malformed, Reader};
 use crate::head::BodySum;
 
-/// What the last bytes of a record begin with.
+/// The first bytes of the trailer.
 const MAGIC: &[u8; 8] = b"OBJMRECD";
 const VERSION: u16 = 1;
 const FLAG_BODY_SUM: u8 = 1;
-/// Bytes of the trailer that its checksum covers.
+/// The bytes of the trailer that its checksum covers.
 const COVERED: usize = 32;
 
-/// Bytes of the trailer.
+/// The length of the trailer in bytes.
 pub(crate) const TRAILER_LEN: usize = COVERED + 16;
 
-/// Most bytes of a tail: what a reader reads at most to understand a record.
+/// The most bytes of a tail: a reader never reads more to decode a record.
 pub(crate) const MAX_TAIL: usize = 1 << 20;
-/// Most bytes of a body with a v0.1 peer.
+/// The most bytes of a body with a v0.1 peer.
 pub(crate) const MAX_V01_BODY: usize = 8 << 20;
 
-/// What a record is.
+/// The kind of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
@@ -48,7 +48,7 @@ impl TryFrom<u8> for Kind {
     }
 }
 
-/// The last bytes of a record, understood.
+/// A decoded trailer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Trailer {
     pub(crate) kind: Kind,
@@ -87,7 +87,7 @@ fn head_sum(head: &[u8], covered: &[u8]) -> [u8; 16] {
 }
 
 impl Trailer {
-    /// Understands the last bytes of a file of `file_len` bytes. The head is still to be [checked](Self::check).
+    /// Decodes the trailer of a file of `file_len` bytes. The caller [checks](Self::check) the head.
     pub(crate) fn parse(last: &[u8; TRAILER_LEN], file_len: u64) -> Result<Self, Malformed> {
         let mut r = Reader::new(last);
         let covered: [u8; COVERED] = r.array()?;
@@ -114,19 +114,19 @@ impl Trailer {
         Ok(Self { kind, head_len, body_len, sum, head_sum, covered })
     }
 
-    /// Bytes of head and trailer.
+    /// Returns the length of head and trailer together.
     pub(crate) fn tail_len(&self) -> usize {
         self.head_len + TRAILER_LEN
     }
 
-    /// Whether this is its head.
+    /// Returns an error if the head has another length or checksum.
     pub(crate) fn check(&self, head: &[u8]) -> Result<(), Malformed> {
         let matches = head.len() == self.head_len && head_sum(head, &self.covered) == self.head_sum;
         if matches { Ok(()) } else { Err(Malformed("checksum of head and trailer")) }
     }
 }
 
-/// Understands a whole record that is in memory: its trailer, head and body, with every checksum compared.
+/// Decodes a whole file in memory: returns its trailer, head and body, with every checksum compared.
 pub(crate) fn parse_whole(file: &[u8]) -> Result<(Trailer, &[u8], &[u8]), Malformed> {
     let (rest, last) = file.split_last_chunk::<TRAILER_LEN>().ok_or(Malformed("trailer"))?;
     let trailer = Trailer::parse(last, file.len() as u64)?;
@@ -137,7 +137,7 @@ pub(crate) fn parse_whole(file: &[u8]) -> Result<(Trailer, &[u8], &[u8]), Malfor
     Ok((trailer, head, body))
 }
 
-/// Whether this is its body, as far as its publisher made a checksum.
+/// Returns an error if the body has another length, or another checksum, if its publisher computed one.
 pub(crate) fn check_body(trailer: &Trailer, body: &[u8]) -> Result<(), Malformed> {
     let matches = body.len() as u64 == trailer.body_len
         && trailer.sum.is_none_or(|sum| sum.0 == xxhash_rust::xxh3::xxh3_64(body));

@@ -4,44 +4,45 @@ use std::time::Duration;
 
 use crate::key::Key;
 
-/// A request, as this crate needs to see it.
+/// The part of a request that this crate reads.
 pub trait RequestView {
-    /// Its URL.
+    /// Returns the URL.
     fn url(&self) -> &[u8];
-    /// The value of the first header of this name (compared without case), without white space around it.
+    /// Returns the value of the first header of this name (case-insensitive), without white space around it.
     fn header(&self, name: &[u8]) -> Option<&[u8]>;
 }
 
-/// Which records' bodies the caller can use where they are, without reading them.
+/// The records whose bodies the caller can adopt, without reading them.
 #[derive(Debug, Clone, Copy)]
 pub struct Adopts {
-    /// The instance of the store that they must be in.
+    /// The instance of the store that has them.
     pub instance: [u8; 16],
-    /// Bytes of body that they must have at least.
+    /// The fewest bytes of body that they have.
     pub from: u64,
     /// Returns true if the file of object number `object` in store `instance` was found to be unreadable. Such a record is damaged.
     pub is_unreadable: fn(instance: [u8; 16], object: u64) -> bool,
 }
 
-/// A look-up.
+/// The parameters of a look-up.
 pub struct Lookup<'a> {
-    /// What.
+    /// The key to look up.
     pub key: &'a Key,
-    /// What the origin would be asked: for Vary.
+    /// The request to the origin, for Vary.
     pub request: &'a dyn RequestView,
-    /// What the client asked, before anybody rewrote it for the origin: for bans.
+    /// The client's request, before VCL rewrote it for the origin, for bans.
     pub client: &'a dyn RequestView,
-    /// How long to wait for another's fetch at most.
+    /// The longest wait for another cache's fetch.
     pub wait: Duration,
-    /// How long others wait for the caller's fetch at most, should it be given the ticket: from then on the next one who
-    /// waits is given it.
+    /// The longest time for which the caller holds the ticket, if it is granted it; afterwards the next waiting look-up
+    /// is granted it.
     pub hold: Duration,
-    /// The time.
+    /// The present time, seconds since 1970.
     pub now: f64,
-    /// Whether the caller asks the origin whatever there is, and only wants to publish its answer. It waits for nobody.
+    /// True if the caller asks the origin in any case, and needs the ticket only to publish the response. The look-up
+    /// does not wait.
     pub refresh: bool,
-    /// Bodies that need not be read. All others of at most [`RecordFile::READ_LIMIT`](crate::RecordFile::READ_LIMIT)
-    /// bytes are read and verified before they are a hit.
+    /// Bodies that need not be read. All other bodies of at most
+    /// [`RecordFile::READ_LIMIT`](crate::RecordFile::READ_LIMIT) bytes are read and verified before they are a hit.
     pub adopts: Option<Adopts>,
 }
 

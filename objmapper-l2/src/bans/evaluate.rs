@@ -33,10 +33,10 @@ const FILTERED: &[&str] = &[
     "Accept-Encoding",
 ];
 
-/// Headers that no record holds, because whoever serves it says them anew.
+/// Headers that no record holds, because each cache that serves it generates them.
 const REGENERATED: &[&str] = &["Age", "Connection", "Content-Length", "Transfer-Encoding"];
 
-/// Compiled patterns. `None` in it: one that cannot be compiled.
+/// Compiled patterns, by their text. The value is `None` for one that cannot be compiled.
 #[derive(Default, Clone)]
 pub(crate) struct Patterns(HashMap<Vec<u8>, Option<Arc<dyn Regex>>>);
 
@@ -47,7 +47,7 @@ impl std::fmt::Debug for Patterns {
 }
 
 impl Patterns {
-    /// Those of these bans; taken over from `former` where they are there.
+    /// Compiles the patterns of `bans`; reuses those that `former` has.
     pub(crate) fn of<'a>(bans: impl Iterator<Item = &'a Ban>, former: &Self, regexes: &dyn Regexes) -> Self {
         let mut patterns = HashMap::new();
         for test in bans.flat_map(|ban| &ban.tests) {
@@ -62,13 +62,14 @@ impl Patterns {
         Self(patterns)
     }
 
-    /// `None`: it cannot be told.
+    /// Returns true if the pattern matches; `None` if it cannot be compiled, or gave up.
     fn is_match(&self, pattern: &[u8], subject: &[u8]) -> Option<bool> {
         self.0.get(pattern)?.as_ref()?.is_match(subject)
     }
 }
 
-/// Whether a ban matches a response and the request that it would answer. What cannot be told matches.
+/// Returns true if a ban matches a response and the request that it would answer. A test that cannot be evaluated
+/// matches.
 pub(crate) fn matches(ban: &Ban, key: &[u8], head: &Head, request: &dyn RequestView, patterns: &Patterns) -> bool {
     ban.tests.iter().all(|test| match test {
         Test::Text { subject, oper, text } => text_matches(subject, *oper, text, head, request, patterns),
@@ -104,7 +105,7 @@ fn text_matches(
             status = format!("{:03}", head.status % 1000);
             Some(status.as_bytes())
         }
-        // Compared with numbers only.
+        // A duration is compared with a number only.
         Subject::Duration(_) => return true,
     };
     match (oper, found) {

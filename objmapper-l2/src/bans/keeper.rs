@@ -15,23 +15,23 @@ use crate::outage::Outage;
 
 mod recording;
 
-/// Counters that are apart and unmoved for so long belong to a recorder that is no more.
+/// If the counters differ and do not change for so long, the recorder is taken for dead.
 const HEAL_AFTER: Duration = Duration::from_secs(2);
-/// How long a look-up waits for another's recording at most.
+/// The longest wait of a look-up for bans that another process is recording.
 const MAX_WAIT: Duration = Duration::from_millis(250);
 
-/// Bans that are kept apart until they are recorded; beyond that one that invalidates everything stands for them.
+/// Queued bans that are kept one by one; further ones are replaced by one that matches everything.
 const MAX_QUEUED: usize = 4096;
 
 /// A ban that this process announced and has not recorded yet.
 #[derive(Debug, Clone)]
 struct Queued {
-    /// `None`: the one before says it too.
+    /// `None`: the queued ban before it covers it.
     ban: Option<Ban>,
     announced: Option<Announced>,
 }
 
-/// Its announcement.
+/// An announcement of a ban on the board.
 #[derive(Debug, Clone, Copy)]
 struct Announced {
     board: Token,
@@ -46,30 +46,30 @@ struct Queue {
     stop: bool,
 }
 
-/// This process's snapshot of the log.
+/// A snapshot of the ban log, with its patterns compiled.
 #[derive(Debug)]
 pub(crate) struct BanLogSnapshot {
     board: Token,
-    /// How many were recorded when it was read.
+    /// The board's number of recorded bans before the log was read.
     recorded: u64,
     pub(crate) log: Log,
     pub(crate) patterns: Patterns,
 }
 
-/// The counters were seen apart.
+/// A difference of the board's two counters, as it was first seen.
 #[derive(Debug, Clone, Copy)]
 struct Divergence {
     board: Token,
     recorded: u64,
-    /// Announced at that time.
+    /// The number of announced bans at that time.
     announced: u64,
     since: Instant,
 }
 
-/// Why the bans are not known.
+/// Why the current bans are unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unknown {
-    /// One is being recorded, and that lasts.
+    /// A ban was announced, and was not recorded within [`MAX_WAIT`].
     Pending,
     Outage(Outage),
 }
@@ -85,17 +85,18 @@ pub(crate) struct Keeper {
     uri: ObjUri<'static>,
     slot: u32,
     queue: Mutex<Queue>,
-    /// Something was queued, or is to be done.
+    /// Signalled when a ban was queued, or the recorder is to heal, retry or stop.
     wake: Condvar,
-    /// The queue has become empty.
+    /// Signalled when the queue has become empty.
     empty: Condvar,
-    /// Length of the queue.
+    /// The queue's length, readable without its lock.
     pending: AtomicUsize,
     snapshot: RwLock<Option<Arc<BanLogSnapshot>>>,
-    /// Held while the log is read, so that one thread does for all.
+    /// Held while the log is read, so that one thread reads it for all.
     refresh: Mutex<()>,
     divergence: Mutex<Option<Divergence>>,
-    /// The log's newest object as this process knows it, pinned so that it is not evicted, and by which session.
+    /// The session and the object number of the newest log that this process has read or written. It is pinned, so that
+    /// it is not evicted.
     pinned: Mutex<Option<(u64, u64)>>,
 }
 
@@ -115,7 +116,7 @@ impl Keeper {
         }
     }
 
-    /// Where the log is.
+    /// Returns the URI of the log.
     pub(crate) fn uri(&self) -> &ObjUri<'static> {
         &self.uri
     }
@@ -124,7 +125,7 @@ impl Keeper {
         self.pending.load(Ordering::SeqCst)
     }
 
-    /// Has the thread that records try again at once.
+    /// Makes the recorder retry at once.
     pub(crate) fn wake_up(&self) {
         self.wake.notify_all();
     }
@@ -136,7 +137,7 @@ impl Keeper {
 
     fn push(&self, ban: Ban, announced: impl FnOnce() -> Option<Announced>) {
         let mut queue = self.queue.lock();
-        // Under the lock, so that who sees the queue empty sees all announced bans recorded.
+        // Under the lock, so that a thread that finds the queue empty knows that all announced bans are recorded.
         self.pending.fetch_add(1, Ordering::SeqCst);
         let announced = announced();
         let ban = match queue.bans.len() {
@@ -163,7 +164,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Waits until announced and recorded are equal; answers how many are recorded.
+    /// Waits until the numbers of announced and recorded bans are equal, and returns it.
     fn wait_others(&self, board: &Board, deadline: Instant) -> Result<u64, Unknown> {
         let mut pause = Duration::from_micros(20);
         loop {
@@ -178,7 +179,7 @@ impl Keeper {
                 self.queue.lock().heal = true;
                 self.wake.notify_all();
             }
-            // Who waited in vain before does not wait again.
+            // Once a look-up has waited in vain, later ones do not wait for the same difference.
             let now = Instant::now();
             if now >= deadline || diverged_for > MAX_WAIT {
                 return Err(Unknown::Pending);
@@ -188,10 +189,10 @@ impl Keeper {
         }
     }
 
-    /// Since when the counters have been seen apart with this many recorded.
+    /// Returns when the counters were first seen to differ with this many recorded; notes it if this is the first time.
     fn divergence(&self, board: Token, recorded: u64, announced: u64) -> Divergence {
         let mut divergence = self.divergence.lock();
-        // Neither counter goes back, so that they were apart all the time.
+        // Neither counter goes back, so that they have differed all the time.
         match *divergence {
             Some(seen) if seen.board == board && seen.recorded == recorded => seen,
             _ => *divergence.insert(Divergence { board, recorded, announced, since: Instant::now() }),
@@ -204,7 +205,7 @@ impl Keeper {
     }
 }
 
-/// Random bytes.
+/// Returns random bytes, for a nonce or a generation.
 pub(crate) fn random() -> Result<[u8; 16], Outage> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|_| Outage::Io)?;

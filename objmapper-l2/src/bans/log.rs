@@ -8,12 +8,12 @@ use crate::record::{MAX_TAIL, TRAILER_LEN};
 use crate::request::RequestView;
 use crate::stored::Mark;
 
-/// A ban and its place.
+/// A ban and its sequence number.
 #[derive(Debug, Clone, PartialEq)]
 struct Entry {
     seq: u64,
     ban: Ban,
-    /// Bytes that it takes in the log.
+    /// The bytes that it takes in the log.
     size: usize,
 }
 
@@ -27,25 +27,25 @@ pub(crate) struct Healed {
 }
 
 impl Healed {
-    /// Whether this announcement is one of them. Numbers begin anywhere and wrap.
+    /// Returns true if this announcement is covered. Numbers begin anywhere and wrap.
     pub(crate) fn covers(&self, board: [u8; 16], number: u64) -> bool {
         self.board == board && self.through.wrapping_sub(number) < 1 << 63
     }
 }
 
-/// A ban log.
+/// A ban log. Sequence numbers ascend from `floor`, exclusive, to `last`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Log {
     /// The space's prefix.
     prefix: Vec<u8>,
-    /// Random: a record that was published under another log cannot be judged by this one.
+    /// Random. A record whose mark has another nonce is older than this log, and is invalidated.
     nonce: [u8; 16],
-    /// Bans up to this one are not in the log any more: nor can a record be judged that is older than them.
+    /// The sequence number of the newest ban that was dropped. A record whose mark is below it is invalidated.
     floor: u64,
-    /// The newest ban.
+    /// The sequence number of the newest ban.
     last: u64,
     healed: Option<Healed>,
-    /// In order.
+    /// The bans, in the order of their sequence numbers.
     entries: Vec<Entry>,
 }
 
@@ -54,17 +54,17 @@ impl Log {
     /// The greatest sequence number that is read: what is appended to such a log still has a greater one.
     const MAX_SEQUENCE: u64 = 1 << 62;
     pub(crate) const MAX_ENTRIES: usize = 4096;
-    /// Most bytes of them.
+    /// The most bytes of all bans.
     const MAX_BYTES: usize = MAX_TAIL - TRAILER_LEN - (64 << 10);
     /// Bytes of a ban besides its own.
     const ENTRY_LEN: usize = 12;
 
-    /// An empty one.
+    /// Makes an empty log.
     pub(crate) fn new(prefix: &[u8], nonce: [u8; 16]) -> Self {
         Self { prefix: prefix.to_vec(), nonce, floor: 0, last: 0, healed: None, entries: Vec::new() }
     }
 
-    /// With what it heals.
+    /// Sets which lost announcements the log covers.
     pub(crate) fn healing(mut self, healed: Healed) -> Self {
         self.healed = Some(healed);
         self
@@ -74,7 +74,7 @@ impl Log {
         self.healed
     }
 
-    /// A response that is asked for now is newer than these bans.
+    /// Returns the mark of a response that is requested from the origin now: it is newer than these bans.
     pub(crate) fn mark(&self) -> Mark {
         Mark { nonce: self.nonce, seq: self.last }
     }
@@ -83,7 +83,7 @@ impl Log {
         self.entries.iter().map(|entry| &entry.ban)
     }
 
-    /// Adds the newest ban.
+    /// Appends a ban; drops its duplicates, and the oldest bans above the limits.
     pub(crate) fn append(&mut self, ban: Ban) {
         let size_of = |ban: &Ban| {
             let mut bytes = Vec::new();
@@ -98,7 +98,7 @@ impl Log {
                 (all, size)
             }
         };
-        // What it says about older records, its equals said too.
+        // The new ban covers everything that its duplicates cover.
         self.entries.retain(|entry| !entry.ban.is_duplicate_of(&ban));
         self.last += 1;
         self.entries.push(Entry { seq: self.last, ban, size });
@@ -112,7 +112,7 @@ impl Log {
         self.entries.drain(..drop);
     }
 
-    /// Whether a record may be used, as far as bans go.
+    /// Returns true if no ban invalidates a record with this mark.
     pub(crate) fn allows(
         &self,
         mark: &Mark,
@@ -131,7 +131,8 @@ impl Log {
             .all(|entry| !matches(&entry.ban, text, head, request, patterns))
     }
 
-    /// Whether the key with this text was purged since, as far as the log tells; only v0.1 stores have purges in it.
+    /// Returns true if the key with this text was purged after the mark, or if the log cannot exclude it. Only the log
+    /// of a v0.1 store has purges.
     pub(crate) fn has_purged(&self, mark: &Mark, text: &[u8]) -> bool {
         let is_purge = |ban: &Ban| matches!(&ban.tests[..], [Test::Key(key)] if key == text);
         mark.nonce != self.nonce

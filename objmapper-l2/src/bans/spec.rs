@@ -1,20 +1,20 @@
 //! Bans as varnishd encodes them (cache_ban.h), and as the ban log does.
 //!
-//! varnishd's form holds compiled regular expressions, which are of use to the very same build of its library only: they
-//! are left out, and compiled again from their text.
+//! varnishd's form contains compiled regular expressions, which only the same build of PCRE2 can use: they are skipped,
+//! and compiled again from their text.
 
 use crate::bytes::{Malformed, Reader, put_bytes};
 
 /// Bytes before the tests.
 const HEAD_LEN: usize = 16;
 const FLAG_COMPLETED: u8 = 1 << 2;
-/// The same text means something else every time.
+/// BANS_FLAG_NODEDUP: the ban has a test on obj.ttl or obj.age, whose meaning depends on when it was made.
 const FLAG_NODEDUP: u8 = 1 << 5;
 /// A length, padded to varnishd's pointers.
 const LUMP_LEN: usize = 8;
 const LUMP_PADDING: u8 = 0xff;
 
-/// What a test looks at. The numbers are varnishd's own.
+/// The left side of a test. The codes are varnishd's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Subject {
     /// req.url
@@ -29,7 +29,7 @@ pub(crate) enum Subject {
     Duration(DurationOf),
 }
 
-/// Which duration.
+/// A duration of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DurationOf {
     Ttl,
@@ -38,7 +38,7 @@ pub(crate) enum DurationOf {
     Keep,
 }
 
-/// How it is compared with a text.
+/// A comparison with a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TextOper {
     Equal,
@@ -47,7 +47,7 @@ pub(crate) enum TextOper {
     NoMatch,
 }
 
-/// How it is compared with a number.
+/// A comparison with a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NumberOper {
     Equal,
@@ -58,7 +58,7 @@ pub(crate) enum NumberOper {
     LessOrEqual,
 }
 
-/// One condition of a ban; it matches where all of them do.
+/// One test of a ban. A ban matches if all its tests do.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Test {
     Text {
@@ -71,36 +71,36 @@ pub(crate) enum Test {
         oper: NumberOper,
         number: f64,
     },
-    /// The record is of the key with this text: a purge, where the store knows of none. No varnishd makes it.
+    /// Matches records of the key with this text: a purge in a v0.1 store. varnishd makes no such test.
     Key(Vec<u8>),
 }
 
-/// The number of [`Test::Key`].
+/// The code of [`Test::Key`].
 const KEY: u8 = 0x01;
 
 /// A ban.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Ban {
-    /// When it was made.
+    /// When it was made, seconds since 1970.
     pub(crate) time: f64,
-    /// Its text means the same whenever it is said, so that the newest of several is enough.
+    /// True if its meaning does not depend on `time`, so that it covers older bans with the same tests.
     pub(crate) timeless: bool,
-    /// Its conditions. None at all: it matches everything.
+    /// The tests. A ban without tests matches everything.
     pub(crate) tests: Vec<Test>,
 }
 
 impl Ban {
-    /// One that matches everything: what stands for a ban that cannot be understood.
+    /// Makes a ban that matches everything. It stands for a ban that cannot be decoded.
     pub(crate) fn matching_everything(time: f64) -> Self {
         Self { time, timeless: true, tests: Vec::new() }
     }
 
-    /// One that matches what is at a key, and its variants.
+    /// Makes a ban that matches the records of a key, all variants included.
     pub(crate) fn of_key(text: &[u8]) -> Self {
         Self { time: 0.0, timeless: true, tests: vec![Test::Key(text.to_vec())] }
     }
 
-    /// From varnishd's form. `None`: it is done with already (BANS_FLAG_COMPLETED), and invalidates nothing.
+    /// Decodes varnishd's form. `None`: the ban is completed (BANS_FLAG_COMPLETED), and invalidates nothing.
     pub(crate) fn from_varnishd(spec: &[u8]) -> Result<Option<Self>, Malformed> {
         let mut r = Reader::new(spec);
         let time = r.f64()?;
@@ -120,7 +120,7 @@ impl Ban {
         Ok(Some(Self { time, timeless: flags & FLAG_NODEDUP == 0, tests }))
     }
 
-    /// Whether one of them is enough.
+    /// Returns true if the newer of the two covers both.
     pub(crate) fn is_duplicate_of(&self, other: &Self) -> bool {
         self.timeless && other.timeless && self.tests == other.tests
     }
@@ -128,7 +128,7 @@ impl Ban {
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.time.to_be_bytes());
         out.push(self.timeless.into());
-        // A ban of more tests than that is longer than a log may be.
+        // A ban with more tests than u32 can count exceeds the limit of a log.
         out.extend_from_slice(&u32::try_from(self.tests.len()).unwrap_or(u32::MAX).to_be_bytes());
         for test in &self.tests {
             match test {
@@ -271,7 +271,7 @@ fn test_from_varnishd(spec: &[u8], at: &mut usize) -> Result<Test, Malformed> {
     if matches!(oper, TextOper::Match | TextOper::NoMatch) {
         self::lump(spec, at)?;
     }
-    // C's strings: what is behind a NUL is not looked at.
+    // C's strings end at the first NUL.
     let end = lump.iter().position(|b| *b == 0).ok_or(Malformed("ban"))?;
     Ok(Test::Text { subject, oper, text: lump[..end].to_vec() })
 }

@@ -1,14 +1,14 @@
-//! Announces this process's bans and records them, and reads what others recorded.
+//! Announces this process's bans and records them, and reads the bans that other processes recorded.
 //!
 //! The order on the board (`EXTENSIONS.md` of objmapper-proto) makes it safe: a ban is announced before it is
-//! acknowledged, and recorded after it is in the log. Who finds the two counters equal, and read the log no earlier than
-//! the number of recorded bans was what it is now, knows every ban that was acknowledged.
+//! acknowledged, and recorded after it is in the log. A reader that finds the two counters equal, and has read the log
+//! since the number of recorded bans is what it is, knows every ban that was acknowledged.
 //!
-//! A process that dies between announcing and recording leaves the counters apart for ever. Who sees them apart and
-//! unmoved for [`HEAL_AFTER`] *heals*: writes a log with a new nonce (which invalidates everything older, the lost ban's
-//! victims too) that says up to which announcement it does so, then sets `recorded` to that. A recorder that was merely
-//! slow must not count such a ban once more, or a later one would seem to be recorded before it is: see
-//! [`Core::count_recorded`].
+//! If a process dies between announcing and recording, the counters differ for ever. A process that sees them differ
+//! and not change for [`HEAL_AFTER`] *heals*: it writes a log with a new nonce, which invalidates all older records,
+//! those that the lost ban matches too, and which names the last announcement that it covers; then it sets `recorded`
+//! to that. A recorder that was merely slow must not count a covered ban again, or a later ban would seem to be
+//! recorded before it is: see [`Core::count_recorded`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,17 +27,17 @@ use crate::outage::Outage;
 use crate::reading::{Opened, Unreadable};
 use crate::record::{Kind, tail};
 
-/// A recorder that needs longer than this looks whether somebody has healed over its ban. Less than [`HEAL_AFTER`].
+/// A recorder that needs longer than this checks whether another process has healed its ban. Less than [`HEAL_AFTER`].
 const LATE: Duration = Duration::from_secs(1);
 /// The longest pause between attempts to record.
 const MAX_BACKOFF: Duration = Duration::from_millis(200);
-/// How often a log that others change at the same time is tried to be changed in a row.
+/// Attempts in a row to change a log that other processes change at the same time.
 const MAX_CONFLICTS: usize = 64;
 
 /// The log as it is in the store.
 struct InStore {
     log: Log,
-    /// `None`: it is not there.
+    /// `None`: there is no log in the store.
     entry: Option<Entry>,
 }
 
@@ -59,7 +59,7 @@ impl Core {
         Announced { board: board.id(), number: board.announce(self.bans.slot), at }
     }
 
-    /// All bans that were acknowledged before the call.
+    /// Returns all bans that were acknowledged before the call.
     pub(crate) fn current_bans(&self, session: &Session) -> Result<Arc<BanLogSnapshot>, Unknown> {
         let board = session.board().ok_or(Outage::Protocol)?;
         let deadline = Instant::now() + self.call_timeout.min(MAX_WAIT);
@@ -77,7 +77,7 @@ impl Core {
         Err(Unknown::Pending)
     }
 
-    /// Whether nothing has been recorded or announced since this snapshot was read: atomic loads.
+    /// Returns true if no ban was recorded or announced since this snapshot was read. Atomic loads only.
     pub(crate) fn is_newest(&self, session: &Session, snapshot: &BanLogSnapshot) -> bool {
         session.board().is_some_and(|board| {
             board.id() == snapshot.board
@@ -90,7 +90,7 @@ impl Core {
     fn refresh(&self, board: &Board, recorded: u64) -> Result<(), Unknown> {
         let mut found = self.read_log(Want::PIN)?;
         if found.entry.is_none() {
-            // Everybody shall read it, also those with a snapshot of the one that was lost.
+            // Counted as a ban, so that processes with a snapshot of the lost log read the new one.
             let announced = self.announce(board);
             let written = self.write_log(&mut found);
             self.count_recorded(board, &[announced], None)?;
@@ -146,7 +146,7 @@ impl Core {
         Err(Outage::Io)
     }
 
-    /// Publishes the log over the one that was read; `false`: somebody else was quicker.
+    /// Publishes the log over the one that was read. Returns false if another process has replaced that meanwhile.
     fn write_log(&self, log: &mut InStore) -> Result<bool, Outage> {
         let bytes = tail(Kind::Bans, log.log.encode(), 0, None).ok_or(Outage::Io)?;
         let if_version = IfVersion::from_raw(log.entry.map_or(0, |entry| entry.version));
@@ -158,7 +158,7 @@ impl Core {
         Ok(written.is_some())
     }
 
-    /// This is the log now: the former one may go.
+    /// Remembers the pin of the current log, and releases that of the former one.
     fn has_pinned(&self, found: &Found) {
         let pinned = (found.session, found.entry.object);
         let former = self.bans.pinned.lock().replace(pinned);
@@ -186,7 +186,7 @@ impl Core {
         }
     }
 
-    /// The thread that records.
+    /// The recorder's thread.
     pub(crate) fn run_ban_recorder(&self) {
         let mut backoff = Duration::from_millis(1);
         let mut is_logged = false;
@@ -200,7 +200,7 @@ impl Core {
             };
             let outcome = if work.is_empty() { Ok(()) } else { self.record_bans(work) };
             if stop {
-                // One last attempt was made; what could not be recorded is healed over by others.
+                // One last attempt was made. Bans that it could not record are healed by another process.
                 return;
             }
             let outcome = if heal { outcome.and_then(|()| self.heal_bans()) } else { outcome };
@@ -246,7 +246,8 @@ impl Core {
         let board = session.board().ok_or(Outage::Protocol)?;
         let mut announced = Vec::with_capacity(work.len());
         for queued in &mut work {
-            // If it was made while the store was down, or another one, then those who know this board must read it.
+            // A ban that was made while the store was down, or announced on another board, is announced on this one, so
+            // that its readers read the log again.
             let current = queued.announced.filter(|announced| announced.board == board.id());
             let current = current.unwrap_or_else(|| self.announce(board));
             queued.announced = Some(current);
@@ -276,7 +277,7 @@ impl Core {
         self.count_recorded(board, &announced, healed)
     }
 
-    /// The counters of the board are apart because somebody died: see the module.
+    /// Heals, if the counters of the board still differ: see the module.
     fn heal_bans(&self) -> Result<(), Outage> {
         let session = self.session()?;
         let board = session.board().ok_or(Outage::Protocol)?;
@@ -290,7 +291,7 @@ impl Core {
             return Ok(());
         }
         let mut found = self.read_log(Want::ENTRY)?;
-        // The store answers. If it did not for a while, a recorder that waited for it gets its chance.
+        // The store answers now. If it did not before, a recorder that waits for it is given time to record.
         let chance = Instant::now() + 2 * MAX_BACKOFF;
         while Instant::now() < chance {
             if board.recorded(self.bans.slot) != recorded {
@@ -298,7 +299,7 @@ impl Core {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        // Not what was announced since: its recorders are alive as far as anybody knows.
+        // Later announcements are not covered: nothing says that their recorders are dead.
         let healed = Healed { board: board.id().0, through: divergence.announced };
         found.log = Log::new(&self.space.prefix(), random()?).healing(healed);
         if self.write_log(&mut found)? && board.heal(self.bans.slot, recorded, divergence.announced) {
