@@ -1,4 +1,5 @@
-//! Bans: what varnishd made of them, the log in the store, and whether one matches a record.
+//! Bans: decoding varnishd's form (`spec`), the log in the store (`log`), recording and reading it (`keeper`), and
+//! whether a ban matches a record (`evaluate`).
 
 pub(crate) mod evaluate;
 pub(crate) mod keeper;

@@ -1,4 +1,4 @@
-//! Reading and writing of big-endian fields, every length checked.
+//! Encoding and decoding of big-endian fields; every length is checked before it is used.
 
 /// The bytes do not follow `RECORD.md`. Names the invalid field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! The state that all parts of a second level share.
+//! The state that all parts of a second level share: the client, the space of URIs, the bans, and the operator's log.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! `OBJM.<vcl>.<name>.*`: what a director did with its second level.
+//! `OBJM.<vcl>.<name>.*`: the counters of a director and its second level.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -43,10 +43,10 @@ pub struct Counters {
     /// Responses not published: purged or banned meanwhile
     #[counter]
     pub c_publish_conflict: AtomicU64,
-    /// Responses not published: another was quicker
+    /// Responses not published: another cache published first
     #[counter]
     pub c_publish_overtaken: AtomicU64,
-    /// Responses not published: objmapper was of no help
+    /// Responses not published: the store request failed
     #[counter]
     pub c_publish_failed: AtomicU64,
     /// Responses not published: too large for objmapper
@@ -58,7 +58,7 @@ pub struct Counters {
     /// Records renewed after a 304
     #[counter]
     pub c_renewed: AtomicU64,
-    /// Fetches after which others were told not to wait
+    /// Fetches whose response cannot be shared: others do not wait
     #[counter]
     pub c_uncacheable: AtomicU64,
     /// Look-ups that wait for another's fetch
@@ -70,7 +70,7 @@ pub struct Counters {
     /// Look-ups that waited for another's fetch in vain
     #[counter]
     pub c_wait_timeout: AtomicU64,
-    /// Look-ups told that there is nothing to share
+    /// Look-ups of a response that cannot be shared
     #[counter]
     pub c_refused: AtomicU64,
     /// Records removed because a ban matches them

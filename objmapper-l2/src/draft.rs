@@ -1,4 +1,7 @@
-//! A body that is being written to a store with extensions, and where it goes.
+//! A body that is being written to a store with extensions, and where it is published.
+//!
+//! A draft reserves room ahead and writes at its end. A full memory tier moves it to the disk tier. [`Draft::commit`]
+//! appends the tail, closes the writable descriptor, and publishes the file; until then no reader can find it.
 
 use std::os::fd::{AsFd, OwnedFd};
 

@@ -1,4 +1,12 @@
 //! Looking up in a store with extensions.
+//!
+//! In this order: the key's fence is loaded, the current bans are read, the key is looked up with a request for a
+//! lease, an index leads to a variant, and the record is opened and validated. A fresh record that no ban matches is a
+//! hit. A stale one leads to its renewal, which has a lease of its own. A record that is damaged, expired or
+//! invalidated is removed, and the look-up begins again.
+//!
+//! Because the fence and the bans are older than the record, a purge or a ban that comes later is noticed: by
+//! `Hit::still_valid` before the delivery, and by the commit of what the ticket publishes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! What a look-up finds.
+//! The result of a look-up, and the check whether it still holds.
 
 use std::time::Duration;
 

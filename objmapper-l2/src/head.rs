@@ -1,4 +1,4 @@
-//! The head of a response as it travels with its record, and the checksum of its body.
+//! The head of a response as it is stored in its record, and the checksum of its body.
 
 use xxhash_rust::xxh3::Xxh3;
 

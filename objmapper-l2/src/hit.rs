@@ -1,4 +1,7 @@
-//! A record that was found.
+//! A record that was found: its head, its body, and the state of the store that the look-up has read.
+//!
+//! The file of a record never changes, so that it stays readable after the record was removed or replaced.
+//! [`Hit::still_valid`](crate::Hit::still_valid) returns whether it may still be served.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -1,19 +1,21 @@
-//! The shared second level of a cache: records in objmapper, found, validated, revalidated, invalidated and published.
+//! The shared second level of a cache: records in objmapper are found, validated, revalidated, invalidated and
+//! published.
 //!
-//! A *record* is a response: its body as the first bytes of an objmapper object, and behind it a tail that says what it
-//! is (`RECORD.md`). Several caches that use one store and one *prefix* share their records:
+//! A *record* is a response: its body as the first bytes of an objmapper object, and behind it a tail that describes it
+//! (`RECORD.md`). Several caches that use one store and one *prefix* share their records:
 //!
-//! * [`L2::find`] looks for what answers a request: a [`Hit`], a [`Stale`] record to revalidate, or a [`Miss`] with its
-//!   reason. Of several that miss at once one is given the [`Ticket`] to fetch, the others wait for what it publishes.
-//! * A [`Ticket`] publishes what was fetched ([`Ticket::writer`], [`Ticket::seal`], [`Ticket::renew`]), or says that there
-//!   is nothing to share ([`Ticket::refuse`]); dropped, the next one who waits is given it.
-//! * [`L2::purge`] and [`L2::announce_ban`] invalidate: nothing older than they are is found by anybody from then on, and no
-//!   response that was asked for before them is published after them.
+//! * [`L2::find`] looks up what answers a request: a [`Hit`], a [`Stale`] record to revalidate, or a [`Miss`] with its
+//!   reason. Of several misses at once one is granted the [`Ticket`] to fetch; the other look-ups wait for what it
+//!   publishes.
+//! * A [`Ticket`] publishes a response ([`Ticket::writer`], [`Ticket::seal`], [`Ticket::renew`]), or reports that it
+//!   cannot be shared ([`Ticket::refuse`]). If it is dropped, the next waiting look-up is granted it.
+//! * [`L2::purge`] and [`L2::announce_ban`] invalidate: from their return on no cache finds an older record that they
+//!   match, and no response that was requested before them is published.
 //!
-//! Nothing here is needed to answer a request. Whatever goes wrong is a miss or an [`Outcome`] that says why, ends by a
+//! No part of this is needed to answer a request. A failure is a miss or an [`Outcome`] with its reason, comes by a
 //! deadline, and is counted ([`Counters`]).
 //!
-//! Times are seconds since 1970 as `f64`, as varnishd's own; durations that travel with a record are seconds as `f32`.
+//! Times are seconds since 1970 as `f64`, as varnishd's own; durations that are part of a record are seconds as `f32`.
 
 mod bans;
 mod bytes;

@@ -1,4 +1,4 @@
-//! Why the store was of no help.
+//! Why a store request failed, each with its counter.
 
 use objmapper_client::{Error, Status};
 

@@ -1,4 +1,4 @@
-//! The outcome of a publication.
+//! The outcome of a publication, each with its counter.
 
 use std::time::Instant;
 

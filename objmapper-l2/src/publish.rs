@@ -1,4 +1,8 @@
-//! Publishing in a store with extensions: where a response goes, and that nobody finds it who must not.
+//! Publishing in a store with extensions: at the key, or as a variant with an index at the key.
+//!
+//! A commit at the key replaces only the version that the look-up has seen; that of a refresh replaces any. A variant
+//! is committed first, and then its spec is entered into the index, with as many attempts as other caches' changes
+//! require; a variant that cannot be entered is removed. All commits are made under the ticket's fence.
 
 use objmapper_client::{CommitOptions, IfVersion, ObjUri, Want};
 

@@ -1,4 +1,5 @@
-//! Purging: the record or the index at a key goes, and with the index's generation every variant.
+//! Purging: deletes the record or the index at a key, and with the index's generation every variant. The delete moves
+//! the key's fence, so that no response which was requested before is published after it.
 
 use objmapper_client::{ConnectionState, Error, IfVersion};
 

@@ -1,4 +1,5 @@
-//! Reading a record of a store with extensions: its file is opened in the tier's directory, its tail checked.
+//! Reading a record from a store with extensions. Its file is opened below the tier's directory; length, trailer and
+//! checksums are checked before any field is used.
 
 use std::os::fd::OwnedFd;
 

@@ -1,4 +1,5 @@
-//! The tail that makes a record of a file: `RECORD.md`.
+//! The tail that makes a file a record: `RECORD.md`, "Files". The trailer is at the very end, so that a truncated file
+//! is no record.
 
 use xxhash_rust::xxh3::Xxh3;
 

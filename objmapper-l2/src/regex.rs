@@ -1,4 +1,4 @@
-//! Regular expressions are the caller's: bans are written for varnishd's.
+//! Regular expressions, which the caller provides: bans are written for varnishd's own (PCRE2).
 
 /// Compiles the regular expressions of bans.
 pub trait Regexes: Send + Sync {

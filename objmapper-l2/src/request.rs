@@ -1,4 +1,4 @@
-//! What is looked for.
+//! The parameters of a look-up.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! A second level: the records of one prefix in one store.
+//! A second level: the records of one prefix in one store. This is the crate's entrance; the work is in `find`,
+//! `purge`, `bans`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::key::{Key, without_scheme};
 use crate::outage::Outage;
 use crate::request::{Lookup, RequestView};
 
-/// Why a second level cannot be opened.
+/// Why [`L2::open`] failed.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The prefix is empty, or too long.
@@ -38,13 +39,13 @@ pub enum OpenError {
 /// Whether and how the store can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// With all that it takes.
+    /// The store is connected, with all protocol extensions that are needed.
     Up,
-    /// By a peer of protocol v0.1: no waiting for another's fetch, no adoption, small bodies only.
+    /// With a peer of protocol v0.1: no wait for another cache's fetch, no adoption, small bodies only.
     UpV01,
-    /// It answers, but offers no board: it cannot be used.
+    /// The store answers, but has no board: it cannot be used.
     NoBoard,
-    /// Not at all: since when.
+    /// The store is not connected, for this long.
     Down(Duration),
 }
 
@@ -59,17 +60,17 @@ impl fmt::Display for State {
     }
 }
 
-/// The records of one prefix in one store. One per process, store and prefix; for many threads.
+/// The records of one prefix in one store. A process has one per store and prefix, which many threads share.
 ///
-/// When it is dropped, and with it the last [`Ticket`](crate::Ticket), the store is told, so that nobody waits for its
-/// tickets any more. Dropping may take as long as a call.
+/// When it and the last [`Ticket`](crate::Ticket) are dropped, the session is ended, so that no cache waits for its
+/// leases any more. Dropping may take as long as a call.
 #[derive(Debug)]
 pub struct L2 {
     pub(crate) core: Arc<Core>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Tells of the client's events as an operator understands them. `down` remembers whether the store is said to be down.
+/// Reports the client's events as notices. `down` is true after a notice that the store is down.
 fn announcer(log: Log, bans: Arc<Keeper>, down: Arc<AtomicBool>) -> impl Fn(&Event) + Send + Sync {
     move |event| {
         let notice = match event {
@@ -86,14 +87,14 @@ fn announcer(log: Log, bans: Arc<Keeper>, down: Arc<AtomicBool>) -> impl Fn(&Eve
         }
         down.store(is_down, Ordering::Relaxed);
         if !is_down {
-            // What was banned meanwhile is announced before anybody else has read much.
+            // Bans that were made meanwhile are announced as early as possible.
             bans.wake_up();
         }
     }
 }
 
-/// Tells why the store cannot be reached: that it does not serve this client, and at first whatever the reason is. That
-/// it is gone is an event.
+/// Reports why a connection failed: the first failure, and each refusal of this client. The loss of a connection is an
+/// event.
 fn failure_announcer(log: Log, down: Arc<AtomicBool>) -> impl Fn(&ConnectFailure) + Send + Sync {
     move |failure| {
         if failure.connections > 0 {
@@ -109,7 +110,7 @@ fn failure_announcer(log: Log, down: Arc<AtomicBool>) -> impl Fn(&ConnectFailure
 }
 
 impl L2 {
-    /// Opens it. The store need not be there yet.
+    /// Opens a second level, and starts its thread. The store may be absent: connections are made in the background.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -159,37 +160,38 @@ impl L2 {
         }
     }
 
-    /// Whether the store can be reached: an atomic load.
+    /// Returns true if the store is connected. An atomic load.
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.core.client.is_up()
     }
 
-    /// Waits until the store can be reached; whether it can be.
+    /// Waits until the store is connected. Returns true if it is.
     pub fn wait_up(&self, timeout: Duration) -> bool {
         self.core.client.wait_connected(timeout).is_ok()
     }
 
-    /// The store's instance, by which another user of the same store knows it; `None` while it is unknown, and of a v0.1
-    /// peer.
+    /// Returns the store's instance, which identifies it to other users of the same store; `None` while it is unknown,
+    /// and for a v0.1 peer.
     #[must_use]
     pub fn instance(&self) -> Option<[u8; 16]> {
         self.core.client.session().map(|session| session.instance().0)
     }
 
-    /// The key of a request. `extra` is what else tells it from others.
+    /// Returns the key of a request. `extra` separates requests with equal host and URL.
     #[must_use]
     pub fn key(&self, host: &[u8], url: &[u8], extra: Option<&[u8]>) -> Key {
         Key::of_request(&self.core.space, &self.core.prefix, host, url, extra)
     }
 
-    /// The key that has this text; see [`Key::text`].
+    /// Returns the key that has this text; see [`Key::text`].
     #[must_use]
     pub fn key_from_text(&self, text: &[u8]) -> Key {
         Key::of_text(&self.core.space, &self.core.prefix, text)
     }
 
-    /// Looks for what answers a request.
+    /// Looks up what answers a request. May wait: for a call until its deadline, and for another cache's fetch until
+    /// `lookup.wait`.
     pub fn find(&self, lookup: &Lookup<'_>, counters: &Counters) -> Finding {
         let began = Instant::now();
         let finding = self.core.find(lookup, counters);
@@ -198,9 +200,9 @@ impl L2 {
         finding
     }
 
-    /// Removes a record whose body turned out to be damaged or unreadable while it was used: the next look-up is a miss. A store
-    /// that cannot be reached keeps it, and the next user finds the same.
-    /// `why` names the part.
+    /// Removes a record whose body was found to be damaged or unreadable during its delivery: the next look-up is a
+    /// miss. If the store cannot be reached the record stays, and its next user finds the same. `why` names the damaged
+    /// part.
     pub fn discard(&self, record: &RecordFile, why: &'static str, counters: &Counters) {
         let discarded = self.core.discard(record.uri(), record.entry().version, Malformed(why), counters);
         if let Err(outage) = discarded {
@@ -208,11 +210,11 @@ impl L2 {
         }
     }
 
-    /// Deletes the record of a key with all its variants; whether there was one. When it returns, nobody finds what was
-    /// there, and what was asked for before is not published any more.
+    /// Deletes the record of a key with all its variants. Returns true if there was one. When it returns, no cache
+    /// finds it, and a response that was requested before is not published any more.
     ///
     /// # Errors
-    /// The store was of no help: the record may still be there.
+    /// The store request failed: the record may still be there.
     pub fn purge(&self, key: &Key, counters: &Counters) -> Result<bool, Outage> {
         Counters::add(&counters.c_purges, 1);
         self.core.purge(key).inspect_err(|outage| {
@@ -221,17 +223,17 @@ impl L2 {
         })
     }
 
-    /// Announces a ban, as varnishd encodes it. When it returns, nobody finds what it invalidates. Never blocks and never
-    /// fails: it is recorded in the background, and until it is every look-up waits or is a miss. One that cannot be
-    /// understood invalidates everything.
+    /// Announces a ban, as varnishd encodes it. When it returns, no cache finds a record that the ban matches. It does
+    /// not block and does not fail: the ban is recorded in the background, and until then every look-up waits or is a
+    /// miss. A ban that cannot be decoded invalidates all records.
     ///
-    /// While the store is down, others that use it cannot know of it before it is recorded, which is done as soon as the
-    /// store is back and before this process uses it again.
+    /// While the store is down, other caches that use it cannot know of the ban. It is recorded as soon as the store is
+    /// back, and before this process uses the store again.
     pub fn announce_ban(&self, spec: &[u8]) {
         self.core.announce_ban(spec);
     }
 
-    /// Announced bans that are not recorded yet.
+    /// Returns the number of announced bans that are not recorded yet.
     #[must_use]
     pub fn pending_bans(&self) -> usize {
         self.core.bans.pending()
@@ -239,8 +241,8 @@ impl L2 {
 }
 
 impl Hit {
-    /// Whether no purge and no ban has invalidated the record since it was found. Atomic loads when nothing happened.
-    /// `client` is that of the [`Lookup`](crate::Lookup).
+    /// Returns true if no purge and no ban has invalidated the record since it was found. Atomic loads only, if there
+    /// was neither. `client` is that of the [`Lookup`](crate::Lookup).
     #[must_use]
     pub fn still_valid(&self, l2: &L2, client: &dyn RequestView) -> bool {
         l2.core.is_still_valid(self, client)

@@ -1,19 +1,20 @@
-//! The head of a record, and of a renewal of one, as bytes.
+//! The encoding of the head of a record, and of a renewal (`RECORD.md`, "Heads"). A decoded head is validated: it can
+//! be passed to varnishd.
 
 use crate::bytes::{Malformed, Reader, put_bytes};
 use crate::head::{Head, Headers};
 use crate::vary::VaryKey;
 
-/// Set in the byte of a head's flags: its publisher has recorded every flag of the body. One without it is of a publisher that
-/// did not record whether the body was parsed for ESI.
+/// A bit in the byte of a head's flags: the publisher has recorded every flag of the body. Older publishers, which did
+/// not record whether the body was parsed for ESI, do not set it.
 const FLAGS_KNOWN: u8 = 0x80;
 
-/// Which bans a record is newer than: a place in a ban log.
+/// A position in a ban log: the record is newer than the bans up to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mark {
-    /// Which log.
+    /// The log's nonce.
     pub(crate) nonce: [u8; 16],
-    /// The newest ban when the fetch began.
+    /// The sequence number of the newest ban when the fetch began.
     pub(crate) seq: u64,
 }
 
@@ -24,18 +25,18 @@ pub(crate) struct Target {
     pub(crate) version: u64,
 }
 
-/// What the head of a record or of a renewal says.
+/// The decoded head of a record or of a renewal.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Stored {
-    /// Of a renewal only.
+    /// The record that is renewed; `None` in a record.
     pub(crate) target: Option<Target>,
     /// The key's text.
     pub(crate) text: Vec<u8>,
-    /// What else a request must agree in.
+    /// The values of the headers that the response varies by; `None` if it does not vary.
     pub(crate) vary: Option<VaryKey>,
     pub(crate) mark: Mark,
     pub(crate) head: Head,
-    /// Whether the head's flags are all of the body's. One of which this is not known cannot be served.
+    /// True if the publisher has recorded all flags of the body. A record without this is not served.
     pub(crate) flags_known: bool,
 }
 
@@ -74,7 +75,7 @@ impl Stored {
         out
     }
 
-    /// Reads a head, and [validates](Head::validate) it.
+    /// Decodes a head, and [validates](Head::validate) it. `renewal`: it is that of a renewal.
     pub(crate) fn decode(bytes: &[u8], renewal: bool) -> Result<Self, Malformed> {
         let mut r = Reader::new(bytes);
         let target = if renewal { Some(Target { object: r.u64()?, version: r.u64()? }) } else { None };

@@ -1,4 +1,11 @@
-//! The right, and the duty, to ask the origin and to publish what it says.
+//! The right to fetch from the origin and to publish the response.
+//!
+//! A ticket holds a lease on the URI that other look-ups wait for: the key's, a variant's, or a renewal's. It has none
+//! with a v0.1 peer, and may have none for a refresh. It ends in one way: published ([`Ticket::writer`],
+//! [`Ticket::seal`], [`Ticket::renew`]), refused ([`Ticket::refuse`], [`Ticket::refuse_error`]), or dropped, after
+//! which the next waiting look-up is granted the lease. Each publication is committed under the fence (v0.1: the mark
+//! in the ban log) that was read before the fetch, so that a response which was requested before a purge is never
+//! published after it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,8 +25,8 @@ use crate::request::RequestView;
 use crate::stored::{Stored, Target};
 use crate::vary::{Spec, VaryKey};
 
-/// For how long the lease on a renewal is refused when its record is gone or was replaced. This wakes all callers that wait
-/// for the renewal; they look at the key again, and so do callers that ask within that time.
+/// How long the lease on a renewal is refused when its record is gone or was replaced. This wakes all callers that wait
+/// for the renewal; they look up the key again, and so do callers that request the lease within that time.
 pub(crate) const RECORD_GONE: Duration = Duration::from_millis(1);
 
 /// The record that a ticket may renew. The ticket's lease is on the renewal's URI.
@@ -28,26 +35,27 @@ pub(crate) struct Renews {
     pub(crate) target: Target,
     pub(crate) vary: Option<VaryKey>,
     pub(crate) record_uri: ObjUri<'static>,
-    /// Of the renewal.
+    /// The URI of the renewal.
     pub(crate) uri: ObjUri<'static>,
 }
 
-/// The right, and the duty, to ask the origin and to publish what it says. Dropped, it goes to the next one who waits.
+/// The right to fetch from the origin and to publish the response, while other look-ups of the key wait. If it is
+/// dropped, the next waiting look-up is granted it.
 #[derive(Debug)]
 pub struct Ticket {
     pub(crate) core: Arc<Core>,
     pub(crate) key: Key,
-    /// `None` with a v0.1 peer.
+    /// The lease; `None` with a v0.1 peer, and for a refresh that was granted none.
     lease: Option<Lease>,
     pub(crate) view: ReadView,
-    /// Whether the key has an index.
+    /// True if the key has an index.
     pub(crate) indexed: bool,
-    /// The version of what was at the key, or of the variant that shall be renewed; 0: there was nothing.
+    /// The version of the object at the key, or of the variant to renew; 0: there was none.
     pub(crate) base: u64,
     renews: Option<Renews>,
-    /// Until when the record that the answer would replace may be served; 0 without one.
+    /// The end of grace of the record that the response would replace; 0 without one.
     grace_end: f64,
-    /// Of a refresh: the record that it is for, and its version.
+    /// The record that a refresh replaces, and its version; `None` if there is none.
     refreshes: Option<(ObjUri<'static>, u64)>,
 }
 
@@ -64,13 +72,13 @@ impl Ticket {
         Self { core, key, lease: Some(lease), view, indexed, base, renews, grace_end: 0.0, refreshes: None }
     }
 
-    /// For a v0.1 peer, where nobody waits.
+    /// Makes a ticket for a v0.1 peer, which has no leases, or for a refresh.
     pub(crate) fn without_lease(core: Arc<Core>, key: Key, view: ReadView) -> Self {
         let (lease, renews, refreshes) = (None, None, None);
         Self { core, key, lease, view, indexed: false, base: 0, renews, grace_end: 0.0, refreshes }
     }
 
-    /// For a refresh: the answer replaces whatever is at the key when it comes.
+    /// Makes it the ticket of a refresh: the response replaces whatever is at the key by then.
     pub(crate) fn for_refresh(
         mut self,
         lease: Option<Lease>,
@@ -82,20 +90,20 @@ impl Ticket {
         self
     }
 
-    /// The answer to it would replace the record with this head.
+    /// Notes that the response would replace the record with this head.
     pub(crate) fn replacing(mut self, head: &Head) -> Self {
         self.grace_end = head.grace_end();
         self
     }
 
-    /// Returns true if and only if there is a record that is fresh or in grace at this time. An error of
-    /// the origin's must not take its place.
+    /// Returns true if and only if there is a record that is fresh or in grace at this time. An error response must not
+    /// replace it.
     #[must_use]
     pub fn replaces_graced(&self, now: f64) -> bool {
         now < self.grace_end
     }
 
-    /// The head of a record. A head that no reader would accept is [`Outcome::Unmatchable`].
+    /// Makes the head of a record. A head that no reader would accept is [`Outcome::Unmatchable`].
     fn stored(&self, head: Head, vary: Option<VaryKey>, target: Option<Target>) -> Result<Stored, Outcome> {
         let head = head.clamped();
         head.validate(vary.as_ref()).map_err(|_| Outcome::Unmatchable)?;
@@ -107,15 +115,15 @@ impl Ticket {
         let unmatchable = |_| Outcome::Unmatchable;
         let spec = Spec::of_response(&head.headers).map_err(unmatchable)?;
         let vary = spec.key(request).map_err(unmatchable)?;
-        // Beside an index, what does not vary is a variant too.
+        // If the key has an index, a response that does not vary is a variant too.
         Ok(if spec.is_empty() && !self.indexed { None } else { Some(vary) })
     }
 
-    /// Begins to publish a copy: for bodies that are not in the store. `request` is the one that the origin was asked, for
-    /// Vary. `expected` is the body's length, if it is known.
+    /// Begins to publish a copy of a body that is not in the store. `request` is the request to the origin, for Vary.
+    /// `expected` is the body's length, if it is known.
     ///
     /// # Errors
-    /// Why it cannot be published; the ticket is given up.
+    /// Why it cannot be published; the ticket is dropped.
     pub fn writer(
         self,
         head: Head,
@@ -141,12 +149,12 @@ impl Ticket {
         }
     }
 
-    /// For a body that is in the store already: what must be appended to it, and how it must be committed. `sum` is the
-    /// body's checksum: bodies up to [`RecordFile::READ_LIMIT`](crate::RecordFile::READ_LIMIT) should have one, as readers
-    /// verify them.
+    /// Begins to publish a body that is in the store already: returns the tail to append and the parameters of the
+    /// commit. `sum` is the body's checksum: bodies up to [`RecordFile::READ_LIMIT`](crate::RecordFile::READ_LIMIT)
+    /// should have one, as readers verify them.
     ///
     /// # Errors
-    /// Why it cannot be published; the ticket is given up.
+    /// Why it cannot be published; the ticket is dropped.
     pub fn seal(
         self,
         head: Head,
@@ -180,8 +188,8 @@ impl Ticket {
         }
     }
 
-    /// After a 304: publishes the new head of the record that was revalidated. Its body stays. If it varies by something
-    /// else than before, the record goes: [`Outcome::Unmatchable`].
+    /// Publishes the new head of a record that a 304 has confirmed. Its body stays. If the Vary of the new head
+    /// differs, the record is removed: [`Outcome::Unmatchable`].
     pub fn renew(mut self, hit: &Hit, head: &Head, counters: &Counters) -> Outcome {
         let began = Instant::now();
         let outcome = self.publish_renewal(hit, head);
@@ -211,7 +219,8 @@ impl Ticket {
             };
         };
         if !varies_as(renews.vary.as_ref(), head) {
-            // It would answer requests that the origin tells apart now. Should this fail, the record is as stale as it was.
+            // The record would answer requests that the origin distinguishes now. If the removal fails, the record is
+            // as stale as it was.
             let _ = self.core.evict(&renews.record_uri, renews.target.version);
             return Outcome::Unmatchable;
         }
@@ -223,12 +232,12 @@ impl Ticket {
         self.put(&renews.uri, &bytes, IfVersion::Any, stored.head.end_ms())
     }
 
-    /// There is nothing to share: for this long other callers are told so, and do not wait. The record that was to be renewed or
-    /// refreshed goes.
+    /// Reports that the response cannot be shared: for `retry`, other look-ups of the key do not wait. Removes the
+    /// record that was to be renewed or refreshed.
     pub fn refuse(mut self, retry: Duration, counters: &Counters) {
         Counters::add(&counters.c_uncacheable, 1);
         if let Some((uri, version)) = self.refreshes.take() {
-            // Should this fail, it stays for as long as it would have without the refresh.
+            // If this fails, it stays for as long as without the refresh.
             let _ = self.core.evict(&uri, version);
         }
         let Some(lease) = self.lease.take() else { return };
@@ -248,8 +257,8 @@ impl Ticket {
         lease.refuse_later(RECORD_GONE);
     }
 
-    /// The origin's answer is an error that is not shared: for this long other callers are told so, and do not wait. A stale
-    /// record that was to be renewed stays as it is.
+    /// Reports that the response is an error that is not shared: for `retry`, other look-ups of the key do not wait. A
+    /// stale record that was to be renewed stays.
     pub fn refuse_error(mut self, retry: Duration, counters: &Counters) {
         Counters::add(&counters.c_uncacheable, 1);
         if let Some(lease) = self.lease.take() {
@@ -257,11 +266,11 @@ impl Ticket {
         }
     }
 
-    /// The fetch failed: the next one who waits is given the ticket. The same as dropping it.
+    /// Gives the ticket to the next waiting look-up, because the fetch failed. The same as dropping it.
     pub fn give_up(self) {}
 
-    /// After a commit to the key. It has ended a lease on the key, but not one on the renewal of the record that it has
-    /// replaced.
+    /// Ends the lease after a commit to the key, which has ended a lease on the key, but not one on the renewal of the
+    /// record that was replaced.
     pub(crate) fn fulfilled(&mut self) {
         match (self.lease.take(), &self.renews) {
             (Some(lease), None) => lease.fulfilled(),
@@ -270,8 +279,8 @@ impl Ticket {
         }
     }
 
-    /// After a commit of a variant. A lease on its URI, or on the key, has ended if that was committed; the next caller is
-    /// granted any other one.
+    /// Ends the lease after the commit of a variant. A lease on its URI, or on the key, has ended if that was
+    /// committed; dropping the ticket gives any other one to the next caller.
     pub(crate) fn variant_fulfilled(&mut self) {
         if self.renews.is_some() {
             self.fulfilled();
@@ -279,7 +288,7 @@ impl Ticket {
     }
 }
 
-/// Whether a record is found by what its new head says it varies by.
+/// Returns true if the new head varies by the same headers as the record.
 fn varies_as(vary: Option<&VaryKey>, head: &Head) -> bool {
     Spec::of_response(&head.headers).is_ok_and(|spec| spec.is(vary.map_or(b"", VaryKey::spec)))
 }
@@ -288,11 +297,11 @@ fn varies_as(vary: Option<&VaryKey>, head: &Head) -> bool {
 #[derive(Debug)]
 enum Body {
     Draft(Draft),
-    /// For a v0.1 peer, which gets it at once.
+    /// For a v0.1 peer, whose file is written in one step.
     Memory(Vec<u8>),
 }
 
-/// A copy that is being written. Dropped before [`Self::finish`], nothing is published.
+/// A copy that is being written. If it is dropped before [`Self::finish`], nothing is published.
 #[derive(Debug)]
 pub struct Writer {
     ticket: Ticket,
@@ -302,10 +311,10 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// The next bytes of the body.
+    /// Appends the next bytes of the body.
     ///
     /// # Errors
-    /// Why it cannot be published; then [`Self::finish`] says the same.
+    /// Why it cannot be published; [`Self::finish`] returns the same.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Outcome> {
         if let Some(failed) = self.failed {
             return Err(failed);
@@ -324,7 +333,7 @@ impl Writer {
         written.inspect_err(|outcome| self.failed = Some(*outcome))
     }
 
-    /// The body is complete: publishes it.
+    /// Publishes the body, which is complete.
     pub fn finish(self, counters: &Counters) -> Outcome {
         let began = Instant::now();
         let Self { mut ticket, body, stored, failed } = self;
@@ -340,18 +349,18 @@ impl Writer {
     }
 }
 
-/// What became of a sealed body.
+/// The outcome of the commit of a sealed body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SealedOutcome {
     /// It was committed.
     Done,
-    /// The store says that the fence does not hold.
+    /// The store refused it: the fence has moved.
     Conflict,
     /// It was not committed.
     Failed(Outage),
 }
 
-/// A body in the store with what makes a record of it. Dropped, nothing was published.
+/// The tail and the commit's parameters for a body in the store. If it is dropped, nothing is published.
 #[derive(Debug)]
 pub struct Sealed {
     ticket: Ticket,
@@ -359,24 +368,24 @@ pub struct Sealed {
     body_len: u64,
     /// The URI to commit it under.
     pub uri: ObjUri<'static>,
-    /// What follows its last byte.
+    /// The bytes to append to the body.
     pub tail: Vec<u8>,
     /// When the store may drop it, in milliseconds since 1970; 0 is never.
     pub expires_ms: i64,
-    /// The fence's shard,
+    /// The fence's shard.
     pub shard: u32,
-    /// and its value.
+    /// The fence's value.
     pub fence: u64,
 }
 
 impl Sealed {
-    /// The body is not in the store after all: the ticket, to publish a copy.
+    /// Returns the ticket, to publish a copy, if the body cannot be committed.
     #[must_use]
     pub fn reopen(self) -> Ticket {
         self.ticket
     }
 
-    /// Says what became of it.
+    /// Ends the publication, with the outcome of the commit.
     pub fn settle(mut self, outcome: SealedOutcome, counters: &Counters) -> Outcome {
         let began = Instant::now();
         let outcome = match outcome {

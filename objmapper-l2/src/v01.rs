@@ -1,16 +1,16 @@
-//! Peers of protocol v0.1: the same promises by other means.
+//! Peers of protocol v0.1: the same guarantees without the protocol extensions.
 //!
-//! Such a store can neither look up without creating, nor publish at once, nor order a publication after a purge; it
-//! hands everybody a writable file, and loses some. So here
+//! Such a store can neither look up without creating, nor publish atomically, nor order a publication after a purge; it
+//! gives each client a writable file, and may lose files. Therefore:
 //!
 //! * a record is bounded, always has the checksum of its whole file, and is read and verified completely before it is
-//!   used: whatever is torn, empty or lost is a miss;
-//! * who writes holds a lock on the file (an open-file-description lock), and does not write to one that is deleted;
-//! * a purge is an entry of the ban log, which is read anew at each look-up: a response that was asked for before it is
-//!   invalidated whenever it comes, and a log that was lost or torn is begun anew and invalidates everything.
+//!   used: a torn, empty or lost one is a miss;
+//! * a writer holds a lock on the file (an open-file-description lock), and does not write to one that is deleted;
+//! * a purge is an entry of the ban log, which is read anew at each look-up: a response that was requested before it is
+//!   invalidated whenever it is published, and a log that was lost or torn is begun anew and invalidates everything.
 //!
-//! Nobody waits for another's fetch, nothing is adopted. A ban that another process has announced is known here once it
-//! is in the log, which that process sees to at once.
+//! A look-up does not wait for another cache's fetch, and no body is adopted. A ban of another process is known here
+//! once it is in the log, to which that process writes it at once.
 
 mod file;
 mod log;
@@ -102,7 +102,7 @@ impl Core {
         Ok(Finding::Stale(Stale { hit, ticket }))
     }
 
-    /// What answers a request, if it validates.
+    /// Reads the record that answers a request. The inner error is the reason of a miss; the outer one an outage.
     fn candidate_v01(&self, lookup: &Lookup<'_>) -> Result<Result<Candidate, MissReason>, MissReason> {
         let (key, uri) = (lookup.key, lookup.key.uri());
         let bytes = file::read_uri(self, uri)?;
@@ -127,7 +127,7 @@ impl Core {
         Ok(Err(why))
     }
 
-    /// Whether a record that was found may still be used.
+    /// Returns true if no ban and no purge has invalidated a record since it was found.
     pub(crate) fn is_still_valid_v01(&self, hit: &Hit, request: &dyn RequestView) -> bool {
         self.current_log_v01(Instant::now() + self.call_timeout).is_ok_and(|log: Log| {
             let patterns = Patterns::of(log.bans(), &Patterns::default(), &*self.regexes);
@@ -140,14 +140,15 @@ fn kind_of(bytes: &[u8]) -> Option<Kind> {
     parse_whole(bytes).ok().map(|(trailer, ..)| trailer.kind)
 }
 
-/// A valid index of the key with this text.
+/// Decodes the index of the key with this text; `None` if it is invalid or another file.
 fn index_of(bytes: &[u8], text: &[u8]) -> Option<Index> {
     let (trailer, head, _) = parse_whole(bytes).ok()?;
     let index = Index::decode(head).ok()?;
     (trailer.kind == Kind::Vary && index.text == text).then_some(index)
 }
 
-/// A valid record, with a checksum of its body, of the key with this text, or why it is none.
+/// Decodes the record of the key with this text, which must have a checksum of its body; or returns the reason of a
+/// miss.
 fn candidate(bytes: &[u8], uri: &ObjUri<'_>, text: &[u8], vary: Option<&VaryKey>) -> Result<Candidate, MissReason> {
     let damaged = |_| MissReason::Damaged;
     let (trailer, head, body) = parse_whole(bytes).map_err(damaged)?;

@@ -1,4 +1,4 @@
-//! What a head must satisfy before it is published, and before it is given to varnishd.
+//! The rules that a head satisfies before it is published, and before it is passed to varnishd.
 //!
 //! A record comes from a store to which other programs write. varnishd asserts what it takes for granted of a response
 //! that its own parser has accepted; a record has not passed that parser. So everything that varnishd asserts, and
@@ -24,11 +24,12 @@ pub(crate) const MAX_DURATION: f32 = 100.0 * 365.25 * 86_400.0;
 /// The latest time at which an origin can have made a response: the year 2200, in seconds since 1970.
 const MAX_T_ORIGIN: f64 = 7_258_118_400.0;
 
-/// By how many seconds another machine's clock may be ahead: varnishd's default for its parameter `clock_skew`.
+/// The number of seconds by which another machine's clock may be ahead: varnishd's default for its parameter
+/// `clock_skew`.
 const MAX_CLOCK_SKEW: f64 = 10.0;
 
 impl Head {
-    /// The same head with its durations within their limits.
+    /// Returns the same head with its durations cut to their limits.
     pub(crate) fn clamped(self) -> Self {
         let clamp = |seconds: f32| seconds.clamp(0.0, MAX_DURATION);
         Self { ttl: clamp(self.ttl), grace: clamp(self.grace), keep: clamp(self.keep), ..self }
@@ -72,7 +73,7 @@ impl Head {
         }
     }
 
-    /// [`unshareable`] of this head.
+    /// Returns [`unshareable`] of this head.
     #[must_use]
     pub fn unshareable(&self) -> Option<&'static str> {
         unshareable(self.status, &self.headers)
@@ -85,7 +86,7 @@ impl Head {
     }
 }
 
-/// Why a response is its own request's only, whatever VCL decides; `None` if it may be shared.
+/// Returns why a response must not be shared, whatever VCL decides; `None` if it may be.
 #[must_use]
 pub fn unshareable(status: u16, headers: &Headers) -> Option<&'static str> {
     let lists = |name: &[u8], token: &[u8]| {

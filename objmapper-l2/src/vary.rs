@@ -1,4 +1,4 @@
-//! Vary: which headers of a request choose among a key's responses, and what it says in them.
+//! Vary (RFC 9110, section 12.5.5): the headers of a request that select among a key's responses, and their values.
 
 use sha2::{Digest, Sha256};
 
@@ -6,18 +6,18 @@ use crate::bytes::{Malformed, Reader, put_bytes};
 use crate::head::Headers;
 use crate::request::RequestView;
 
-/// Longest name of a header, as varnishd's own limit.
+/// The longest name of a header in bytes: varnishd's limit.
 const MAX_NAME: usize = 127;
-/// Longest value, as varnishd's own limit.
+/// The longest value in bytes: varnishd's limit.
 const MAX_VALUE: usize = 0xfffe;
-/// Most names of one spec.
+/// The most names of one spec.
 const MAX_NAMES: usize = 64;
 
 /// A list of header names: lower case, in order, none twice, each with a comma behind it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Spec(Vec<u8>);
 
-/// No request matches it again: `Vary: *`, or something that cannot be understood or kept.
+/// The response matches no later request: `Vary: *`, an invalid Vary, or one above the limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Unmatchable;
 
@@ -27,12 +27,12 @@ pub(crate) fn is_token(byte: u8) -> bool {
 }
 
 impl Spec {
-    /// Of a response: what all its Vary headers name (RFC 9110, section 12.5.5).
+    /// Makes the spec of a response: the names of all its Vary headers (RFC 9110, section 12.5.5).
     pub(crate) fn of_response(headers: &Headers) -> Result<Self, Unmatchable> {
         let mut names = Vec::new();
         for value in headers.values(b"vary") {
             for name in value.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|name| !name.is_empty()) {
-                // `*` is no letter of a name here.
+                // `*` alone is a token, but is_token() does not accept it.
                 if name.len() > MAX_NAME || !name.iter().copied().all(is_token) {
                     return Err(Unmatchable);
                 }
@@ -56,7 +56,7 @@ impl Spec {
         self.0.is_empty()
     }
 
-    /// Whether it is encoded so.
+    /// Returns true if `spec` is its encoding.
     pub(crate) fn is(&self, spec: &[u8]) -> bool {
         self.0 == spec
     }
@@ -80,7 +80,7 @@ impl Spec {
         if len == bytes.len() { Ok(spec) } else { Err(Malformed("Vary index")) }
     }
 
-    /// What a request says in these headers.
+    /// Returns the request's values of these headers.
     pub(crate) fn key(&self, request: &dyn RequestView) -> Result<VaryKey, Unmatchable> {
         let mut values = Vec::new();
         for name in self.names() {
@@ -97,11 +97,11 @@ impl Spec {
     }
 }
 
-/// What a request says in the headers of a spec.
+/// A request's values of the headers of a spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct VaryKey {
     spec: Spec,
-    /// For each name 0, or 1 and the value with its length.
+    /// For each name 0 (absent), or 1, the value's length and the value.
     values: Vec<u8>,
 }
 
@@ -127,19 +127,19 @@ impl VaryKey {
     }
 }
 
-/// The index of a key whose responses vary: which specs they have.
+/// The index of a key whose responses vary: the specs of its variants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Index {
     /// The key's text.
     pub(crate) text: Vec<u8>,
-    /// Random: with another one, no variant of before is found.
+    /// Random. A new generation makes all earlier variants unreachable.
     pub(crate) generation: [u8; 16],
-    /// The newest first.
+    /// The specs, the newest first.
     specs: Vec<Spec>,
 }
 
 impl Index {
-    /// Most specs that it keeps.
+    /// The most specs of an index.
     pub(crate) const MAX_SPECS: usize = 8;
 
     pub(crate) fn new(text: &[u8], generation: [u8; 16]) -> Self {
@@ -150,7 +150,7 @@ impl Index {
         &self.specs
     }
 
-    /// Makes a spec the newest; the oldest goes if they are too many. `false`: it was the newest already.
+    /// Makes a spec the newest; drops the oldest above the limit. Returns false if it was the newest already.
     fn add(&mut self, spec: &Spec) -> bool {
         if self.specs.first() == Some(spec) {
             return false;
@@ -166,7 +166,7 @@ impl Index {
         self.add(&vary.spec)
     }
 
-    /// Takes over the newest spec of another one, if it lacks it; whether it did.
+    /// Adds the newest spec of another index, unless it has it. Returns true if it was added.
     pub(crate) fn merge(&mut self, other: &Self) -> bool {
         match other.specs.first() {
             Some(spec) if !self.specs.contains(spec) => self.add(spec),
@@ -174,7 +174,7 @@ impl Index {
         }
     }
 
-    /// The name of a variant: 64 hex digits.
+    /// Returns the name of a variant: 64 hex digits.
     pub(crate) fn variant(&self, vary: &VaryKey) -> [u8; 64] {
         let mut hash = Sha256::new();
         // Lengths make it unambiguous.
@@ -210,7 +210,7 @@ impl Index {
     }
 }
 
-/// As lower-case hex digits.
+/// Encodes bytes as lower-case hex digits.
 pub(crate) fn hex(bytes: &[u8; 32]) -> [u8; 64] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut out = [0; 64];

@@ -1,4 +1,4 @@
-//! Small objects, and bytes of a file.
+//! Writing to the store: small objects in one step, and bytes to a draft's file.
 
 use objmapper_client::{CommitOptions, Found, ObjUri, Status};
 use rustix::io::Errno;
@@ -7,7 +7,7 @@ use crate::core::Core;
 use crate::outage::Outage;
 
 impl Core {
-    /// Publishes a small object; `None`: `options` do not allow it.
+    /// Publishes a small object. `None`: a condition in `options` (fence, `if_version`) does not hold.
     pub(crate) fn put(&self, uri: &ObjUri<'_>, bytes: &[u8], options: CommitOptions) -> Result<Option<Found>, Outage> {
         let mut object = self.client.create(bytes.len() as u64, None, None).map_err(|why| Outage::from(&why))?;
         {

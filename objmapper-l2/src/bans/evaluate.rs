@@ -1,4 +1,7 @@
-//! Whether a ban matches: cache_ban.c, ban_evaluate().
+//! Whether a ban matches a record: the rules of `ban_evaluate()` (Varnish: `cache/cache_ban.c`).
+//!
+//! A test that cannot be evaluated matches: on a header that the record or the request to the origin lacks because of
+//! this cache, or with a pattern that cannot be compiled.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,4 +1,12 @@
-//! What this process knows of bans: its own, until they are recorded, and its snapshot of the log.
+//! The bans that this process knows: its own, until they are recorded, and a snapshot of the log.
+//!
+//! A ban of this process is queued and announced on the store's board, then recorded by one thread
+//! (`keeper/recording.rs`), which writes it into the log and counts it on the board. A look-up needs all acknowledged
+//! bans: it waits until the queue is empty and the board's two counters are equal, and then reads the log, unless the
+//! snapshot is of that number of recorded bans.
+//!
+//! Invariants: a ban is announced and queued under the queue's lock, and leaves the queue after it is recorded. A
+//! snapshot never changes; it is replaced.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,4 +1,8 @@
-//! The ban log of a space: what it holds, and whether it lets a record be used.
+//! The ban log of a space: its bans, their limits, and whether they let a record be used.
+//!
+//! A record has a *mark*, the nonce and the sequence number of the log when its fetch began. It may be used if the
+//! nonce is the log's, the number is at least the floor, and no later ban matches it. Anything that the log cannot
+//! decide invalidates the record.
 
 use crate::bans::evaluate::{Patterns, matches};
 use crate::bans::spec::{Ban, Test};
@@ -50,9 +54,9 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Most bans.
-    /// The greatest sequence number that is read: what is appended to such a log still has a greater one.
+    /// The greatest sequence number that is read: bans that are appended to such a log still get greater ones.
     const MAX_SEQUENCE: u64 = 1 << 62;
+    /// The most bans.
     pub(crate) const MAX_ENTRIES: usize = 4096;
     /// The most bytes of all bans.
     const MAX_BYTES: usize = MAX_TAIL - TRAILER_LEN - (64 << 10);

@@ -12,16 +12,16 @@ use crate::outage::Outage;
 use crate::record::{MAX_TAIL, MAX_V01_BODY};
 use crate::writing::write_all_at;
 
-/// How often a file that is deleted already is asked for again.
+/// Attempts to get a file that is deleted at the same time.
 const ROUNDS: usize = 4;
 
-/// The file of a URI, made if there is none.
+/// Returns the file of a URI; the store creates it if there is none.
 pub(super) fn get(core: &Core, uri: &ObjUri<'_>) -> Result<V01Object, Outage> {
     let mut outcome = Err(Outage::Io);
     for _ in 0..ROUNDS {
         match core.client.get_or_create(uri, V01Tier::Default) {
             Ok(object) => return Ok(object),
-            // Two have made it at once, and we are the loser.
+            // Two clients have created it at once, and this file has been replaced.
             Err(why @ Error::Unlinked) => outcome = Err(Outage::from(&why)),
             Err(why) if why.status() == Some(objmapper_client::Status::Storage) => outcome = Err(Outage::Io),
             Err(why) => return Err(Outage::from(&why)),
@@ -30,7 +30,7 @@ pub(super) fn get(core: &Core, uri: &ObjUri<'_>) -> Result<V01Object, Outage> {
     outcome
 }
 
-/// All of a file; of one that is longer than any record, too little to be one.
+/// Reads all of a file. Of a file that is longer than any record returns one byte, which is no record.
 pub(super) fn read(file: &V01Object) -> Result<Vec<u8>, Outage> {
     let size = rustix::fs::fstat(file).map_err(|_| Outage::Io)?.st_size;
     let size = usize::try_from(size).unwrap_or_default();
@@ -43,12 +43,12 @@ pub(super) fn read(file: &V01Object) -> Result<Vec<u8>, Outage> {
     Ok(bytes)
 }
 
-/// All of a URI's file; nothing if it was absent.
+/// Reads all of a URI's file; empty if it was absent.
 pub(super) fn read_uri(core: &Core, uri: &ObjUri<'_>) -> Result<Vec<u8>, Outage> {
     read(&get(core, uri)?)
 }
 
-/// A file that nobody else writes.
+/// A file that this process has locked for writing.
 pub(super) struct Locked<'a>(&'a V01Object);
 
 /// F_OFD_SETLK of the whole file.
@@ -64,7 +64,7 @@ fn set_lock(file: impl AsFd, kind: libc::c_int) -> nix::Result<()> {
 }
 
 impl<'a> Locked<'a> {
-    /// Waits for the lock; `None`: the file is deleted.
+    /// Waits for the lock. `None`: the file has been deleted.
     pub(super) fn new(file: &'a V01Object, deadline: Instant) -> Result<Option<Self>, Outage> {
         let mut pause = Duration::from_micros(100);
         loop {
@@ -77,7 +77,7 @@ impl<'a> Locked<'a> {
             if now >= deadline {
                 return Err(Outage::Timeout);
             }
-            // There is no waiting for it with a deadline.
+            // fcntl(2) has no wait with a deadline, so that the lock is polled.
             std::thread::sleep(pause.min(deadline - now));
             pause = (pause * 2).min(Duration::from_millis(5));
         }
@@ -93,17 +93,17 @@ impl<'a> Locked<'a> {
         read(self.0)
     }
 
-    /// Replaces its content. The end comes last, so that no part of it is a record.
+    /// Replaces its content. The trailer is written last, so that no part of a record is taken for one.
     pub(super) fn write(&self, bytes: &[u8]) -> Result<(), Outage> {
         let full = |errno| if errno == Errno::NOSPC { Outage::Full } else { Outage::Io };
         rustix::fs::ftruncate(self.0, 0).map_err(full)?;
         write_all_at(self.0, bytes, 0).inspect_err(|_| {
-            // Whether or not that works, it is no record.
+            // Whether or not this succeeds, the file is no record.
             let _ = rustix::fs::ftruncate(self.0, 0);
         })
     }
 
-    /// Whether this is the file that others get under `uri`, with `len` bytes.
+    /// Returns true if the store gives this file, with `len` bytes, for `uri`.
     pub(super) fn is_found(&self, core: &Core, uri: &ObjUri<'_>, len: usize) -> Result<bool, Outage> {
         let found = get(core, uri)?;
         let (ours, theirs) = (rustix::fs::fstat(self.0), rustix::fs::fstat(&found));
@@ -114,8 +114,8 @@ impl<'a> Locked<'a> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        // The store may still have the same open file, so that closing ours would not be enough. If this fails the
-        // descriptor is no more, and with it the lock.
+        // The store may still hold the same open file description, so that closing this descriptor would not unlock it.
+        // If this fails, the descriptor is invalid, and so is the lock.
         let _ = set_lock(self.0, libc::F_UNLCK);
     }
 }

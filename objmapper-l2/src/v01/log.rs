@@ -11,7 +11,7 @@ use crate::core::Core;
 use crate::outage::Outage;
 use crate::record::{Kind, parse_whole, tail};
 
-/// How often it is tried again after the file under our hands was lost.
+/// Attempts to change the log while its file is deleted or replaced.
 const ROUNDS: usize = 8;
 
 impl Core {
@@ -20,13 +20,13 @@ impl Core {
         if trailer.kind == Kind::Bans { Log::decode(head, &self.space.prefix()).ok() } else { None }
     }
 
-    /// All bans that are in the log, and those of this process.
+    /// Returns all bans in the log, those of this process included.
     pub(super) fn current_log_v01(&self, deadline: Instant) -> Result<Log, Unknown> {
         self.bans.wait_own(deadline)?;
         let bytes = read(&get(self, self.bans.uri())?)?;
         match self.parse_log_v01(&bytes) {
             Some(log) => Ok(log),
-            // Somebody may be writing it: who has the lock knows.
+            // Another process may be writing it: it is read again under the lock.
             None => Ok(self.change_log_v01(deadline, |_| ())?),
         }
     }
@@ -39,7 +39,7 @@ impl Core {
 
     fn change_log_v01(&self, deadline: Instant, change: impl Fn(&mut Log)) -> Result<Log, Outage> {
         let uri = self.bans.uri();
-        // What was written and lost before anybody else could read it is written again as it was.
+        // A log that was written, and lost before another process could read it, is written again unchanged.
         let mut lost = None;
         for _ in 0..ROUNDS {
             let file = get(self, uri)?;

@@ -18,14 +18,14 @@ use crate::stored::Stored;
 use crate::ticket::Ticket;
 use crate::vary::{Index, Spec};
 
-/// How often a file that is deleted under our hands is asked for again.
+/// Attempts to publish while the file is deleted or replaced.
 const ROUNDS: usize = 4;
 
 impl Core {
-    /// An entry in the ban log, and the file's end.
+    /// Appends the purge to the ban log, then deletes the file.
     pub(crate) fn purge_v01(&self, key: &Key) -> Result<bool, Outage> {
         self.append_v01(&[Ban::of_key(key.text())])?;
-        // It is invalidated. That it goes saves room only, and may happen to a newer one: then it is a miss.
+        // The record is invalidated already. The deletion only saves room; if it hits a newer record, that is a miss.
         Ok(self.client.delete(key.uri(), IfVersion::Any).unwrap_or(false))
     }
 }
@@ -57,7 +57,7 @@ impl Ticket {
             let there = at_key.read()?;
             let index = index_of(&there, self.key.text());
             if stored.vary.is_none() && index.is_some() {
-                // Beside an index, what does not vary is a variant too.
+                // If the key has an index, a response that does not vary is a variant too.
                 stored.vary = Some(Spec::default().key(&NoRequest).map_err(|_| Outcome::Unmatchable)?);
             }
             let Some(vary) = stored.vary.clone() else {
@@ -81,7 +81,7 @@ impl Ticket {
     }
 }
 
-/// For a spec that names no header.
+/// A request without headers, for a spec that names none.
 struct NoRequest;
 
 impl crate::request::RequestView for NoRequest {
@@ -94,7 +94,7 @@ impl crate::request::RequestView for NoRequest {
     }
 }
 
-/// Writes a record over what is there, unless that is newer.
+/// Replaces the record in a file, unless that is newer.
 fn write(file: &Locked<'_>, there: &[u8], stored: &Stored, body: &[u8], sum: &Summer) -> Result<Outcome, Outcome> {
     if kind_of(there) == Some(Kind::Record)
         && let Ok((_, head, _)) = parse_whole(there)
