@@ -270,7 +270,7 @@ fn validators() {
     assert!(with(200, &[etag]).has_validator());
     assert_eq!(with(200, &[strong, date]).last_modified(), Some(&b"Sun, 06 Nov 1994 08:49:36 GMT"[..]));
     assert!(with(200, &[strong, date]).has_validator());
-    // It may have changed again within the same second; or nobody knows when this was said.
+    // It may have changed again within the same second; or the date of the response is unknown.
     for weak in
         [&[same, date][..], &[strong], &[date], &["Last-Modified: then", date], &["Last-Modified: \u{fc}", date]]
     {

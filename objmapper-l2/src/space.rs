@@ -147,7 +147,7 @@ impl L2 {
         Ok(Arc::new(Self { core, thread: Mutex::new(Some(thread)) }))
     }
 
-    /// Whether and how the store can be used.
+    /// Returns whether and how the store can be used.
     #[must_use]
     pub fn state(&self) -> State {
         match self.core.client.state() {
