@@ -18,7 +18,7 @@
 //! | state | pieces | descriptors | stays in the cache |
 //! |---|---|---|---|
 //! | comes in | heap; file and buffer; both, in this order | a draft's two | |
-//! | settled in heap | heap, charged to `fallback_heap` if objmapper refused it ([`crate::fallback`]) | none | yes |
+//! | settled in heap | heap, charged to `fallback_heap` if objmapper refused it (`fallback.rs`) | none | yes |
 //! | stored, stored then heap | none; heap | none: those in the engine's cache, under `fds` | yes |
 //! | orphan: not published, and not copied for want of heap | file, heap | one, for readers | no |
 //! | in transit ([`crate::transit`]) | heap; file, then heap | of a draft: two, until it is freed | no |

@@ -1,18 +1,18 @@
 //! The queue of a storage's background thread.
 //!
-//! The thread itself is in the cdylib, because its work is varnishd's (evicting and killing objects, with a `struct
-//! worker`). It takes one task after the other from [`Maintenance::next_work`], the most urgent first:
+//! The thread itself is in the cdylib, because its work is varnishd's (evicting and killing objects, with a
+//! worker of varnishd's). It takes one task after the other from [`Maintenance::next_work`], the most urgent first:
 //!
 //! | task | requested by | ends with |
 //! |---|---|---|
+//! | [`Work::Stop`] | [`Maintenance::stop`] | the thread ends |
 //! | [`Work::Sweep`] | the connection's events, when an objmapperd has lost bodies | the objects of those bodies are killed |
 //! | [`Work::MakeRoom`] | a fetch that has no room, or leaves too little | [`Maintenance::made_room`] |
-//! | [`Work::Idle`] | [`Maintenance::notify`], or the timeout of `next_work` | |
-//! | [`Work::Stop`] | [`Maintenance::stop`] | the thread ends |
+//! | [`Work::Idle`] | `Maintenance::notify`, or the timeout of `next_work` | |
 //!
 //! Invariants: a request for room that comes while a round is under way belongs to the next round, which has its own
 //! number, so that a waiter never takes the end of an earlier round for its own. A loss is remembered after its sweep:
-//! a body that is registered later is checked against it ([`Maintenance::is_lost`]). The lock is never held during a
+//! a body that is registered later is checked against it (`Maintenance::is_lost`). The lock is never held during a
 //! call into varnishd.
 
 use std::time::{Duration, Instant};

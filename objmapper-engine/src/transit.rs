@@ -1,5 +1,5 @@
 //! Bodies that are delivered and not cached, because the store cannot take them and `fallback_heap` is used up
-//! ([`crate::fallback`]).
+//! (`fallback.rs`).
 //!
 //! Such a body is *in transit* until it is freed. Its object is made unavailable to look-ups, so that no new reader comes,
 //! and leaves the cache with its last reader.
@@ -11,7 +11,7 @@
 //!
 //! A response that is not streamed (ESI, `beresp.do_stream`) has no readers before it is complete. It is charged to a
 //! limit that all such bodies share: as much as `fallback_heap` again. The same holds for a response of which a reader
-//! does not begin within [`PATIENCE`]. Beyond that limit the fetch fails, as it does in a storage that is full.
+//! does not begin within `PATIENCE`. Beyond that limit the fetch fails, as it does in a storage that is full.
 
 use std::ptr::NonNull;
 use std::sync::Arc;

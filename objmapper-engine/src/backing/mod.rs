@@ -1,7 +1,7 @@
 //! The store of published bodies: inside this process, in an objmapperd, or absent, if the former could not be opened.
 //!
-//! [`Backing`] dispatches to one of the three. A body is a [`Draft`] (private, writable) until [`Backing::publish`],
-//! then a [`Stored`] (immutable, pinned) until [`Backing::release`]. A published body is opened below its tier's
+//! [`Backing`] dispatches to one of the three. A body is a [`Draft`] (private, writable) until `Backing::publish`,
+//! then a [`Stored`] (immutable, pinned) until `Backing::release`. A published body is opened below its tier's
 //! directory, without a request.
 
 mod embedded;
