@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_room_gets_it_or_hears_that_there_is_none() {
+    fn a_waiter_gets_room_or_learns_that_there_is_none() {
         let maintenance = Arc::new(Maintenance::default());
         let account = Arc::new(account(64 << 20));
         assert!(account.alloc(64 << 20));

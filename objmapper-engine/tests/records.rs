@@ -1,4 +1,4 @@
-//! Bodies that are published as records for others, and records that are adopted as bodies.
+//! Bodies that are published as records for other caches, and records that are adopted as bodies.
 
 mod common;
 
@@ -135,7 +135,7 @@ fn what_was_deleted_since_is_not_published_and_stays_the_objects_own() {
 }
 
 #[test]
-fn a_conflict_of_a_body_that_nobody_keeps_leaves_nothing() {
+fn a_conflict_of_a_body_that_is_not_kept_leaves_nothing() {
     let f = unlimited();
     let before = fence(&f.store);
     let body = fetched(&f, LEN, true);
@@ -196,7 +196,7 @@ fn without_room_for_the_tail_the_body_is_what_it_was() {
 }
 
 #[test]
-fn who_follows_slowly_reads_on_while_the_record_is_published() {
+fn a_slow_follower_reads_on_while_the_record_is_published() {
     let f = unlimited();
     for round in 1..=50 {
         let body = fetched(&f, LEN, false);
@@ -233,7 +233,7 @@ fn a_record_becomes_a_body_without_a_copy() {
         let (_, room) = body.space(&f.engine, 10, true, LIMITS, &mut || false).unwrap();
         assert_eq!((room, f.engine.account.used(), f.counter(|c| &c.g_bodies)), (10, FILE, 1));
         body.extend(10);
-        // Who follows sees as much as was counted.
+        // A follower sees as much as was counted.
         assert_eq!((f.check(&body, 10), body.len()), (1, 10));
         let rest = body.space(&f.engine, want, true, LIMITS, &mut || false).unwrap();
         assert_eq!(rest.1, want.min(LEN as usize - 10));
@@ -276,7 +276,7 @@ fn filters_that_look_at_an_adopted_record_are_given_its_bytes() {
             let there = body.adopted(ptr.as_ptr(), room);
             assert!(there > 0 && there <= want);
             for i in 0..there {
-                // SAFETY: the room has its bytes, which nobody writes.
+                // SAFETY: the room has its bytes, which are not written.
                 assert_eq!(unsafe { ptr.as_ptr().add(i).read() }, pattern(done + i as u64));
             }
             body.extend(there as u64);
@@ -305,7 +305,7 @@ fn what_is_not_there_as_it_is_said_to_be_is_not_adopted() {
     assert_eq!(refused(Wanted { uri: b"no URI", ..good }), NotAdopted::Failed);
     assert_eq!(refused(Wanted { file_len: LEN - 1, ..good }), NotAdopted::Failed);
     assert_eq!(f.pinned(), 0);
-    // Purged, and somebody else's by now.
+    // Purged, and replaced by another record.
     f.store.delete(URI, ANY_VERSION).unwrap();
     assert_eq!(refused(good), NotAdopted::Gone);
     published(&f);
@@ -370,7 +370,7 @@ fn an_adoption_that_comes_to_nothing_is_a_body_as_any_other() {
     unsafe { ptr.as_ptr().write_bytes(7, room) };
     body.slim(&f.engine);
 
-    // It was given up, before and after somebody asked for room; or never asked.
+    // It was given up, before and after room was asked for; or room was never asked for.
     let body = adopting(&big);
     body.give_up_adoption(&big.engine);
     let (ptr, room) = body.space(&big.engine, CHUNK, true, LIMITS, &mut || false).unwrap();
@@ -498,7 +498,7 @@ fn in_an_objmapperd_records_are_shared_and_lost_with_it() {
     engine.tidy();
     assert!(engine.is_happy());
     let f = Fixture { engine, store };
-    // Who has begun can go on, with the one that was never published too.
+    // Readers that have begun can go on, with the one that was never published too.
     f.check(&adopted, LEN);
     f.check(&unpublished, LEN);
     f.check(&copied, LEN);

@@ -45,7 +45,7 @@ fn replace(client: &Client, uri: &ObjUri<'_>) {
     draft.commit(uri, bytes.len() as u64, CommitOptions::default()).unwrap();
 }
 
-/// Nobody knows what it would have to be parsed for: it is a miss, which replaces it.
+/// It is unknown what it would have to be parsed for: it is a miss, which replaces it.
 #[test]
 fn a_record_of_which_it_is_not_known_whether_it_was_parsed_is_a_miss() {
     let site = Site::memory();
@@ -60,7 +60,7 @@ fn a_record_of_which_it_is_not_known_whether_it_was_parsed_is_a_miss() {
         assert_eq!(a.publish(miss.ticket.unwrap(), &r, head(60.0, &[]), b"new"), Outcome::Published);
         assert_eq!(a.get(&r).body(), b"new");
     }
-    // It is whole, and nobody's fault.
+    // It is intact, and counted as no damage.
     assert_eq!(a.counters.c_damaged.load(Relaxed), 0);
     assert!(a.notices.lock().unwrap().iter().all(|notice| !format!("{notice:?}").contains("Damaged")));
 }

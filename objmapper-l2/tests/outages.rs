@@ -147,7 +147,7 @@ fn restart(mut site: Site, keeps: bool) {
     let ticket = a.get(&req("/under way")).ticket();
     site.stop();
     wait_for("down", || !a.l2.is_up() && !b.l2.is_up());
-    // Nobody else can know of it yet, but the store must not be used before it is recorded.
+    // No other cache can know of it yet, but the store must not be used before it is recorded.
     a.ban(&Ban::at(NOW).url(EQ, "/banned"));
     assert_eq!(a.get(&req("/banned")).why(), MissReason::Outage(Outage::Down));
     assert_eq!(a.l2.pending_bans(), 1);
@@ -224,7 +224,7 @@ fn peers_that_make_no_sense() {
 }
 
 #[test]
-fn a_ban_that_nobody_recorded_heals() {
+fn a_ban_that_was_never_recorded_heals() {
     let site = Site::memory();
     let (a, b) = (site.cache(), site.cache());
     let r = req("/a");
@@ -265,7 +265,7 @@ fn a_lost_ban_log_invalidates_everything() {
     let space = objmapper_client::UriSpace::new(&[b"example.com"]).unwrap();
     let log = space.uri(&[b"bans"]);
     assert!(client.delete(&log, objmapper_client::IfVersion::Any).unwrap());
-    // Who knows the bans needs no log. One that comes later does.
+    // A cache that knows the bans needs no log. One that comes later does.
     assert_eq!(b.get_at(&r, NOW, PATIENCE).why(), MissReason::Invalidated, "its first look-up: a new log");
     let late = site.cache();
     assert!(matches!(late.get_at(&r, NOW, PATIENCE), Got::Miss(_)));
@@ -325,7 +325,7 @@ fn a_store_that_stalls() {
     assert_eq!(a.get(&req("/a")).why(), MissReason::Outage(Outage::Timeout));
     // Bounded by the deadline, with room for a machine that is busy.
     assert!(began.elapsed() < 6 * CALL, "{:?}", began.elapsed());
-    // Also for one who would wait for another's fetch.
+    // Also for a look-up that would wait for another fetch.
     let began = Instant::now();
     assert!(matches!(a.get_at(&req("/b"), NOW, PATIENCE).why(), MissReason::Outage(_)));
     assert!(began.elapsed() < 6 * CALL, "{:?}", began.elapsed());
@@ -339,7 +339,7 @@ fn a_store_that_stalls() {
         assert_eq!(a.get(&req("/a")).why(), MissReason::Outage(Outage::Down));
     }
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-    // The store itself lives, and so does its board: a ban is announced all the same, and who still reaches the store
+    // The store itself lives, and so does its board: a ban is announced all the same, and a cache that still reaches the store
     // finds nothing that it may be about.
     a.ban(&Ban::at(NOW).url(EQ, "/banned"));
     assert_eq!(direct.get(&req("/banned")).why(), MissReason::BansPending);

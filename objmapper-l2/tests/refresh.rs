@@ -31,7 +31,7 @@ fn it_replaces_what_is_there() {
 }
 
 #[test]
-fn it_waits_for_nobody_and_answers_those_who_wait() {
+fn it_does_not_wait_and_answers_waiting_look_ups() {
     let site = Site::memory();
     let (a, b) = (site.cache(), site.cache());
     let r = req("/a");

@@ -92,7 +92,7 @@ fn a_purge_is_for_all_and_for_what_is_under_way() {
     assert!(a.purge("/a"));
     assert!(!hit.still_valid(&b.l2, &r) && !hit.still_valid(&a.l2, &r));
 
-    // Fetched before, published after: nobody finds it.
+    // Fetched before, published after: no cache finds it.
     let ticket = b.get(&r).ticket();
     assert!(!a.purge("/a"));
     assert_eq!(b.publish(ticket, &r, head(60.0, &[]), b"old"), Outcome::Conflict);
@@ -102,7 +102,7 @@ fn a_purge_is_for_all_and_for_what_is_under_way() {
     assert_eq!(b.get(&r).body(), b"new");
     assert_eq!((a.counters.c_purges.load(Relaxed), a.counters.c_purge_failed.load(Relaxed)), (3, 0));
 
-    // A purge of something else matters to nobody.
+    // A purge of another key has no effect.
     let ticket = b.get(&req("/other")).ticket();
     a.purge("/a");
     assert_eq!(b.publish(ticket, &req("/other"), head(60.0, &[]), b"other"), Outcome::Published);
@@ -154,7 +154,7 @@ fn variants() {
 }
 
 #[test]
-fn what_nobody_could_find_is_not_published() {
+fn a_response_that_no_look_up_could_find_is_not_published() {
     let site = Site::memory();
     let a = site.cache();
     for line in ["Vary: *", "Vary: A, *", "Vary: a b", "Vary: \u{e4}"] {
@@ -185,7 +185,7 @@ fn one_fetches_and_the_others_wait() {
                 })
             })
             .collect();
-        // All of them wait, or come later: nobody is granted.
+        // All of them wait, or come later: none is granted the lease.
         assert_eq!(a.get_at(&r, NOW, Duration::from_millis(5)).why(), MissReason::Waited);
         assert_eq!(a.publish(ticket, &r, head(60.0, &[]), b"once"), Outcome::Published);
         for thread in waiting {
@@ -197,7 +197,7 @@ fn one_fetches_and_the_others_wait() {
 
 /// A cache that ends gives up what it has.
 #[test]
-fn nobody_waits_for_a_cache_that_is_gone() {
+fn no_look_up_waits_for_a_cache_that_is_gone() {
     let site = Site::memory();
     let (a, b) = (site.cache(), site.cache());
     let r = req("/a");
@@ -211,7 +211,7 @@ fn nobody_waits_for_a_cache_that_is_gone() {
 }
 
 #[test]
-fn others_wait_for_a_variant_that_nobody_knows_yet() {
+fn look_ups_wait_for_a_variant_that_is_not_known_yet() {
     let site = Site::memory();
     let (a, b) = (site.cache(), site.cache());
     let r = req("/a").with("X", "1");
@@ -245,7 +245,7 @@ fn nothing_to_share() {
     assert!(b.counters.c_refused.load(Relaxed) == 1 && a.counters.c_uncacheable.load(Relaxed) == 1);
     // A purge does not end it, a publication does; another key knows nothing of it.
     b.get(&req("/b")).ticket();
-    // Given up: the next one who waits has it at once.
+    // Given up: the next waiting look-up is granted it at once.
     let ticket = a.get_at(&req("/b"), NOW, PATIENCE).ticket();
     std::thread::scope(|scope| {
         let next = scope.spawn(|| b.get_at(&req("/b"), NOW, PATIENCE).ticket());
@@ -304,7 +304,7 @@ fn a_stale_record_is_revalidated_once() {
     assert!(miss.ticket.is_some() && miss.why == MissReason::Expired);
 }
 
-/// The origin has something new: the lease on the renewal ends with its publication, and all who wait find it.
+/// The origin has something new: the lease on the renewal ends with its publication, and all waiting look-ups find it.
 #[test]
 fn a_new_response_ends_the_lease_on_the_renewal() {
     for lines in [&["ETag: \"1\""][..], &["ETag: \"1\"", "Vary: Accept-Language"]] {
@@ -326,7 +326,7 @@ fn a_new_response_ends_the_lease_on_the_renewal() {
                     })
                 })
                 .collect();
-            wait_for("all who wait", || others.iter().all(|cache| cache.counters.g_waiting.load(Relaxed) == 1));
+            wait_for("all wait", || others.iter().all(|cache| cache.counters.g_waiting.load(Relaxed) == 1));
             let mut new = head(60.0, lines);
             new.t_origin = later;
             assert_eq!(a.publish(stale.ticket.unwrap(), &r, new, b"new"), Outcome::Published);
@@ -338,7 +338,7 @@ fn a_new_response_ends_the_lease_on_the_renewal() {
     }
 }
 
-/// An error of the origin's ends neither the stale record nor anybody's right to serve it; others do not wait.
+/// An error of the origin's ends neither the stale record nor any cache's right to serve it; other look-ups do not wait.
 #[test]
 fn an_error_leaves_a_stale_record() {
     let site = Site::memory();
@@ -370,7 +370,7 @@ fn a_304_that_varies_otherwise_ends_the_record() {
     assert!(renewed.headers.push(b"Vary: Accept-Language"));
     assert_eq!(stale.ticket.unwrap().renew(&stale.hit, &renewed, &a.counters), Outcome::Unmatchable);
     assert_eq!((a.counters.c_renewed.load(Relaxed), a.counters.c_unmatchable.load(Relaxed)), (0, 1));
-    // Not even a stale one is left for somebody else.
+    // Not even a stale one is left for another cache.
     let french = req("/a").with("Accept-Language", "fr");
     assert_eq!(b.get_at(&french, later, PATIENCE).why(), MissReason::Absent);
 }
@@ -411,7 +411,7 @@ fn a_ban_is_for_all() {
     let Got::Hit(_, hit) = b.get(&r("/a/1")) else { panic!() };
     let Got::Hit(_, safe) = b.get(&r("/b/1")) else { panic!() };
     a.ban(&Ban::at(NOW).url(MATCH, "^/a/"));
-    // At once, and for everybody: also for one that comes later.
+    // At once, and for all caches, one that comes later included.
     assert_eq!(b.get(&r("/a/1")).why(), MissReason::Invalidated);
     assert_eq!(a.get(&r("/a/2")).why(), MissReason::Invalidated);
     assert_eq!(b.get(&r("/b/1")).body(), b"/b/1");
@@ -497,7 +497,7 @@ fn a_sealed_body() {
         assert_eq!(sealed.settle(SealedOutcome::Done, &a.counters), Outcome::Published);
 
         let is_unreadable = |_, _| false;
-        // The adopting reader does not read the body, the others do.
+        // The adopting reader does not read the body, the other readers do.
         let instance = b.l2.instance().unwrap();
         let key = b.key("/a");
         let (wait, hold, now) = (PATIENCE, PATIENCE, NOW);

@@ -69,7 +69,7 @@ fn variants_purges_and_bans() {
     a.put(&r, head(60.0, &["X-Tag: t"]), b"old");
     let ticket = a.get(&req("/c")).ticket();
     a.ban(&Ban::at(NOW).obj_http("X-Tag", EQ, "t"));
-    // Known to others as soon as it is in the log.
+    // Known to other caches as soon as it is in the log.
     assert_eq!(a.get(&r).why(), MissReason::Invalidated);
     assert_eq!(b.get(&r).why(), MissReason::Invalidated);
     assert_eq!(a.publish(ticket, &req("/c"), head(60.0, &["X-Tag: t"]), b"old"), Outcome::Published);
@@ -141,7 +141,7 @@ fn a_writer_that_hangs_costs_others_their_deadline_only() {
     let a = Cache::at(&peer.socket(), Duration::from_millis(200));
     let r = req("/a");
     let ticket = a.get(&r).ticket();
-    // Somebody holds the lock of the record's file, half written.
+    // Another process holds the lock of the record's file, half written.
     let file = std::fs::File::options().read(true).write(true).open(peer.path(a.key("/a").uri().as_bytes())).unwrap();
     let lock = libc::flock { l_type: libc::F_WRLCK as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
     nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock)).unwrap();

@@ -122,7 +122,7 @@ impl Fixture {
                 }
                 span.len
             }
-            Ok(Part::Mapped(_)) => panic!("nobody asked for a mapping"),
+            Ok(Part::Mapped(_)) => panic!("no mapping was asked for"),
             Err(NoSpan::End) => 0,
             Err(other) => panic!("{other:?}"),
         }
@@ -152,7 +152,7 @@ fn bytes(part: &Part) -> Vec<u8> {
         // SAFETY: a span's bytes can be read while it lives, and the object does.
         Part::There(span) => unsafe { span.ptr.as_ptr().copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) },
         Part::InFile(file) => assert_eq!(file.read(&mut bytes).unwrap(), bytes.len()),
-        Part::Mapped(_) => panic!("nobody asked for a mapping"),
+        Part::Mapped(_) => panic!("no mapping was asked for"),
     }
     bytes
 }

@@ -326,7 +326,7 @@ impl Cache {
         self.l2.key(b"www", url.as_bytes(), None)
     }
 
-    /// Looks up without waiting for others.
+    /// Looks up without waiting for another fetch.
     pub(crate) fn get(&self, req: &Req) -> Got {
         self.get_at(req, NOW, Duration::ZERO)
     }
@@ -364,7 +364,7 @@ impl Cache {
         writer.finish(&self.counters)
     }
 
-    /// Misses (after who had the ticket has given it up), and publishes.
+    /// Misses (after the holder of the ticket has given it up), and publishes.
     #[track_caller]
     pub(crate) fn put(&self, req: &Req, head: Head, body: &[u8]) {
         let ticket = self.get_at(req, NOW, PATIENCE).ticket();
