@@ -197,18 +197,12 @@ fn read_file(path: &Path) -> Result<Options, ConfigError> {
     toml::from_str(&text).map_err(|e| wrong(&e))
 }
 
-fn in_range(
-    option: &str,
-    value: Option<usize>,
-    default: usize,
-    least: usize,
-    most: usize,
-) -> Result<usize, ConfigError> {
+fn in_range(option: &str, value: Option<usize>, default: usize, min: usize, max: usize) -> Result<usize, ConfigError> {
     let value = value.unwrap_or(default);
-    if (least..=most).contains(&value) {
+    if (min..=max).contains(&value) {
         return Ok(value);
     }
-    Err(ConfigError(format!("{option} {value}: it must be from {least} to {most}")))
+    Err(ConfigError(format!("{option} {value}: it must be from {min} to {max}")))
 }
 
 /// `1G`, `512M`, `4096`: bytes, in powers of 1024.

@@ -28,9 +28,9 @@ const HIGH_WATER: usize = 256 << 10;
 /// The same for descriptors: they count against our limit until it reads them.
 const MAX_UNREAD_FDS: usize = 32;
 /// Bytes read at a time.
-const READ: usize = 8 << 10;
+const MAX_READ: usize = 8 << 10;
 /// Bytes read per turn: no peer keeps the loop for itself.
-const TURN: usize = 64 << 10;
+const MAX_TURN_BYTES: usize = 64 << 10;
 
 static SEND_FAILURES: RateLimited = RateLimited::new(5, Duration::from_secs(60));
 
@@ -157,7 +157,7 @@ impl Connection {
 
     fn try_turn(&mut self) -> io::Result<Next> {
         self.output.flush(self.stream.as_fd())?;
-        let mut budget = TURN;
+        let mut budget = MAX_TURN_BYTES;
         loop {
             while !self.closing && self.has_room() && self.step()? {}
             self.output.flush(self.stream.as_fd())?;
@@ -167,7 +167,7 @@ impl Connection {
             if budget == 0 {
                 return Ok(Next::Again);
             }
-            budget -= self.read(budget.min(READ))?;
+            budget -= self.read(budget.min(MAX_READ))?;
         }
         let drained = self.shared.draining.load(Relaxed)
             && self.waits.is_empty()
@@ -216,7 +216,7 @@ impl Connection {
         if self.consumed == self.input.len() {
             self.consumed = 0;
             self.input.clear();
-            self.input.shrink_to(TURN);
+            self.input.shrink_to(MAX_TURN_BYTES);
         }
         Ok(true)
     }

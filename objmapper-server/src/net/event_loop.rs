@@ -163,7 +163,7 @@ impl EventLoop {
             return;
         }
         if refusal.is_some() {
-            self.refused.push_back((Instant::now() + refusal::TIME, number));
+            self.refused.push_back((Instant::now() + refusal::MAX_WAIT, number));
         }
         let connection = Connection::new(stream, number, self.shared.clone(), self.inbox.clone(), refusal);
         self.connections.insert(number, connection);

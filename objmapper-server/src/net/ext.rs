@@ -9,7 +9,7 @@ use objmapper_proto::ext::{
 use objmapper_proto::limits::{MAX_FDS, MAX_PAYLOAD};
 use objmapper_proto::{ObjUri, Status};
 
-use super::handover::{self, Handover};
+use super::handover::{Handover, Revocable};
 use crate::store::{
     Commit, Entry, Grant, LeaseCallback, LeaseOutcome, Session, Store, StoreError, TierChoice, TierKind,
 };
@@ -95,8 +95,8 @@ pub(super) fn attach(
     match attached(store, &session, (directories, board), connection) {
         Ok((reply, handover)) => {
             // A client that does not learn the name of its new session will not come back to it.
-            let grant = token.is_none().then(|| handover::Grant::Session(session.clone()));
-            Ok((session, reply, handover.with_grant(grant)))
+            let new = token.is_none().then(|| Revocable::Session(session.clone()));
+            Ok((session, reply, handover.with_revocable(new)))
         }
         Err(failure) => {
             if token.is_none() {
@@ -377,7 +377,7 @@ pub(super) fn leased(
             ext::LeaseOutcome::Present(wire_entry(&entry))
         }
         LeaseOutcome::Granted(lease) => {
-            handover = handover.with_grant(Some(handover::Grant::Lease(session.clone(), lease)));
+            handover = handover.with_revocable(Some(Revocable::Grant(session.clone(), Grant::Lease(lease))));
             ext::LeaseOutcome::Granted { lease }
         }
         LeaseOutcome::Refused(retry) => {

@@ -1,11 +1,13 @@
-//! What a reply hands over besides its bytes: descriptors, and something that the store keeps for the peer.
+//! What a reply hands over besides its bytes: descriptors, and what the store takes back if the reply cannot be sent.
+//!
+//! A reply that cannot be sent closes its descriptors first, then takes back what it grants: an object that is aborted is
+//! charged until its last writer is gone. A pin is not taken back here: it stays until RELEASE, LOST or the session's end.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
-use crate::store::{OutgoingWriter, Session, StoreError};
+use crate::store::{Grant, OutgoingWriter, Session};
 
 /// The descriptors of one reply, in order.
 #[derive(Debug, Default)]
@@ -39,31 +41,20 @@ impl Descriptors {
     }
 }
 
-/// What the store keeps for the reader of a reply. A reply that cannot be sent gives it back.
+/// What is taken back if a reply cannot be sent.
 #[derive(Debug)]
-pub(crate) enum Grant {
-    /// ATTACH: a new session.
+pub(crate) enum Revocable {
+    /// ATTACH: the new session.
     Session(Session),
-    /// CREATE: a private object, its space and its descriptor.
-    Private(Session, u64),
-    /// LEASE: the lease.
-    Lease(Session, u64),
+    /// CREATE, LEASE: the grant, and its session.
+    Grant(Session, Grant),
 }
 
-impl Grant {
+impl Revocable {
     pub(crate) fn take_back(self) {
-        let taken_back = match self {
-            Grant::Session(session) => {
-                session.end();
-                Ok(())
-            }
-            Grant::Private(session, handle) => session.abort(handle),
-            Grant::Lease(session, lease) => session.unlease(lease, Duration::ZERO),
-        };
-        match taken_back {
-            // It ended by itself, or with its session.
-            Ok(()) | Err(StoreError::UnknownHandle | StoreError::UnknownSession) => {}
-            Err(e) => log::error!("taking back what an unsent reply grants: {e}"),
+        match self {
+            Revocable::Session(session) => session.end(),
+            Revocable::Grant(session, grant) => session.withdraw(grant),
         }
     }
 }
@@ -72,7 +63,7 @@ impl Grant {
 #[derive(Debug, Default)]
 pub(crate) struct Handover {
     pub(crate) descriptors: Descriptors,
-    pub(crate) grant: Option<Grant>,
+    pub(crate) revocable: Option<Revocable>,
 }
 
 impl Handover {
@@ -81,17 +72,17 @@ impl Handover {
     }
 
     pub(crate) fn of(owned: Vec<OwnedFd>) -> Self {
-        Handover { descriptors: Descriptors { owned, writer: None }, grant: None }
+        Handover { descriptors: Descriptors { owned, writer: None }, revocable: None }
     }
 
     /// The writable file of a new private object, which is aborted if the reply cannot be sent.
     pub(crate) fn private(session: Session, handle: u64, writer: Arc<OutgoingWriter>) -> Self {
         let descriptors = Descriptors { owned: Vec::new(), writer: Some(writer) };
-        Handover { descriptors, grant: Some(Grant::Private(session, handle)) }
+        Handover { descriptors, revocable: Some(Revocable::Grant(session, Grant::Private(handle))) }
     }
 
-    pub(crate) fn with_grant(self, grant: Option<Grant>) -> Self {
-        Handover { grant, ..self }
+    pub(crate) fn with_revocable(self, revocable: Option<Revocable>) -> Self {
+        Handover { revocable, ..self }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -106,8 +97,8 @@ impl Handover {
     /// The reply is not sent: takes back what it grants.
     pub(crate) fn take_back(self) {
         self.descriptors.close();
-        if let Some(grant) = self.grant {
-            grant.take_back();
+        if let Some(revocable) = self.revocable {
+            revocable.take_back();
         }
     }
 }

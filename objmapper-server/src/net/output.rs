@@ -9,7 +9,7 @@ use objmapper_proto::FD_BYTE;
 use objmapper_proto::limits::MAX_FDS;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use super::handover::{Descriptors, Grant, Handover};
+use super::handover::{Descriptors, Handover, Revocable};
 
 /// Most bytes in one `sendmsg` that carries descriptors (EXTENSIONS.md, "Frames"); one socket
 /// buffer of the kernel, so it is taken whole or not at all.
@@ -24,7 +24,7 @@ struct Chunk {
     sent: usize,
     descriptors: Descriptors,
     /// Where the replies end that grant something.
-    grants: Vec<(usize, Grant)>,
+    revocable: Vec<(usize, Revocable)>,
 }
 
 /// A connection's unsent replies, in order. Dropped, it takes back what the unsent ones grant.
@@ -48,7 +48,7 @@ impl Output {
 
     /// Appends a reply that `encode` writes, and its descriptors with their byte `58`.
     pub(crate) fn push(&mut self, handover: Handover, encode: impl FnOnce(&mut Vec<u8>)) {
-        let Handover { descriptors, grant } = handover;
+        let Handover { descriptors, revocable } = handover;
         let fds = descriptors.count();
         let room = if fds > 0 && self.joined { WITH_FDS / 2 } else { GATHER };
         let fits = self.chunks.back().is_some_and(|c| c.descriptors.count() == 0 && c.bytes.len() < room);
@@ -65,7 +65,7 @@ impl Output {
             self.bytes += 1;
             self.fds += fds;
         }
-        chunk.grants.extend(grant.map(|grant| (chunk.bytes.len(), grant)));
+        chunk.revocable.extend(revocable.map(|revocable| (chunk.bytes.len(), revocable)));
         self.chunks.push_back(chunk);
     }
 
@@ -104,7 +104,7 @@ impl Output {
             match sent {
                 Ok(sent) => {
                     chunk.sent += sent;
-                    chunk.grants.retain(|(end, _)| *end > chunk.sent);
+                    chunk.revocable.retain(|(end, _)| *end > chunk.sent);
                     self.bytes -= sent;
                     if with_fds {
                         self.fds -= fds;
@@ -124,8 +124,8 @@ impl Drop for Output {
         for chunk in self.chunks.drain(..) {
             // Closed before an object that is given back looks for writers.
             chunk.descriptors.close();
-            for (_, grant) in chunk.grants {
-                grant.take_back();
+            for (_, revocable) in chunk.revocable {
+                revocable.take_back();
             }
         }
     }

@@ -11,7 +11,7 @@ use objmapper_proto::Status;
 /// Most refused connections that wait for their first request at a time; more are closed at once.
 pub(super) const MAX_REFUSING: usize = 64;
 /// How long one of them waits.
-pub(super) const TIME: Duration = Duration::from_secs(1);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(1);
 
 /// Why a connection is not served. The text names the option that changes it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

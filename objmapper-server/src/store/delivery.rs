@@ -18,27 +18,14 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::object::ObjectId;
-use super::pin::Claim;
+use super::grant::Grant;
 use super::session::Session;
 
 /// Ended connections whose deliveries a session keeps for LOST. Of more, the oldest counts as read.
 const MAX_ENDED: usize = 64;
-
-/// What a reply gave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Grant {
-    /// A lease, by its number.
-    Lease(u64),
-    /// A private object, by its handle.
-    Private(u64),
-    /// A pin of this object.
-    Pin(ObjectId),
-}
 
 /// A connection's delivery; see the module.
 #[derive(Debug)]
@@ -60,8 +47,8 @@ struct State {
     unread: VecDeque<(u64, Grant)>,
 }
 
-/// A request that is being carried out. Dropped without [`Turn::replied`], nothing is recorded.
-pub struct Turn<'a> {
+/// A request that is being carried out. Dropped without [`RequestGuard::replied`], nothing is recorded.
+pub struct RequestGuard<'a> {
     delivery: &'a Delivery,
     state: MutexGuard<'a, State>,
 }
@@ -73,18 +60,18 @@ impl Delivery {
     }
 
     /// A request has arrived. `None`: the client has given the connection up; nothing is to be carried out.
-    pub fn request(&self, session: &Session) -> Option<Turn<'_>> {
+    pub fn request(&self, session: &Session) -> Option<RequestGuard<'_>> {
         let mut state = self.state.lock();
         state.requests += 1;
         let read = state.requests.saturating_sub(self.depth);
         self.confirm(&mut state, session, read);
-        (!state.closed).then_some(Turn { delivery: self, state })
+        (!state.closed).then_some(RequestGuard { delivery: self, state })
     }
 
     /// The outcome of a request that waited is there. `None` as for [`Self::request`].
-    pub fn outcome(&self) -> Option<Turn<'_>> {
+    pub fn outcome(&self) -> Option<RequestGuard<'_>> {
         let state = self.state.lock();
-        (!state.closed).then_some(Turn { delivery: self, state })
+        (!state.closed).then_some(RequestGuard { delivery: self, state })
     }
 
     /// What the first `read` replies gave is the client's.
@@ -100,7 +87,7 @@ impl Delivery {
     }
 }
 
-impl Turn<'_> {
+impl RequestGuard<'_> {
     /// A reply goes out that gives `grants`. False if one of the pins was given back meanwhile by another connection:
     /// then nothing is recorded, and the request is to be carried out again or refused.
     #[must_use]
@@ -183,22 +170,7 @@ impl Session {
             std::mem::take(&mut state.unread)
         };
         for (reply, grant) in unread {
-            self.give_back(grant, (connection, reply));
-        }
-    }
-
-    /// Gives back what no reply will report.
-    pub fn withdraw(&self, grant: Grant) {
-        // No reply has the number 0: nothing claims it.
-        self.give_back(grant, (0, 0));
-    }
-
-    fn give_back(&self, grant: Grant, claim: Claim) {
-        match grant {
-            // Unknown: it has ended by itself.
-            Grant::Lease(lease) => drop(self.unlease(lease, Duration::ZERO)),
-            Grant::Private(handle) => drop(self.abort(handle)),
-            Grant::Pin(object) => self.drop_claim(object, claim),
+            self.take_back(grant, (connection, reply));
         }
     }
 }

@@ -162,7 +162,7 @@ impl DiskDir {
     /// Removes bodies, the oldest first, until `goal` bytes are free or none is left.
     pub(super) fn free_oldest(&self, goal: u64) -> io::Result<Freed> {
         /// Inodes may be what is missing.
-        const LEAST: u64 = 64;
+        const MIN_FILES: u64 = 64;
         let mut ids = Vec::new();
         body_files(self.objects.as_fd(), |_, _, id| {
             ids.push(id);
@@ -171,7 +171,7 @@ impl DiskDir {
         ids.sort_unstable();
         let mut freed = Freed::default();
         for id in ids {
-            if freed.bytes >= goal && freed.files >= LEAST {
+            if freed.bytes >= goal && freed.files >= MIN_FILES {
                 break;
             }
             let path = super::body_path(id);
@@ -186,8 +186,8 @@ impl DiskDir {
 
     /// Returns true if the file system has no room for even a little.
     pub(super) fn is_full(&self) -> bool {
-        const LITTLE: u64 = 256 << 10;
-        make_file(self.objects.as_fd(), LITTLE).is_err_and(|e| is_no_space(&e))
+        const MIN_FREE: u64 = 256 << 10;
+        make_file(self.objects.as_fd(), MIN_FREE).is_err_and(|e| is_no_space(&e))
     }
 
     /// The highest number that a body's file has; 0 if there is none.

@@ -23,8 +23,8 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 
 use super::disk_dir::{index_bytes, wal_bytes};
-use super::house::Wake;
 use super::index_error::IndexError;
+use super::maintenance::Wake;
 use super::object::{ObjectId, Token};
 use super::room::{LOG_INTERVAL, warn};
 

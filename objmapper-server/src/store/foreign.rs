@@ -14,7 +14,7 @@ use super::{Inner, StoreError, TierChoice, TierKind};
 use crate::sys;
 
 /// Most growing objects that one sweep measures.
-const SWEEP: usize = 1000;
+const MAX_SWEEP: usize = 1000;
 
 impl Inner {
     /// What a v0.1 "get" does: opens the object, creating an empty one where there is none. The
@@ -169,9 +169,9 @@ impl Inner {
         let after = self.foreign_cursor.load(Relaxed);
         let some: Vec<_> = {
             let foreign = self.foreign.lock();
-            foreign.range(after..).take(SWEEP).map(|(_, object)| object.clone()).collect()
+            foreign.range(after..).take(MAX_SWEEP).map(|(_, object)| object.clone()).collect()
         };
-        let next = if some.len() < SWEEP { 0 } else { some.last().map_or(0, |o| o.id + 1) };
+        let next = if some.len() < MAX_SWEEP { 0 } else { some.last().map_or(0, |o| o.id + 1) };
         self.foreign_cursor.store(next, Relaxed);
         for object in some {
             self.remeasure(&object);

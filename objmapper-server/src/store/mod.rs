@@ -11,13 +11,13 @@
 //! | `private`, `publish` | create, reserve, abort; commit, delete, evict |
 //! | `session`, `lease` | pins and their owner; who fetches a missing URI |
 //! | `pin` | a session's pins |
-//! | `delivery` | what replies gave that the client may not have read |
+//! | `grant`, `delivery` | what a reply gives its client; what replies gave that the client may not have read |
 //! | `foreign` | objects of v0.1 clients |
 //! | `writers` | files that a client can still write, held to what the account carries for them |
 //! | `disk_dir` | the disk tier's directory, its lock and its owner |
 //! | `disk_index`, `index_error` | the disk tier's database, and what its failures mean |
 //! | `room` | a file system with less room than the limit |
-//! | `house` | the store's threads |
+//! | `maintenance` | the store's threads |
 //!
 //! Locks, in the order in which one may be taken while another is held: a delivery's state, a private object's state, a
 //! fence's gate, `measuring`, `evicting`, a shard's `publish`, the lease table, a shard's `map` or a session's
@@ -52,10 +52,11 @@ mod disk_index;
 mod error;
 mod evict;
 mod foreign;
-mod house;
+mod grant;
 mod index;
 mod index_error;
 mod lease;
+mod maintenance;
 mod mount;
 mod object;
 mod open;
@@ -79,8 +80,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-pub use delivery::{Delivery, Grant, Turn};
+pub use delivery::{Delivery, RequestGuard};
 pub use error::StoreError;
+pub use grant::Grant;
 pub use lease::{LeaseCallback, LeaseOutcome};
 pub use mount::{MemoryMount, MountKind, ShmDirectory};
 pub use object::{ANY_VERSION, Entry, MAX_URI, ObjectId, TierChoice, TierKind, Token, check_uri};
@@ -94,8 +96,8 @@ pub use tmpfs::MountAccess;
 
 use board::Board;
 use disk_index::DiskIndex;
-use house::Wake;
 use index::Index;
+use maintenance::Wake;
 use object::Object;
 use publish::{Deletion, Ids};
 use room::Room;
@@ -231,7 +233,7 @@ pub struct Store {
     pub(crate) inner: Arc<Inner>,
     /// Behind `inner`: joins the threads once the last handle has let go of it, so that the store
     /// is closed when the last handle's drop returns.
-    _threads: Arc<house::Threads>,
+    _threads: Arc<maintenance::Threads>,
 }
 
 #[derive(Debug)]
@@ -305,11 +307,11 @@ impl Drop for Inner {
 }
 
 impl Store {
-    /// Opens a store and starts its threads (`objm-house`, and `objm-disk` with a disk tier). They
+    /// Opens a store and starts its threads (`objm-maintain`, and `objm-disk` with a disk tier). They
     /// end when the last handle of the store is dropped, which also closes the disk tier cleanly.
     pub fn open(config: StoreConfig) -> Result<Self, StoreError> {
         let inner = Arc::new(open::open(config)?);
-        let threads = Arc::new(house::start(&inner)?);
+        let threads = Arc::new(maintenance::start(&inner)?);
         Ok(Store { inner, _threads: threads })
     }
 

@@ -26,7 +26,7 @@ pub(crate) struct Private {
     /// The writable descriptor, while a server has it for its client.
     pub(crate) outgoing: Arc<OutgoingWriter>,
     /// Its URI was deleted after it was created.
-    pub(crate) doomed: AtomicBool,
+    pub(crate) uri_deleted: AtomicBool,
     pub(crate) state: Mutex<PrivateState>,
 }
 
@@ -205,7 +205,7 @@ impl Inner {
             reader: Arc::new(reader),
             uri: uri.clone(),
             outgoing: Arc::default(),
-            doomed: AtomicBool::new(false),
+            uri_deleted: AtomicBool::new(false),
             state: Mutex::new(PrivateState { reserved, open: true }),
         });
         if let Some(uri) = uri {
@@ -256,7 +256,7 @@ impl Inner {
     pub(crate) fn abort_private(&self, private: &Private) {
         if private.tier == TierKind::Disk {
             // Its writer may have found no room.
-            self.suspect();
+            self.suspect_no_space();
         }
         let mut state = private.state.lock();
         if state.open && has_writer(private.reader.as_fd()) {

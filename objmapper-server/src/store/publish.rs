@@ -187,7 +187,7 @@ impl Inner {
     /// removed, and its id is not used again, because a client may still know it.
     pub(crate) fn link_new(&self, tier: &Tier, file: BorrowedFd<'_>) -> Result<ObjectId, StoreError> {
         /// Behind so many others it is likely that many more follow.
-        const STEPS: u32 = 64;
+        const MAX_STEPS: u32 = 64;
         let mut met = 0;
         loop {
             let id = self.next_id()?;
@@ -199,7 +199,7 @@ impl Inner {
                         log::debug!("removing a file without a row: {e}");
                     }
                     met += 1;
-                    if met % STEPS == 0 {
+                    if met % MAX_STEPS == 0 {
                         self.skip_block();
                     }
                 }
@@ -314,7 +314,7 @@ impl Inner {
         let now = now_ms();
         let (object, old) = {
             let _publishing = shard.publish.lock();
-            if private.doomed.load(SeqCst) {
+            if private.uri_deleted.load(SeqCst) {
                 return Err(StoreError::Conflict("the URI was deleted after the object was created"));
             }
             let current = shard.map.read().get(commit.uri).cloned();
@@ -440,7 +440,7 @@ impl Inner {
             }
             if deletion == Deletion::Purge && (if_version == ANY_VERSION || live.is_some()) {
                 for private in shard.map.write().privates_of(uri) {
-                    private.doomed.store(true, SeqCst);
+                    private.uri_deleted.store(true, SeqCst);
                 }
             }
             let Some(object) = current else {

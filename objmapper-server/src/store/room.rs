@@ -27,7 +27,7 @@ use super::{Inner, StoreError, TierKind};
 /// A line of each kind at most so often.
 pub(crate) const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// How often something is evicted for one operation before it fails.
-const ROUNDS: u32 = 8;
+const MAX_ROUNDS: u32 = 8;
 /// The least that is evicted at a time.
 const MIN_SHARE: u64 = 1 << 20;
 /// The least number of bodies that is evicted at a time: inodes may be what is missing.
@@ -96,9 +96,9 @@ impl Inner {
         tier: &Tier,
         mut act: impl FnMut() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        for _ in 0..ROUNDS {
+        for _ in 0..MAX_ROUNDS {
             match act() {
-                Err(e) if e.is_no_space() && self.relieve(tier) => {}
+                Err(e) if e.is_no_space() && self.evict_share(tier) => {}
                 outcome => return outcome.inspect_err(|e| self.note_error(e)),
             }
         }
@@ -137,10 +137,10 @@ impl Inner {
     }
 
     /// The file system had no room: evicts a share of the tier. False if there is nothing to evict.
-    fn relieve(&self, tier: &Tier) -> bool {
+    fn evict_share(&self, tier: &Tier) -> bool {
         self.room.no_space.fetch_add(1, Relaxed);
         if tier.kind == TierKind::Disk {
-            self.suspect();
+            self.suspect_no_space();
             self.disk_wake.notify();
         }
         let _evicting = self.evicting.lock();
@@ -163,16 +163,16 @@ impl Inner {
     }
 
     /// Something may have failed for want of room: the next look finds out.
-    pub(crate) fn suspect(&self) {
+    pub(crate) fn suspect_no_space(&self) {
         self.room.suspected.store(true, Relaxed);
     }
 
-    pub(crate) fn is_room_suspected(&self) -> bool {
+    pub(crate) fn is_no_space_suspected(&self) -> bool {
         self.room.suspected.load(Relaxed)
     }
 
     /// Looks at the disk tier's file system, and says what has changed.
-    pub(crate) fn look_at_room(&self) {
+    pub(crate) fn check_room(&self) {
         self.set_ceiling();
         if let Some(disk) = &self.disk {
             self.report(disk);
@@ -201,7 +201,7 @@ impl Inner {
             ceiling = ceiling.saturating_sub(self.unwritten());
         }
         if suspected || self.room.by_quota.load(Relaxed) {
-            ceiling = self.try_room(disk, ceiling, free.saturating_sub(reserve));
+            ceiling = self.probe_room(disk, ceiling, free.saturating_sub(reserve));
         }
         // A file system that makes inodes as it needs them says 0.
         let inodes = (stat.f_files / 64).clamp(MIN_INODES, MAX_INODES);
@@ -220,7 +220,7 @@ impl Inner {
     }
 
     /// Allocates a file to see whether there is as much room as the file system says, and returns the new ceiling.
-    fn try_room(&self, disk: &Tier, ceiling: u64, free: u64) -> u64 {
+    fn probe_room(&self, disk: &Tier, ceiling: u64, free: u64) -> u64 {
         let account = &disk.account;
         let trial = (account.bound() / 32).clamp(MIN_TRIAL, MAX_TRIAL);
         if free < trial || !disk.has_room(0) {

@@ -25,7 +25,7 @@ use super::{Inner, TierKind};
 use crate::sys;
 
 /// How often such files are weighed.
-pub(super) const WEIGH: Duration = Duration::from_millis(200);
+pub(super) const MEASURE_INTERVAL: Duration = Duration::from_millis(200);
 
 static OVERRUNS: RateLimited = RateLimited::new(5, Duration::from_secs(60));
 static FAILURES: RateLimited = RateLimited::new(5, Duration::from_secs(60));
@@ -57,7 +57,7 @@ fn log_failure(what: &str, error: &io::Error) {
 
 impl Inner {
     /// Weighs what clients can write, except objects of v0.1 clients.
-    pub(crate) fn weigh_writers(&self) {
+    pub(crate) fn measure_writers(&self) {
         let sessions: Vec<_> = self.sessions.lock().values().cloned().collect();
         for session in sessions {
             let privates: Vec<_> = session.state.lock().privates.values().cloned().collect();

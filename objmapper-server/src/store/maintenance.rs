@@ -1,4 +1,4 @@
-//! The store's own threads: `objm-house` (timers, expiry, grace times, sweeps) and `objm-disk` (what
+//! The store's own threads: `objm-maintain` (timers, expiry, grace times, sweeps) and `objm-disk` (what
 //! may wait for the disk: checkpoints, orphan files).
 
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::disk_index::Op;
 use super::object::now_ms;
-use super::writers::WEIGH;
+use super::writers::MEASURE_INTERVAL;
 use super::{Inner, StoreError, TierKind};
 
 /// How often expiry and grace times are looked at, and the disk's room.
@@ -84,19 +84,19 @@ pub(crate) fn start(inner: &Arc<Inner>) -> Result<Threads, StoreError> {
             .map(|handle| threads.0.push((wake, handle)))
             .map_err(StoreError::io("starting a thread of the store"))
     };
-    spawn("objm-house", &inner.wake, housekeeping)?;
+    spawn("objm-maintain", &inner.wake, maintain)?;
     if inner.disk.is_some() {
-        spawn("objm-disk", &inner.disk_wake, disk_work)?;
+        spawn("objm-disk", &inner.disk_wake, maintain_disk)?;
     }
     Ok(threads)
 }
 
-fn housekeeping(store: &Weak<Inner>, wake: &Wake) {
+fn maintain(store: &Weak<Inner>, wake: &Wake) {
     let mut tick = Instant::now() + TICK;
-    let mut weigh = Instant::now() + WEIGH;
+    let mut measure = Instant::now() + MEASURE_INTERVAL;
     loop {
         let deadline = match store.upgrade() {
-            Some(inner) => inner.leases.next_deadline().map_or(weigh, |at| at.min(weigh)).min(tick),
+            Some(inner) => inner.leases.next_deadline().map_or(measure, |at| at.min(measure)).min(tick),
             None => return,
         };
         if !wake.wait_until(deadline) {
@@ -109,15 +109,15 @@ fn housekeeping(store: &Weak<Inner>, wake: &Wake) {
             inner.sweep_expired();
             inner.end_abandoned_sessions();
         }
-        if Instant::now() >= weigh {
-            inner.weigh_writers();
+        if Instant::now() >= measure {
+            inner.measure_writers();
             inner.sweep_foreign();
-            weigh = Instant::now() + WEIGH;
+            measure = Instant::now() + MEASURE_INTERVAL;
         }
     }
 }
 
-fn disk_work(store: &Weak<Inner>, wake: &Wake) {
+fn maintain_disk(store: &Weak<Inner>, wake: &Wake) {
     if let Some(inner) = store.upgrade() {
         inner.sweep_orphans();
     }
@@ -133,8 +133,8 @@ fn disk_work(store: &Weak<Inner>, wake: &Wake) {
             }
         }
         inner.sweep_skipped();
-        if now >= tick || inner.is_room_suspected() {
-            inner.look_at_room();
+        if now >= tick || inner.is_no_space_suspected() {
+            inner.check_room();
         }
         if now >= tick {
             tick = Instant::now() + TICK;
