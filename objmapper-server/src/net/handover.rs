@@ -13,7 +13,7 @@ use crate::store::{Grant, OutgoingWriter, Session};
 #[derive(Debug, Default)]
 pub(crate) struct Descriptors {
     owned: Vec<OwnedFd>,
-    /// CREATE's, the only descriptor of its reply.
+    /// The writable descriptor of CREATE, the only one of its reply.
     writer: Option<Arc<OutgoingWriter>>,
 }
 
@@ -22,15 +22,15 @@ impl Descriptors {
         self.owned.len() + usize::from(self.writer.is_some())
     }
 
-    /// They will not be sent.
+    /// Closes descriptors that will not be sent.
     pub(crate) fn close(self) {
         if let Some(writer) = self.writer {
             writer.close();
         }
     }
 
-    /// Has `send` send them and closes them, unless it fails. A COMMIT never meets a writer that is sent already and not
-    /// closed yet.
+    /// Calls `send` with the descriptors, and closes them unless it fails. A COMMIT never finds a writer that is sent and not
+    /// yet closed.
     pub(crate) fn hand_over(&mut self, send: impl FnOnce(&[BorrowedFd<'_>]) -> io::Result<usize>) -> io::Result<usize> {
         let sent = match &self.writer {
             Some(writer) => writer.hand_over(|file| send(&[file]))?,
@@ -59,7 +59,7 @@ impl Revocable {
     }
 }
 
-/// What goes with a reply.
+/// The descriptors of a reply, and what is taken back if it cannot be sent.
 #[derive(Debug, Default)]
 pub(crate) struct Handover {
     pub(crate) descriptors: Descriptors,
@@ -75,7 +75,7 @@ impl Handover {
         Handover { descriptors: Descriptors { owned, writer: None }, revocable: None }
     }
 
-    /// The writable file of a new private object, which is aborted if the reply cannot be sent.
+    /// Returns the handover of a new private object: its writable file. The object is aborted if the reply cannot be sent.
     pub(crate) fn private(session: Session, handle: u64, writer: Arc<OutgoingWriter>) -> Self {
         let descriptors = Descriptors { owned: Vec::new(), writer: Some(writer) };
         Handover { descriptors, revocable: Some(Revocable::Grant(session, Grant::Private(handle))) }
@@ -89,12 +89,12 @@ impl Handover {
         self.descriptors.count()
     }
 
-    /// The descriptors that a BATCH collects: those of operations that may be in one.
+    /// Returns the descriptors for the reply of a BATCH, whose operations have neither a writer nor anything to revoke.
     pub(crate) fn into_owned(self) -> Vec<OwnedFd> {
         self.descriptors.owned
     }
 
-    /// The reply is not sent: takes back what it grants.
+    /// Closes the descriptors and takes back what the reply grants, because it is not sent.
     pub(crate) fn take_back(self) {
         self.descriptors.close();
         if let Some(revocable) = self.revocable {

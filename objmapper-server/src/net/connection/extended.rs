@@ -1,4 +1,8 @@
-//! A connection's extension requests: its session, their answers, and the record of what these give.
+//! A connection's extension requests: its session, their replies, and the record of what the replies give.
+//!
+//! A request takes its delivery's lock before it is carried out and keeps it until the reply is recorded, so that LOST finds
+//! all of a request or nothing of it. LOST itself takes the lock of another connection's delivery: it is carried out before
+//! this connection's own is locked.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -33,7 +37,7 @@ impl Connection {
         if let (Some(delivery), Some(session)) = (&delivery, &session) {
             guard = delivery.request(session);
             if guard.is_none() {
-                // The client has given this connection up: nothing more of it is carried out or sent.
+                // LOST has named this connection: no further request of it is carried out, and no reply is sent.
                 self.output = Output::default();
                 self.closing = true;
                 return;
@@ -131,7 +135,7 @@ impl Connection {
         }
     }
 
-    /// Takes its leave of its session, which lives on for what it holds.
+    /// Detaches the connection from its session, which continues without it.
     pub(super) fn leave_session(&mut self) {
         let Some(session) = self.session.take() else { return };
         if let Some(delivery) = self.delivery.take() {
@@ -139,7 +143,7 @@ impl Connection {
         }
     }
 
-    /// Sends the answer to a request of a session, and records what it gives.
+    /// Sends the reply to a request of a session, and records what it gives.
     fn respond(
         &mut self,
         guard: Option<RequestGuard<'_>>,
@@ -173,7 +177,8 @@ impl Connection {
         matches!(request, Request::Create { .. } | Request::Lease { .. }) && self.shared.draining.load(Relaxed)
     }
 
-    /// The outcome of a lease that waited. False if nothing waits for it any more: it is not taken.
+    /// Answers a LEASE that waited. Returns false if the connection does not wait for it any more; the outcome is then not
+    /// taken.
     pub(in crate::net) fn lease_outcome(
         &mut self,
         id: u32,
@@ -190,7 +195,7 @@ impl Connection {
         if let Some(Ok(LeaseOutcome::Granted(lease))) = outcome
             && self.shared.draining.load(Relaxed)
         {
-            // The connection of its former holder was closed before this one was told of the shutdown.
+            // The former holder's connection was closed before this connection received the shutdown.
             wait.session.withdraw(Grant::Lease(*lease));
             let failure = (Status::Unavailable, "the server is shutting down".into());
             self.respond(guard, Some(&wait.session), id, Op::Lease.code(), Err(failure), &[]);
@@ -214,7 +219,7 @@ impl Connection {
         let grant = ext::lease_grant(&outcome, want.pin);
         let answered = ext::leased(session, outcome, want.fd);
         match (&answered, grant) {
-            // No descriptor could be had.
+            // The body could not be opened.
             (Err(_), Some(grant)) => {
                 session.withdraw(grant);
                 self.respond(guard, Some(session), id, Op::Lease.code(), answered, &[]);
