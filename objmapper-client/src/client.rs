@@ -14,8 +14,8 @@ use crate::config::{Config, Connector};
 use crate::connection::Connection;
 use crate::counters::Snapshot;
 use crate::deferred::{Deferred, Item};
+use crate::deferred_worker;
 use crate::error::{Error, OpName, Result};
-use crate::give_up;
 use crate::pool::Pool;
 use crate::session::Session;
 use crate::state::ConnectionState;
@@ -80,7 +80,7 @@ impl Client {
         inner.threads.lock().push(spawn("objm-keeper", move || pool.keep())?);
         let (pool, deferred) = (Arc::clone(&inner.pool), Arc::clone(&inner.deferred));
         // Should it fail, dropping `inner` ends the first one.
-        inner.threads.lock().push(spawn("objm-deferred", move || give_up::work(&deferred, &pool))?);
+        inner.threads.lock().push(spawn("objm-deferred", move || deferred_worker::run(&deferred, &pool))?);
         Ok(Self { inner: Arc::new(inner) })
     }
 

@@ -30,7 +30,7 @@ use crate::socket::{Fds, Inbox, Ready, Socket};
 use crate::state::Version;
 
 /// Bytes that may gather before they are sent without being asked to.
-const COALESCE: usize = 16 * 1024;
+const MAX_GATHERED: usize = 16 * 1024;
 
 /// Told when a connection is lost.
 pub(crate) trait Owner: Send + Sync {
@@ -173,7 +173,7 @@ impl Connection {
         match gathered {
             Ok(n) => {
                 Counters::add(&self.counters.requests, 1);
-                if n >= COALESCE {
+                if n >= MAX_GATHERED {
                     self.flush(deadline)?;
                 }
                 Ok(Ticket { slot, reads_before })
@@ -181,7 +181,7 @@ impl Connection {
             Err(e) => {
                 let mut table = self.table.lock();
                 table.inflight.remove(&slot.id);
-                self.left(&mut table);
+                self.slot_removed(&mut table);
                 Err(e.into())
             }
         }
@@ -196,7 +196,7 @@ impl Connection {
             }
             if table.inflight.len() < self.depth {
                 // Who was woken to lead may have found room instead; the others still need a leader.
-                self.pass_on(&mut table);
+                self.promote_next(&mut table);
                 break;
             }
             drop(table);
@@ -211,7 +211,7 @@ impl Connection {
                 let timed_out = self.room.wait_until(&mut table, deadline).timed_out();
                 table.room_wanted -= 1;
                 if timed_out && table.inflight.len() >= self.depth && table.dead.is_none() {
-                    self.pass_on(&mut table);
+                    self.promote_next(&mut table);
                     return Err(Error::Timeout { what: "room in the pipeline" });
                 }
             } else {
@@ -220,7 +220,7 @@ impl Connection {
                 let ready = self.read(Some(deadline));
                 table = self.table.lock();
                 table.leading = false;
-                self.pass_on(&mut table);
+                self.promote_next(&mut table);
                 if ready? == Ready::TimedOut {
                     return Err(Error::Timeout { what: "room in the pipeline" });
                 }
@@ -240,7 +240,7 @@ impl Connection {
     }
 
     /// After a slot has left the table.
-    fn left(&self, table: &mut MutexGuard<'_, Table>) {
+    fn slot_removed(&self, table: &mut MutexGuard<'_, Table>) {
         self.load.store(table.inflight.len() as u64, Ordering::Relaxed);
         if table.room_wanted > 0 {
             self.room.notify_one();
@@ -260,7 +260,7 @@ impl Connection {
             drop(out);
             let sent = self.send_all(&buf, deadline);
             buf.clear();
-            if buf.capacity() > 4 * COALESCE {
+            if buf.capacity() > 4 * MAX_GATHERED {
                 buf = Vec::new();
             }
             out = self.out.lock();
@@ -297,7 +297,7 @@ impl Connection {
                 let read = self.read(None);
                 let mut table = self.table.lock();
                 table.leading = false;
-                self.pass_on(&mut table);
+                self.promote_next(&mut table);
                 drop(table);
                 read?;
             }
@@ -350,7 +350,7 @@ impl Connection {
                     self.lead(slot, deadline);
                     let mut table = self.table.lock();
                     table.leading = false;
-                    self.pass_on(&mut table);
+                    self.promote_next(&mut table);
                     return;
                 }
             }
@@ -362,7 +362,7 @@ impl Connection {
                 continue;
             }
             if slot.unused_promotion() {
-                self.pass_on(&mut table);
+                self.promote_next(&mut table);
             }
             return;
         }
@@ -384,7 +384,7 @@ impl Connection {
     }
 
     /// Somebody has to lead while somebody waits.
-    fn pass_on(&self, table: &mut MutexGuard<'_, Table>) {
+    fn promote_next(&self, table: &mut MutexGuard<'_, Table>) {
         if table.leading || table.dead.is_some() {
             return;
         }

@@ -35,7 +35,7 @@ struct Queue {
     stop: bool,
 }
 
-/// The queue. Who takes from it sends it to the store: see `give_up`.
+/// The queue. Who takes from it sends it to the store: see `deferred_worker`.
 #[derive(Debug, Default)]
 pub(crate) struct Deferred {
     queue: Mutex<Queue>,
@@ -83,9 +83,9 @@ impl Deferred {
         self.filled.notify_all();
     }
 
-    /// At most `most` items, as soon as there are any, and whether they are the last that are taken; `None` when the client
+    /// At most `max` items, as soon as there are any, and whether they are the last that are taken; `None` when the client
     /// ends and none is left. The queue is busy until the next call.
-    pub(crate) fn take(&self, most: usize) -> Option<(Vec<(u64, Item)>, bool)> {
+    pub(crate) fn take(&self, max: usize) -> Option<(Vec<(u64, Item)>, bool)> {
         let mut queue = self.queue.lock();
         queue.busy = false;
         if queue.items.is_empty() {
@@ -98,7 +98,7 @@ impl Deferred {
             return None;
         }
         queue.busy = true;
-        let n = queue.items.len().min(most);
+        let n = queue.items.len().min(max);
         Some((queue.items.drain(..n).collect(), queue.stop))
     }
 

@@ -29,7 +29,7 @@ pub(crate) struct Attachment {
 }
 
 /// HELLO's outcome on a connection that has not carried a request yet.
-struct Greeted {
+struct Negotiated {
     socket: Socket,
     inbox: Inbox,
     version: Version,
@@ -38,11 +38,11 @@ struct Greeted {
 
 /// How often a peer may hang up on a HELLO before it is taken for one that does not know that HELLO. A
 /// v0.1 server resets connections now and then, which says nothing about what it knows.
-const HANGUPS: usize = 3;
+const MAX_HANGUPS: usize = 3;
 
 /// The least that a peer must speak to be taken for what it seems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Least {
+pub(crate) enum MinProtocol {
     /// Other connections to it have the extensions: anything less is an accident.
     Extended,
     /// It had the extensions before. It may be another program now, if it says so in a HELLO_ACK; V1 has
@@ -53,10 +53,10 @@ pub(crate) enum Least {
 }
 
 /// Connects and negotiates.
-fn greet(config: &Config, least: Least, counters: &Counters, deadline: Instant) -> Result<Greeted> {
+fn negotiate(config: &Config, min_protocol: MinProtocol, counters: &Counters, deadline: Instant) -> Result<Negotiated> {
     let plain = Caps::OUT_OF_ORDER.union(Caps::PIPELINING).union(Caps::SEGMENTED);
     let extended = plain.union(Caps::EXTENSIONS);
-    let extended_only = least == Least::Extended;
+    let extended_only = min_protocol == MinProtocol::Extended;
     let hellos: &[Caps] = match config.protocol {
         Protocol::Auto if extended_only => &[extended],
         Protocol::Auto => &[extended, plain],
@@ -64,16 +64,16 @@ fn greet(config: &Config, least: Least, counters: &Counters, deadline: Instant) 
         Protocol::V1 => &[],
     };
     for &caps in hellos {
-        for _ in 0..HANGUPS {
+        for _ in 0..MAX_HANGUPS {
             match hello(Socket::open(&config.target, deadline)?, caps, config.pipeline, deadline) {
-                Ok(greeted) if extended_only && greeted.version != Version::Extended => {
+                Ok(negotiated) if extended_only && negotiated.version != Version::Extended => {
                     return Err(Error::Unsupported(OpName::Ext(Op::Attach)));
                 }
-                Ok(greeted) => {
-                    if greeted.version != Version::Extended {
+                Ok(negotiated) => {
+                    if negotiated.version != Version::Extended {
                         Counters::add(&counters.fallbacks, 1);
                     }
-                    return Ok(greeted);
+                    return Ok(negotiated);
                 }
                 Err(why @ (Error::Closed | Error::Protocol(_))) => {
                     log::debug!("HELLO with capabilities {:#06x}: {why}", caps.bits());
@@ -83,15 +83,15 @@ fn greet(config: &Config, least: Least, counters: &Counters, deadline: Instant) 
             }
         }
     }
-    if least != Least::V1 || config.protocol == Protocol::V2 {
+    if min_protocol != MinProtocol::V1 || config.protocol == Protocol::V2 {
         return Err(Error::HungUp);
     }
-    let greeted = v1_exchange(Socket::open(&config.target, deadline)?, deadline).map_err(|why| match why {
+    let negotiated = v1_exchange(Socket::open(&config.target, deadline)?, deadline).map_err(|why| match why {
         Error::Closed => Error::HungUp,
         why => why,
     })?;
     Counters::add(&counters.fallbacks, 1);
-    Ok(greeted)
+    Ok(negotiated)
 }
 
 /// What a V1 peer is asked to delete, and has not.
@@ -99,7 +99,7 @@ const V1_PROBE: &[u8] = b"/delete/objmapper-client-probe";
 
 /// One exchange in V1: hanging up on HELLO is what an old peer does, but also one that refuses this client, or is in
 /// trouble. The request brings no descriptor and changes nothing.
-fn v1_exchange(socket: Socket, deadline: Instant) -> Result<Greeted> {
+fn v1_exchange(socket: Socket, deadline: Instant) -> Result<Negotiated> {
     let mut bytes = Vec::new();
     v1::Request { mode: Mode::Fd.byte(), uri: V1_PROBE }.encode(&mut bytes)?;
     send_all(&socket, &bytes, deadline)?;
@@ -112,7 +112,7 @@ fn v1_exchange(socket: Socket, deadline: Instant) -> Result<Greeted> {
             }
             Ok((_, used)) => {
                 Connection::first_reply_fds(&mut inbox, used, 0)?;
-                return Ok(Greeted { socket, inbox, version: Version::V1, depth: 1 });
+                return Ok(Negotiated { socket, inbox, version: Version::V1, depth: 1 });
             }
             Err(DecodeError::Incomplete { needed }) => needed,
             Err(DecodeError::Malformed(m)) => return Err(m.into()),
@@ -133,7 +133,7 @@ fn send_all(socket: &Socket, mut bytes: &[u8], deadline: Instant) -> Result<()> 
     Ok(())
 }
 
-fn hello(socket: Socket, caps: Caps, pipeline: u16, deadline: Instant) -> Result<Greeted> {
+fn hello(socket: Socket, caps: Caps, pipeline: u16, deadline: Instant) -> Result<Negotiated> {
     let mut bytes = Vec::new();
     Hello { caps, pipeline }.encode(&mut bytes);
     send_all(&socket, &bytes, deadline)?;
@@ -158,24 +158,24 @@ fn hello(socket: Socket, caps: Caps, pipeline: u16, deadline: Instant) -> Result
     let version = if extended { Version::Extended } else { Version::V2 };
     let depth =
         if extended || granted.contains(Caps::PIPELINING) { usize::from(ack.pipeline.min(pipeline).max(1)) } else { 1 };
-    Ok(Greeted { socket, inbox, version, depth })
+    Ok(Negotiated { socket, inbox, version, depth })
 }
 
 /// Sends ATTACH; answers the parsed reply with its descriptors, or the status that refused it.
 fn attach_once(
-    greeted: &mut Greeted,
+    negotiated: &mut Negotiated,
     token: Token,
     (board, number): (bool, bool),
     deadline: Instant,
 ) -> Result<Result<(ext::Attached, crate::socket::Fds), (Status, String)>> {
     let mut bytes = Vec::new();
     Request::Attach { session: token, directories: true, board, number }.encode(0, &mut bytes)?;
-    send_all(&greeted.socket, &bytes, deadline)?;
+    send_all(&negotiated.socket, &bytes, deadline)?;
     loop {
-        let needed = match ServerFrame::decode(greeted.inbox.bytes(), Dialect::Extended) {
+        let needed = match ServerFrame::decode(negotiated.inbox.bytes(), Dialect::Extended) {
             Ok((ServerFrame::Ext(frame), used)) if frame.id == 0 && frame.op == Op::Attach.code() => {
                 let nfds = usize::from(frame.nfds);
-                if nfds == 0 || greeted.inbox.bytes().len() > used {
+                if nfds == 0 || negotiated.inbox.bytes().len() > used {
                     let parsed = match frame.status {
                         Status::Ok => match Reply::parse(Op::Attach, frame.payload)? {
                             Reply::Attached(attached) => Ok(attached),
@@ -183,7 +183,7 @@ fn attach_once(
                         },
                         status => Err((status, frame.message())),
                     };
-                    let fds = Connection::first_reply_fds(&mut greeted.inbox, used, nfds)?;
+                    let fds = Connection::first_reply_fds(&mut negotiated.inbox, used, nfds)?;
                     return Ok(parsed.map(|attached| (attached, fds)));
                 }
                 1
@@ -192,7 +192,7 @@ fn attach_once(
             Err(DecodeError::Incomplete { needed }) => needed,
             Err(DecodeError::Malformed(m)) => return Err(m.into()),
         };
-        if greeted.inbox.fill(&greeted.socket, needed, Some(deadline))? == Ready::TimedOut {
+        if negotiated.inbox.fill(&negotiated.socket, needed, Some(deadline))? == Ready::TimedOut {
             return Err(Error::Timeout { what: "an answer to ATTACH" });
         }
     }
@@ -212,7 +212,7 @@ fn map_board(fd: &OwnedFd, counters: &Counters) -> Option<Board> {
 
 /// Goes on with `previous`, or begins a session.
 fn attach(
-    greeted: &mut Greeted,
+    negotiated: &mut Negotiated,
     previous: Option<&Arc<Session>>,
     next_id: u64,
     owner: &Weak<dyn Owner>,
@@ -225,7 +225,7 @@ fn attach(
     let (mut with_board, mut with_number) = (true, true);
     loop {
         let token = offered.map_or(Token::NEW, |s| s.token);
-        match attach_once(greeted, token, (with_board, with_number), deadline)? {
+        match attach_once(negotiated, token, (with_board, with_number), deadline)? {
             Ok((attached, mut fds)) => {
                 if attached.version != ext::VERSION {
                     return Err(ProtocolError::ExtensionsVersion(attached.version).into());
@@ -278,15 +278,15 @@ pub(crate) fn establish(
     next_session_id: u64,
     counters: &Arc<Counters>,
     owner: Weak<dyn Owner>,
-    least: Least,
+    min_protocol: MinProtocol,
 ) -> Result<(Connection, Option<Attachment>)> {
     let deadline = Instant::now() + config.connect_timeout;
-    let mut greeted = greet(config, least, counters, deadline)?;
-    let attachment = match greeted.version {
-        Version::Extended => Some(attach(&mut greeted, previous, next_session_id, &owner, counters, deadline)?),
+    let mut negotiated = negotiate(config, min_protocol, counters, deadline)?;
+    let attachment = match negotiated.version {
+        Version::Extended => Some(attach(&mut negotiated, previous, next_session_id, &owner, counters, deadline)?),
         Version::V2 | Version::V1 => None,
     };
-    let Greeted { socket, inbox, version, depth } = greeted;
+    let Negotiated { socket, inbox, version, depth } = negotiated;
     log::debug!("connected, {version:?}, pipeline {depth}, descriptor {:?}", socket.as_fd());
     let session = attachment.as_ref().map(|a| Arc::clone(&a.session));
     let number = attachment.as_ref().and_then(|a| a.number);

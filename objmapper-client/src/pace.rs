@@ -12,15 +12,15 @@ const FIRST: Duration = Duration::from_millis(10);
 /// When the next attempt may be made.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    most: Duration,
+    max: Duration,
     pause: Duration,
     next: Instant,
 }
 
 impl Pace {
-    /// The first attempt may be made at once; pauses are at most `most`.
-    pub(crate) fn new(most: Duration, now: Instant) -> Self {
-        Self { most, pause: FIRST.min(most), next: now }
+    /// The first attempt may be made at once; pauses are at most `max`.
+    pub(crate) fn new(max: Duration, now: Instant) -> Self {
+        Self { max, pause: FIRST.min(max), next: now }
     }
 
     /// Time until the next attempt; zero: now.
@@ -38,12 +38,12 @@ impl Pace {
         let half = self.pause / 2;
         let share = f64::from(random as u32) / f64::from(u32::MAX);
         self.next = now + half + half.mul_f64(share);
-        self.pause = (self.pause * 2).min(self.most);
+        self.pause = (self.pause * 2).min(self.max);
     }
 
     /// A call was answered.
     pub(crate) fn answered(&mut self, now: Instant) {
-        self.pause = FIRST.min(self.most);
+        self.pause = FIRST.min(self.max);
         self.next = now;
     }
 }
@@ -58,12 +58,12 @@ mod tests {
         let ms = Duration::from_millis;
         let mut pace = Pace::new(ms(35), now);
         assert_eq!(pace.left(now), Duration::ZERO);
-        for most in [10, 20, 35, 35] {
+        for max in [10, 20, 35, 35] {
             let mut low = Pace { next: now, ..pace };
             low.failed_with(now, 0);
-            assert_eq!(low.left(now), ms(most) / 2);
+            assert_eq!(low.left(now), ms(max) / 2);
             pace.failed_with(now, u64::MAX);
-            assert_eq!(pace.left(now), ms(most));
+            assert_eq!(pace.left(now), ms(max));
         }
         assert_eq!(pace.left(now + ms(34)), ms(1));
         pace.answered(now);

@@ -15,7 +15,7 @@ use crate::connection::{Connection, Owner};
 use crate::counters::Counters;
 use crate::deferred::{Deferred, Item};
 use crate::error::{Error, OpName, Result};
-use crate::handshake::{Attachment, Least, establish};
+use crate::handshake::{Attachment, MinProtocol, establish};
 use crate::pace::Pace;
 use crate::session::Session;
 use crate::socket::{Happened, watch};
@@ -187,20 +187,20 @@ impl Pool {
     /// The keeper's life: connect what is missing, notice what closes.
     pub(crate) fn keep(self: &Arc<Self>) {
         let mut pace = Pace::new(self.config.max_backoff, Instant::now());
-        // The failure that was told last, until a connection is made.
-        let mut told = None;
+        // The failure that was last_logged last, until a connection is made.
+        let mut last_logged = None;
         while !self.is_retired() {
             let missing = self.remove_dead(&mut pace);
             if missing > 0 && pace.left(Instant::now()).is_zero() {
                 match self.add_connection() {
                     Ok(()) => {
-                        told = None;
+                        last_logged = None;
                         continue;
                     }
                     Err(why) => {
                         Counters::add(&self.counters.connect_failures, 1);
                         pace.failed(Instant::now());
-                        self.tell_failure(why, &mut told);
+                        self.log_failure(why, &mut last_logged);
                     }
                 }
             }
@@ -223,11 +223,11 @@ impl Pool {
     }
 
     /// Tells why a connection cannot be made, once for each reason.
-    fn tell_failure(&self, why: Error, told: &mut Option<Error>) {
-        if told.as_ref() == Some(&why) {
+    fn log_failure(&self, why: Error, last_logged: &mut Option<Error>) {
+        if last_logged.as_ref() == Some(&why) {
             return;
         }
-        *told = Some(why.clone());
+        *last_logged = Some(why.clone());
         if let Some(left_out) = self.failure_log.admit() {
             log::warn!("objmapper at {}: {why}{left_out}", self.config.target);
         }
@@ -260,14 +260,14 @@ impl Pool {
             let others = self.connections.read().iter().any(|c| c.is_alive());
             (peer.session.clone(), peer.next_session, others)
         };
-        let least = match (&previous, others) {
-            (None, _) => Least::V1,
-            (Some(_), false) => Least::V2,
-            (Some(_), true) => Least::Extended,
+        let min_protocol = match (&previous, others) {
+            (None, _) => MinProtocol::V1,
+            (Some(_), false) => MinProtocol::V2,
+            (Some(_), true) => MinProtocol::Extended,
         };
         let owner: Weak<Self> = Arc::downgrade(self);
         let (connection, attachment) =
-            establish(&self.config, previous.as_ref(), next_session, &self.counters, owner, least)?;
+            establish(&self.config, previous.as_ref(), next_session, &self.counters, owner, min_protocol)?;
         Counters::add(&self.counters.connects, 1);
         self.adopt(Arc::new(connection), attachment, previous.as_ref());
         Ok(())

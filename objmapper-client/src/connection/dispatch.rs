@@ -135,7 +135,7 @@ impl Connection {
         if matches!(slot.expect, Expect::Ext(_)) {
             table.read += 1;
         }
-        self.left(&mut table);
+        self.slot_removed(&mut table);
         drop(table);
         let Some(answer) = answer else { return Ok(()) };
         if Arc::strong_count(&slot) == 1 {

@@ -60,7 +60,7 @@ impl Connection {
         while matches!(self.read(None), Ok(Ready::Yes)) {}
         let mut table = self.table.lock();
         table.leading = false;
-        self.pass_on(&mut table);
+        self.promote_next(&mut table);
     }
 
     /// Gives back what a late answer gave: it would be held until its session ends, and nothing uses it.

@@ -12,18 +12,18 @@ use crate::error::{Error, OpName, Result};
 use crate::pool::Pool;
 
 /// Objects of one RELEASE.
-const RELEASES: usize = 4096;
+const MAX_RELEASES: usize = 4096;
 
 /// Items taken from the queue at once.
-const ROUND: usize = 16 * RELEASES;
+const MAX_ITEMS: usize = 16 * MAX_RELEASES;
 
 /// How long to wait for the store to come back before looking whether the client is to end.
-const PATIENCE: Duration = Duration::from_millis(500);
+const RECONNECT_WAIT: Duration = Duration::from_millis(500);
 
 /// The thread's life. When the client ends, one last round is tried.
-pub(crate) fn work(deferred: &Deferred, pool: &Pool) {
-    while let Some((round, last)) = deferred.take(ROUND) {
-        let again = give_up(pool, round);
+pub(crate) fn run(deferred: &Deferred, pool: &Pool) {
+    while let Some((round, last)) = deferred.take(MAX_ITEMS) {
+        let again = send(pool, round);
         let wait = !again.is_empty();
         deferred.put_back(again);
         if last {
@@ -32,13 +32,13 @@ pub(crate) fn work(deferred: &Deferred, pool: &Pool) {
         }
         if wait {
             // An error here is the reason to wait on.
-            let _ = pool.wait_up(Instant::now() + PATIENCE);
+            let _ = pool.wait_up(Instant::now() + RECONNECT_WAIT);
         }
     }
 }
 
 /// Sends a round; answers what has to be tried again.
-fn give_up(pool: &Pool, round: Vec<(u64, Item)>) -> Vec<(u64, Item)> {
+fn send(pool: &Pool, round: Vec<(u64, Item)>) -> Vec<(u64, Item)> {
     let connection = match pool.pick_extended(OpName::Ext(Op::Release)) {
         Ok(connection) => connection,
         Err(Error::Unsupported(_)) => {
@@ -64,7 +64,7 @@ fn give_up(pool: &Pool, round: Vec<(u64, Item)>) -> Vec<(u64, Item)> {
             requests.push((Request::Lost { connection, read }, vec![*item]));
         }
     }
-    for chunk in objects.chunks(RELEASES) {
+    for chunk in objects.chunks(MAX_RELEASES) {
         let items = chunk.iter().map(|&object| Item::Release(object)).collect();
         requests.push((Request::Release { objects: chunk.to_vec() }, items));
     }
