@@ -1,4 +1,7 @@
-//! From a path to a connection that speaks: connect, HELLO with its fallbacks, ATTACH.
+//! Makes a connection: connect, HELLO with its fallbacks, ATTACH.
+//!
+//! The client tries HELLO with the extensions, then without, then V1. A peer counts as one without extensions only if it answers in the
+//! older protocol; a peer that closes connections unanswered is an error. Once the extensions were seen, V1 is not tried again.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
@@ -19,16 +22,16 @@ use crate::session::Session;
 use crate::socket::{Inbox, Ready, Socket};
 use crate::state::Version;
 
-/// What ATTACH said, besides the session itself.
+/// The outcome of ATTACH.
 pub(crate) struct Attachment {
     pub(crate) session: Arc<Session>,
-    /// The connection's number.
+    /// The connection's number, if the store has given it one.
     number: Option<u64>,
-    /// The token that was offered is unknown there.
+    /// True if the store does not know the former session's token.
     pub(crate) lost_previous: bool,
 }
 
-/// HELLO's outcome on a connection that has not carried a request yet.
+/// The outcome of HELLO on a connection without requests.
 struct Negotiated {
     socket: Socket,
     inbox: Inbox,
@@ -36,19 +39,19 @@ struct Negotiated {
     depth: usize,
 }
 
-/// How often a peer may hang up on a HELLO before it is taken for one that does not know that HELLO. A
-/// v0.1 server resets connections now and then, which says nothing about what it knows.
+/// How often a peer may close the connection on a HELLO before the client takes it for one that does not know that HELLO. A
+/// v0.1 server resets connections now and then, whatever HELLO it gets.
 const MAX_HANGUPS: usize = 3;
 
-/// The least that a peer must speak to be taken for what it seems.
+/// The minimum protocol that a peer must speak to be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MinProtocol {
-    /// Other connections to it have the extensions: anything less is an accident.
+    /// Open connections to the peer have the extensions, so this one must have them.
     Extended,
-    /// It had the extensions before. It may be another program now, if it says so in a HELLO_ACK; V1 has
-    /// nothing of the sort, and a peer in trouble that hangs up on everybody looks just like it.
+    /// The peer had the extensions before. It may be another program now, if its HELLO_ACK says so. V1 has
+    /// no HELLO_ACK, and a failing peer that closes every connection looks the same.
     V2,
-    /// Nothing is known of it.
+    /// Nothing is known of the peer.
     V1,
 }
 
@@ -78,7 +81,7 @@ fn negotiate(config: &Config, min_protocol: MinProtocol, counters: &Counters, de
                 Err(why @ (Error::Closed | Error::Protocol(_))) => {
                     log::debug!("HELLO with capabilities {:#06x}: {why}", caps.bits());
                 }
-                // A peer that does not answer is stalled, not old.
+                // A peer that does not answer is stalled, which is no sign of an older protocol.
                 Err(why) => return Err(why),
             }
         }
@@ -94,11 +97,11 @@ fn negotiate(config: &Config, min_protocol: MinProtocol, counters: &Counters, de
     Ok(negotiated)
 }
 
-/// What a V1 peer is asked to delete, and has not.
+/// The V1 request that tests a peer: a delete of an object that does not exist.
 const V1_PROBE: &[u8] = b"/delete/objmapper-client-probe";
 
-/// One exchange in V1: hanging up on HELLO is what an old peer does, but also one that refuses this client, or is in
-/// trouble. The request brings no descriptor and changes nothing.
+/// Makes one exchange in V1. An old peer closes the connection on HELLO, and so does one that refuses this client or that
+/// fails. The request brings no descriptor and changes nothing.
 fn v1_exchange(socket: Socket, deadline: Instant) -> Result<Negotiated> {
     let mut bytes = Vec::new();
     v1::Request { mode: Mode::Fd.byte(), uri: V1_PROBE }.encode(&mut bytes)?;
@@ -152,7 +155,7 @@ fn hello(socket: Socket, caps: Caps, pipeline: u16, deadline: Instant) -> Result
             Err(DecodeError::Malformed(m)) => return Err(m.into()),
         }
     };
-    // What was not asked for is not granted, whatever the peer says.
+    // Only requested capabilities count as granted, whatever the peer answers.
     let granted = Caps::from_bits(ack.caps.bits() & caps.bits());
     let extended = granted.contains(Caps::EXTENSIONS);
     let version = if extended { Version::Extended } else { Version::V2 };
@@ -161,7 +164,7 @@ fn hello(socket: Socket, caps: Caps, pipeline: u16, deadline: Instant) -> Result
     Ok(Negotiated { socket, inbox, version, depth })
 }
 
-/// Sends ATTACH; answers the parsed reply with its descriptors, or the status that refused it.
+/// Sends ATTACH. Returns the parsed reply with its descriptors, or the status of the refusal.
 fn attach_once(
     negotiated: &mut Negotiated,
     token: Token,
@@ -210,7 +213,7 @@ fn map_board(fd: &OwnedFd, counters: &Counters) -> Option<Board> {
         .ok()
 }
 
-/// Goes on with `previous`, or begins a session.
+/// Resumes the session `previous`, or begins a new one.
 fn attach(
     negotiated: &mut Negotiated,
     previous: Option<&Arc<Session>>,
@@ -221,7 +224,7 @@ fn attach(
 ) -> Result<Attachment> {
     let mut lost_previous = false;
     let mut offered = previous;
-    // Older stores know no number, and still older ones no board.
+    // Older stores do not know the flag for the number, and still older ones that for the board.
     let (mut with_board, mut with_number) = (true, true);
     loop {
         let token = offered.map_or(Token::NEW, |s| s.token);
@@ -230,7 +233,7 @@ fn attach(
                 if attached.version != ext::VERSION {
                     return Err(ProtocolError::ExtensionsVersion(attached.version).into());
                 }
-                // A store without a board sends none.
+                // A store without a board sends no descriptor for it.
                 let board = if with_board && fds.len() == attached.tiers.len() + 1 { fds.pop() } else { None };
                 if fds.len() != attached.tiers.len() {
                     return Err(ProtocolError::FdCount { expected: attached.tiers.len(), got: fds.len() }.into());
@@ -241,7 +244,7 @@ fn attach(
                     if session.token != attached.session {
                         return Err(ProtocolError::WrongKind.into());
                     }
-                    // A server that has started again has another board, and perhaps the same instance.
+                    // A restarted server has another board, and may have the same instance.
                     if session.instance == attached.instance
                         && session.board().map(Board::id) == board.as_ref().map(Board::id)
                     {
@@ -256,7 +259,7 @@ fn attach(
             }
             Err((Status::InvalidRequest, _)) if with_number => with_number = false,
             Err((Status::InvalidRequest, _)) if with_board => with_board = false,
-            // DETACH may be why.
+            // DETACH may be the reason.
             Err((Status::UnknownSession, _)) if owner.upgrade().is_none_or(|o| o.is_ending()) => {
                 return Err(Error::ShutDown);
             }
@@ -271,7 +274,7 @@ fn attach(
     }
 }
 
-/// A new connection, negotiated and attached. `previous` is the session to go on with.
+/// Makes a connection and attaches it. `previous` is the session to resume.
 pub(crate) fn establish(
     config: &Config,
     previous: Option<&Arc<Session>>,
