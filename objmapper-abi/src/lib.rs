@@ -2,8 +2,8 @@
 //!
 //! They are two shared objects with a copy each of the Rust libraries that both use, so no Rust type crosses: the engine
 //! exports one table of C functions under the symbol [`SYMBOL`] (varnishd loads a `-E` library with RTLD_GLOBAL), and
-//! the VMOD looks it up with `dlsym` when it is loaded. Either works without the other. [`Engine::usable`] says whether
-//! a table that was found can be used.
+//! the VMOD looks it up with `dlsym` when it is loaded. Either works without the other. [`Engine::usable`] returns true if
+//! the VMOD can use the table that it found.
 //!
 //! Every function may be called by any thread of the varnishd child unless it says otherwise, and never unwinds. Names of
 //! Varnish's structs are opaque here: `stv` is a `struct stevedore *`, `oc` a `struct objcore *`, `wrk` the calling
@@ -16,19 +16,19 @@ use core::ffi::{CStr, c_int, c_void};
 /// The table's name among the process's symbols.
 pub const SYMBOL: &CStr = c"objmapper_engine";
 
-/// What [`Engine::magic`] holds.
+/// The value of [`Engine::magic`].
 pub const MAGIC: u32 = 0x6f62_6d65;
 
-/// What [`Engine::version`] holds: grows with every change that is not an addition at the table's end.
+/// The value of [`Engine::version`]. It grows with every change that is not an addition at the table's end.
 pub const VERSION: u32 = 2;
 
 /// Bytes that are not NUL-terminated.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Bytes {
-    /// The first one; may be dangling if `len` is 0.
+    /// Address of the first byte; may be dangling if `len` is 0.
     pub ptr: *const u8,
-    /// How many.
+    /// The number of bytes.
     pub len: usize,
 }
 
@@ -36,38 +36,38 @@ pub struct Bytes {
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Store {
-    /// The store's instance, as ATTACH told it (EXTENSIONS.md); zeros while it was never reached.
+    /// The store's instance from the reply to ATTACH (EXTENSIONS.md); zeros if the store was never reached.
     pub instance: [u8; 16],
     /// The path of its socket; empty for a store inside this process, which [`Engine::connect`] reaches. Valid for as
     /// long as the process.
     pub socket: Bytes,
 }
 
-/// A published record that an object shall adopt as its body.
+/// A published record whose file becomes the body of an object.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Record {
-    /// The instance of the store that it is in.
+    /// The instance of the record's store.
     pub instance: [u8; 16],
-    /// Under which URI.
+    /// The record's URI.
     pub uri: Bytes,
-    /// Its number there. Another one under that URI by now: [`Adoption::Gone`].
+    /// The record's object number. If the URI has another object by now, the outcome is [`Adoption::Gone`].
     pub object: u64,
-    /// Bytes of body, from the file's first byte on.
+    /// Bytes of the body, which begins at the file's first byte.
     pub body_len: u64,
-    /// Bytes of the file, which is longer by the record's tail.
+    /// Bytes of the file: the body and the record's tail.
     pub file_len: u64,
 }
 
-/// What became of [`Engine::adopt`].
+/// The outcome of [`Engine::adopt`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
 pub enum Adoption {
-    /// The object's storage will be the record.
+    /// The object will use the record's file as its body.
     Adopted = 0,
     /// The storage is not ours, or uses another store: copy the bytes.
     Elsewhere = 1,
-    /// The body is small enough to live in heap: copy the bytes.
+    /// The body is small enough for heap: copy the bytes.
     Small = 2,
     /// The record is not under its URI any more.
     Gone = 3,
@@ -77,27 +77,27 @@ pub enum Adoption {
     Failed = 5,
 }
 
-/// How a body becomes a record that others find.
+/// The parameters by which a body becomes a record in the shared cache.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Publication {
-    /// Under which URI.
+    /// The URI of the new record.
     pub uri: Bytes,
-    /// What is appended to the body's file, behind its last byte: from there to the file's end.
+    /// The bytes that are appended to the body's file: the record's tail.
     pub tail: Bytes,
-    /// When the store may drop it, milliseconds since 1970; 0 is never.
+    /// Milliseconds since 1970 after which the store may drop the record; 0 is never.
     pub expires: i64,
-    /// The fence of COMMIT (EXTENSIONS.md): which shard,
+    /// Shard of the fence for COMMIT (EXTENSIONS.md).
     pub shard: u32,
-    /// and its value when the fetch began.
+    /// Value of that fence when the fetch began.
     pub fence: u64,
 }
 
-/// What became of [`Engine::publish`].
+/// The outcome of [`Engine::publish`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
 pub enum Published {
-    /// Others find it; the object's body is the record.
+    /// The record is published, and the object's body is its file.
     Done = 0,
     /// The body is not in the store (in heap, of another storage, or mixed): publish a copy.
     Elsewhere = 1,
@@ -107,23 +107,23 @@ pub enum Published {
     Full = 3,
     /// The store is not connected.
     Down = 4,
-    /// It did not answer in time: it may or may not be published.
+    /// The store did not answer in time: the record may have been published.
     Timeout = 5,
     /// Anything else; logged by the engine.
     Failed = 6,
 }
 
-/// Told of every new ban, as varnishd encodes it (cache_ban.h), valid during the call only. Called while varnishd holds
-/// its ban mutex: it must neither block nor call varnishd.
+/// A callback for every new ban, as varnishd encodes it (cache_ban.h). `spec` is valid during the call only. varnishd holds
+/// its ban mutex during the call: the callback must neither block nor call varnishd.
 pub type OnBan = unsafe extern "C" fn(spec: Bytes);
 
-/// Where bytes of a body are in a file.
+/// The position of bytes of a body in a file.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Span {
-    /// The file's descriptor, read-only; not the caller's to close.
+    /// The file's descriptor, read-only; the engine owns it.
     pub fd: c_int,
-    /// How the operator wants bodies to be sent.
+    /// The storage's option `zero_copy`.
     pub how: How,
     /// Offset in the file of the first byte.
     pub offset: u64,
@@ -133,21 +133,21 @@ pub struct Span {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
 pub enum How {
-    /// As is best.
+    /// The filter chooses.
     Auto = 0,
-    /// By sendfile(2).
+    /// Send by sendfile(2).
     Sendfile = 1,
-    /// By splice(2), through a pipe.
+    /// Send by splice(2), through a pipe.
     Splice = 2,
 }
 
-/// Where an object's body is.
+/// The place of an object's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
 pub enum Place {
     /// In a storage that is not ours.
     Elsewhere = 0,
-    /// In heap, all of it and for ever.
+    /// All of it is in heap and stays there.
     Heap = 1,
     /// In a storage whose bodies are to be copied (`zero_copy=off`).
     Off = 2,
@@ -155,49 +155,49 @@ pub enum Place {
     File = 3,
 }
 
-/// How a filter that sends from files wants to be given a body.
+/// The form in which a filter that sends from files takes a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
 pub enum Wish {
-    /// There is no such filter in this delivery, or it cannot send: bytes.
+    /// Bytes, because there is no such filter in this delivery, or it cannot send.
     Bytes = 0,
     /// Bytes, and [`Delivery::span`].
     Both = 1,
-    /// [`Delivery::span`] alone: nobody looks at the bytes. The addresses must not be read.
+    /// [`Delivery::span`] alone. The filter does not read the bytes, and their addresses must not be read.
     Spans = 2,
-    /// Bytes that nothing but system calls looks at.
+    /// Bytes that only system calls read.
     Kernel = 3,
 }
 
-/// Why bytes of a file were copied after all.
+/// The reason why bytes of a file were copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
 pub enum Copied {
-    /// None were.
+    /// No byte was copied.
     None = 0,
-    /// Too few to be worth it.
+    /// The bytes are too few for zero copy to pay.
     Small = 1,
     /// The client speaks HTTP/2.
     Http2 = 2,
-    /// The length was not known: chunked.
+    /// The length was not known, so the response is chunked.
     Chunked = 3,
-    /// Another filter changed them, or needs to see them: gzip, ESI.
+    /// Another filter changes or reads the bytes: gzip, ESI.
     Filtered = 4,
-    /// `zero_copy=off`.
+    /// The storage has `zero_copy=off`.
     Off = 5,
-    /// The kernel can't, or there was no memory.
+    /// The kernel does not support it, or there was no memory.
     Other = 6,
-    /// In heap, although the body is complete.
+    /// The bytes are in heap, although the body is complete.
     Heap = 7,
     /// The body was still being fetched, and these bytes were not in the file yet.
     Streaming = 8,
 }
 
 impl Copied {
-    /// How many there are.
+    /// The number of reasons.
     pub const COUNT: usize = 9;
 
-    /// All, each at the index that is its number.
+    /// All reasons, each at the index that is its number.
     pub const ALL: [Self; Self::COUNT] = [
         Self::None,
         Self::Small,
@@ -211,7 +211,7 @@ impl Copied {
     ];
 }
 
-// At the index that is its number.
+// Each reason is at the index that is its number.
 const _: () = {
     let mut index = 0;
     while index < Copied::COUNT {
@@ -220,7 +220,7 @@ const _: () = {
     }
 };
 
-/// What became of one delivery.
+/// The figures of one delivery.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Delivered {
@@ -228,31 +228,33 @@ pub struct Delivered {
     pub sent: u64,
     /// Bytes that were copied.
     pub copied: u64,
-    /// Why: the reason that stands for the most of them.
+    /// The reason for most of the copied bytes.
     pub why: Copied,
 }
 
-/// Asks the delivery with this `struct vdp_ctx *`, before its body is iterated. It must neither block nor unwind.
+/// A callback that returns the form for the delivery with this `struct vdp_ctx *`, before its body is iterated. It must neither
+/// block nor unwind.
 pub type OnIterate = unsafe extern "C" fn(vdc: *const c_void) -> Wish;
 
-/// What a delivery filter needs of the engine.
+/// The functions for a delivery filter.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Delivery {
-    /// Where is the body of `oc`, which the caller references?
+    /// Returns the place of the body of `oc`. The caller holds a reference to `oc`.
     pub place: unsafe extern "C" fn(oc: *const c_void) -> Place,
-    /// Sets who is asked how a body shall be handed out, for ever: the function must stay loaded. Null: nobody, bytes.
+    /// Sets the callback that chooses the form of a body; null sets none, and bodies are delivered as bytes. The callback must
+    /// stay loaded for the life of the process.
     pub on_iterate: unsafe extern "C" fn(listener: Option<OnIterate>),
-    /// Are these bytes part of a file? Only true while the thread is in the call (of `objiterate_f`) with which it was
-    /// handed them, or bytes that they are part of. The descriptor stays open, and the file as it is, until that call
-    /// returns; what the kernel still sends of it afterwards stays as it is, too.
+    /// Returns true and sets `span` if the bytes are part of a file. The thread must be in the call (of `objiterate_f`) that
+    /// passed it these bytes, or bytes that include them; otherwise the result is false. The descriptor stays open and the file
+    /// unchanged until that call returns; what the kernel sends of the file afterwards does not change either.
     pub span: unsafe extern "C" fn(ptr: *const u8, len: usize, span: *mut Span) -> bool,
-    /// A delivery of `oc` is over, and had a body: counts it.
+    /// Counts a delivery of `oc` that had a body and has ended.
     pub delivered: unsafe extern "C" fn(oc: *const c_void, delivered: *const Delivered),
-    /// For the delivery of `oc` the congestion control of its connection was changed, and stays so: counts it.
+    /// Counts a delivery of `oc` for which the congestion control of its connection was changed for good.
     pub unpaced: unsafe extern "C" fn(oc: *const c_void),
-    /// Reading the file of [`Delivery::span`] failed with `errno` (EIO if it ends too early). Called before the call returns in
-    /// which that span was handed out; the object then leaves the cache.
+    /// Reports that reading the file of [`Delivery::span`] failed with `errno` (EIO if it ends too early). The filter calls it
+    /// before the call returns that passed it the bytes; the object then leaves the cache.
     pub unreadable: unsafe extern "C" fn(errno: c_int),
     /// Returns true if the file of object number `object` in the store `instance` was found to be unreadable. Such a record is
     /// not adopted.
@@ -263,24 +265,25 @@ pub struct Delivery {
 #[derive(Debug)]
 #[repr(C)]
 pub struct Extended {
-    /// As the first engines had it. Its `size` is that of all of this.
+    /// The first part, which every engine has. Its `size` is that of the whole table.
     pub engine: Engine,
-    /// For delivery without a copy.
+    /// The functions for delivery without a copy.
     pub delivery: Delivery,
 }
 
 impl Extended {
-    /// The part for delivery; `None`: the engine has none.
+    /// Returns the functions for delivery; `None` if the engine has none.
     ///
     /// # Safety
-    /// `table` must be what the symbol stands for, and [`Engine::usable`].
+    /// `table` must be the address of the symbol [`SYMBOL`], and [`Engine::usable`].
     pub unsafe fn delivery(table: *const Engine) -> Option<&'static Delivery> {
-        // SAFETY: by contract; `size` says how much of the table there is, and nobody ever writes to it.
+        // SAFETY: by contract `table` is the engine's table, of `size` bytes. It is never written after it was built, and the
+        // engine's library is never unloaded.
         unsafe { ((*table).size >= size_of::<Extended>()).then(|| &(*table.cast::<Extended>()).delivery) }
     }
 }
 
-/// The table.
+/// The table of functions that every engine has.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Engine {
@@ -288,44 +291,44 @@ pub struct Engine {
     pub magic: u32,
     /// [`VERSION`].
     pub version: u32,
-    /// Bytes of this struct, as the engine knows it.
+    /// Bytes of the table in the engine's version.
     pub size: usize,
-    /// Is this storage ours? `stv` may be null.
+    /// Returns true if `stv` is a storage of the engine. `stv` may be null.
     pub is_ours: unsafe extern "C" fn(stv: *const c_void) -> bool,
-    /// The first storage of ours that is open, or null.
+    /// Returns the engine's first open storage, or null.
     pub default_storage: unsafe extern "C" fn() -> *const c_void,
-    /// Tells of the store behind a storage of ours; `false` if it is not one.
+    /// Sets `store` to the store of a storage of the engine. Returns false if `stv` is another storage.
     pub store: unsafe extern "C" fn(stv: *const c_void, store: *mut Store) -> bool,
-    /// A new connection to the store inside this process, which the caller owns: the client's end of a socket pair.
-    /// Negative: `-errno`; `-ENOTSUP` if the store is an objmapperd.
+    /// Returns a new connection to the store inside this process: the client's end of a socket pair, which the caller owns.
+    /// A negative value is `-errno`; `-ENOTSUP` if the store is an objmapperd.
     pub connect: unsafe extern "C" fn(stv: *const c_void) -> c_int,
     /// Announces that the next object that this thread allocates for `oc` in `stv` adopts a record, which is pinned for
     /// it. Called in the fetch, before the object is allocated and with no lock held; it may wait for the store, within
-    /// its deadline. Announcing again, or [`Engine::cancel_adoption`], gives the former announcement up.
+    /// its deadline. Another announcement, or [`Engine::cancel_adoption`], cancels it.
     ///
-    /// Even then the object may have to do with ordinary room: without room for all of the file below the storage's
-    /// limit, if its file cannot be opened, or with a filter on top that writes to the room (all but `testgunzip` and `esi`).
-    /// [`Engine::adopted`] then answers 0: copy the bytes. So it does for what is asked for behind the record's last byte.
+    /// The object may still get ordinary space: if the storage's limit has no room for all of the file, if the file cannot be
+    /// opened, or if a filter writes to the space (any but `testgunzip` and `esi`).
+    /// [`Engine::adopted`] then returns 0 and the caller copies the bytes. It also returns 0 for space behind the record's last byte.
     pub adopt: unsafe extern "C" fn(stv: *const c_void, oc: *const c_void, record: *const Record) -> Adoption,
-    /// Gives up what [`Engine::adopt`] announced in this thread, if no object has taken it.
+    /// Cancels what [`Engine::adopt`] announced in this thread, if no object has taken it.
     pub cancel_adoption: unsafe extern "C" fn(),
-    /// If `ptr` is the room that ObjGetSpace gave for the adopted body of `oc`: how many bytes of the body are there
-    /// already, at most `len`. Else 0: it is room to write to. The bytes need not be at that address, which must neither be written to
-    /// nor, by anything but `testgunzip` and `esi`, be read.
+    /// Returns the number of bytes of the adopted body that `ptr` stands for, at most `len`, if `ptr` is the space that ObjGetSpace
+    /// returned for the body of `oc`. Returns 0 for ordinary space, which is to be written. The bytes need not be at the address:
+    /// it must not be written, and only `testgunzip` and `esi` may read it.
     pub adopted: unsafe extern "C" fn(oc: *const c_void, ptr: *const u8, len: usize) -> usize,
     /// Publishes the complete body of `oc`, whose fetch has ended well (BOS_FINISHED) in this thread, with its boc still
     /// referenced. It may wait for the store, within its deadline.
     pub publish: unsafe extern "C" fn(oc: *const c_void, publication: *const Publication) -> Published,
-    /// Sets who is told of new bans, for ever: the function must stay loaded. Null: nobody.
+    /// Sets the callback for new bans; null sets none. The callback must stay loaded for the life of the process.
     pub on_ban: unsafe extern "C" fn(listener: Option<OnBan>),
 }
 
 impl Engine {
-    /// Can a caller that was built with this crate use the table?
+    /// Returns true if a caller that was built with this crate can use the table.
     pub fn usable(&self) -> bool {
         self.magic == MAGIC && self.version == VERSION && self.size >= size_of::<Engine>()
     }
 }
 
-// SAFETY: a table of functions and numbers; nothing in it is written after it was built.
+// SAFETY: the table has only functions and numbers, and is never written after it was built.
 unsafe impl Sync for Engine {}

@@ -1,4 +1,4 @@
-//! What a request has coming, and what came.
+//! Answers: the kind that a request expects, and what was received.
 
 use objmapper_proto::ext::{BatchReply, Entry, EntryFlags, LeaseOutcome, Op, Reply};
 use objmapper_proto::{Segment, Status};
@@ -7,20 +7,20 @@ use crate::counters::Counters;
 use crate::error::{Error, OpName, ProtocolError, Result};
 use crate::socket::Fds;
 
-/// What kind of answer a request has coming.
+/// The kind of answer that a request expects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expect {
     /// An extension reply to this operation.
     Ext(Op),
     /// A V1 or V2 response, with a descriptor if it is OK.
     Fd,
-    /// A V1 or V2 response without one.
+    /// A V1 or V2 response without a descriptor.
     NoFd,
     /// A V2 segmented response.
     Segmented,
 }
 
-/// An answer, free of the buffer that it came in.
+/// An answer that owns its data, with its descriptors.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: Status,
@@ -28,12 +28,12 @@ pub(crate) struct Answer {
     pub(crate) fds: Fds,
 }
 
-/// What an answer says. The frequent ones are understood where they arrive and need no allocation.
+/// The content of an answer. The frequent kinds are decoded on receipt and need no allocation.
 #[derive(Debug)]
 pub(crate) enum Body {
-    /// To LOOKUP and COMMIT.
+    /// The answer to LOOKUP and COMMIT.
     Entry(Entry),
-    /// Any other extension payload, understood by the caller.
+    /// Any other extension payload, which the caller decodes.
     Payload(Box<[u8]>),
     /// The message of a status other than OK.
     Failure(Box<str>),
@@ -44,7 +44,7 @@ pub(crate) enum Body {
 }
 
 impl Answer {
-    /// Itself, if its status is OK.
+    /// Returns the answer if its status is OK, else the error.
     pub(crate) fn checked(self, op: OpName, counters: &Counters) -> Result<Self> {
         if self.status == Status::Ok {
             return Ok(self);
@@ -59,7 +59,7 @@ impl Answer {
         Err(Error::Status { op, status: self.status, message })
     }
 
-    /// The objects that it reports as pinned for the session, each with its place: in a BATCH that of the operation.
+    /// Returns the objects that it reports as pinned for the session, each with its index: that of the operation in a BATCH.
     pub(crate) fn pinned(&self, expect: Expect) -> Vec<(usize, u64)> {
         let pinned = |at: usize, entry: &Entry| {
             entry.flags.contains(EntryFlags::PINNED).then_some((at, entry.object)).into_iter().collect()
@@ -81,7 +81,7 @@ impl Answer {
         }
     }
 
-    /// Understands the payload of an OK answer.
+    /// Decodes the payload of an OK answer.
     pub(crate) fn reply(&self, op: Op) -> Result<Reply<'_>> {
         match &self.body {
             Body::Payload(payload) => Ok(Reply::parse(op, payload)?),

@@ -1,4 +1,7 @@
 //! Batches: several operations in one frame.
+//!
+//! Operations are divided into frames that keep the protocol's limits. The frames go one behind the other on one connection, so
+//! that the operations are carried out in order.
 
 use std::sync::Arc;
 
@@ -14,30 +17,30 @@ use crate::error::{Error, OpName, ProtocolError, Result};
 use crate::objects::Found;
 use crate::private::{CommitOptions, PrivateObject};
 
-/// The most that an operation's head adds to its payload, and more than any fixed part of one.
+/// An upper bound for the bytes that an operation's head and fixed fields add to its variable ones.
 const OP_OVERHEAD: usize = 64;
 
-/// One operation's outcome.
+/// The outcome of one operation.
 #[derive(Debug)]
 pub enum BatchOutcome {
-    /// A look-up's or commit's.
+    /// A look-up found the object, or a commit published it.
     Found(Found),
-    /// A look-up's or delete's: there is no such object.
+    /// A look-up or a delete found no such object.
     NotFound,
     /// A delete, abort or release was carried out.
     Done,
 }
 
-/// Operations that travel together; made by [`Client::batch`].
+/// Operations that are sent together; made by [`Client::batch`].
 #[derive(Debug)]
 pub struct Batch<'a> {
     client: Client,
     requests: Vec<Request<'a>>,
-    /// Private objects, each with the place of its request.
+    /// Private objects, each with the index of its request.
     objects: Vec<(usize, Subject<'a>)>,
 }
 
-/// A private object that a batch settles.
+/// A private object that a batch commits or aborts.
 #[derive(Debug)]
 enum Subject<'a> {
     Committed(&'a mut PrivateObject),
@@ -54,8 +57,8 @@ impl Subject<'_> {
 }
 
 impl Client {
-    /// Several operations in as few frames as possible. They are carried out in order, each for itself: one's
-    /// failure does not touch the others.
+    /// Returns an empty batch. Its operations are sent in as few frames as possible and carried out in order. A failed operation
+    /// does not affect the rest.
     #[must_use]
     pub fn batch(&self) -> Batch<'_> {
         Batch { client: self.clone(), requests: Vec::new(), objects: Vec::new() }
@@ -86,7 +89,7 @@ impl<'a> Batch<'a> {
         self
     }
 
-    /// Adds a [commit](PrivateObject::commit), and closes the object's descriptor. What became of the object is
+    /// Adds a [commit](PrivateObject::commit), and closes the object's descriptor. The object's state afterwards is
     /// as after that call, see [`PrivateObject::is_used_up`].
     #[must_use]
     pub fn commit(
@@ -102,7 +105,7 @@ impl<'a> Batch<'a> {
         self
     }
 
-    /// Adds an [abort](PrivateObject::abort). If it fails, or the batch is not run, the object is thrown away in
+    /// Adds an [abort](PrivateObject::abort). If it fails, or the batch is not run, the object is aborted in
     /// the background.
     #[must_use]
     pub fn abort(mut self, mut object: PrivateObject) -> Self {
@@ -112,23 +115,11 @@ impl<'a> Batch<'a> {
         self
     }
 
-    /// How many operations there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.requests.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.requests.is_empty()
-    }
-
-    /// Sends them and waits; answers one outcome for each, in order. More than fit into one frame go as
-    /// several, one behind the other on one connection.
+    /// Sends the operations and waits. Returns one outcome for each, in order. Operations that do not fit into one frame are sent
+    /// in several, one behind the other on one connection.
     ///
     /// # Errors
-    /// See [`Error`]; then it is not known which of them were carried out. None was if a private object was
+    /// See [`Error`]; it is then unknown which operations were carried out. None was if a private object had been
     /// committed before ([`Status::UnknownHandle`]) or its session is gone ([`Error::SessionLost`]).
     pub fn run(mut self) -> Result<Vec<Result<BatchOutcome>>> {
         if self.requests.is_empty() {
@@ -154,7 +145,7 @@ impl<'a> Batch<'a> {
             unpack(answer, wants, &connection, counters, &mut outcomes)
         });
         if let Err(why) = taken {
-            // The caller learns of no outcome: what they gave is given back.
+            // The caller gets no outcome, so what the answers gave is given back.
             tickets.iter().for_each(|(ticket, wants)| connection.forget(ticket, wants));
             let wants = tickets.iter().flat_map(|(_, wants)| wants);
             let pinned: Vec<u64> = outcomes.iter().zip(wants).filter_map(pinned).collect();
@@ -162,7 +153,7 @@ impl<'a> Batch<'a> {
             return Err(why);
         }
         for (place, subject) in &mut self.objects {
-            // One outcome for each request: `unpack` sees to it.
+            // `unpack` returns one outcome for each request.
             if let Some(outcome) = outcomes.get(*place) {
                 subject.object().settled(outcome);
             }

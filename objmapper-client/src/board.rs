@@ -1,6 +1,7 @@
 //! The board: counters that a store shares with its clients through memory, and fences.
 //!
-//! What is where is specified in EXTENSIONS.md of `objmapper-proto`. All unsafe code for it is here.
+//! EXTENSIONS.md of `objmapper-proto` specifies the layout. The file is mapped only if it is a memfd of a board's size that is
+//! sealed against a change of its size, so that no access raises SIGBUS. Every access is an atomic operation of 8 bytes.
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -17,15 +18,15 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
-/// Without them another process could cut the file off under the mapping. Only memory has them (memfd): no disk can fail, no file
-/// system be full, and a hole that a peer punches is filled with zeros when it is touched.
+/// Seals that a board must have. Without them another process could shorten the file under the mapping. Only a memfd has seals:
+/// its pages cannot fail to be read, and a hole that a peer punches reads as zeros.
 const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 
-/// A store's board, mapped. Every method is a few instructions and asks nobody.
+/// The mapped board of a store. Every method is a few instructions, without a call to the store.
 ///
-/// It belongs to one run of the server: [`Session::board`](crate::Session::board) of the session that
-/// [`Client::session`](crate::Client::session) answers is the one to look at, each time anew. Numbers begin
-/// at random values, so that a [`Fence`] of another run does not fit.
+/// A board belongs to one run of the server. The caller takes [`Session::board`](crate::Session::board) of the session that
+/// [`Client::session`](crate::Client::session) returns, each time anew. Counters begin
+/// at random values, so that a [`Fence`] of another run does not match.
 pub struct Board {
     map: MmapRaw,
     id: Token,
@@ -38,11 +39,12 @@ impl fmt::Debug for Board {
 }
 
 impl Board {
-    /// Maps what ATTACH brought. Refused unless it has exactly a board's size, is sealed at it, and begins as one.
+    /// Maps the board's descriptor of ATTACH. Fails unless the file has exactly a board's size, has [`SEALS`], and begins with a
+    /// board's header.
     pub(crate) fn map(fd: &OwnedFd) -> Result<Self> {
         let refused = || Error::io("the store's board")(Errno::INVAL);
         let sealed = fcntl_get_seals(fd).map_err(Error::io("seals of the store's board"))?;
-        // In this order: once it is sealed, its size does not change.
+        // In this order: the size of a sealed file does not change.
         let size = fstat(fd).map_err(Error::io("fstat"))?.st_size;
         if !sealed.contains(SEALS) || size != SIZE as i64 {
             return Err(refused());
@@ -66,62 +68,58 @@ impl Board {
         debug_assert!(at.is_multiple_of(8) && at + 8 <= SIZE);
         // SAFETY: `map` is SIZE bytes, readable and writable, page-aligned, and lives as long as `self`, from which
         // the reference borrows. The file is sealed at SIZE bytes (checked before it was mapped), so that
-        // no access raises SIGBUS. `Word::offset` is a multiple of 8 and at most SIZE - 8 whatever the number in
-        // it (its unit tests), so that the word is aligned and inside. Nothing but atomics of 8 bytes is
-        // ever made of this memory; other processes change it, and every value is valid.
+        // no access raises SIGBUS. `Word::offset` is a multiple of 8 and at most SIZE - 8 for every number in
+        // it (its unit tests), so that the word is aligned and inside. All references to this memory are
+        // atomics of 8 bytes; other processes change it, and every value is valid.
         unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().add(at).cast()) }
     }
 
-    /// Its name: random, another one after the server has started again.
+    /// Returns the board's random id, which differs after a restart of the server.
     #[must_use]
     pub fn id(&self) -> Token {
         self.id
     }
 
-    /// Where the fence of a URI is now. To be taken before the origin is asked for what will be committed with it.
+    /// Returns the fence of a URI with its current value. The caller takes it before it sends the request to the origin whose
+    /// response it will commit.
     #[must_use]
     pub fn fence(&self, uri: &ObjUri<'_>) -> Fence {
         let shard = Fence::shard_of(uri);
         Fence { shard, value: self.word(Word::Fence(shard)).load(SeqCst) }
     }
 
-    /// Whether a fence is where it was: no URI of it has been deleted since.
+    /// Returns true if a fence has not moved: none of its URIs has been deleted since it was taken.
     #[must_use]
     pub fn is_current(&self, fence: Fence) -> bool {
         self.word(Word::Fence(fence.shard)).load(SeqCst) == fence.value
     }
 
-    /// The slot of a part of the name space, by its prefix.
+    /// Returns the slot of a part of the name space, by its prefix.
     #[must_use]
     pub fn slot(prefix: &[u8]) -> u32 {
         slot_of(prefix)
     }
 
-    /// How many bans have been announced in a slot.
+    /// Returns the number of bans announced in a slot.
     #[must_use]
     pub fn announced(&self, slot: u32) -> u64 {
         self.word(Word::Announced(slot)).load(SeqCst)
     }
 
-    /// How many of them are in the log. To be read before [`Self::announced`]: the two are then equal only if nothing
-    /// was pending in between.
+    /// Returns the number of bans of a slot that are in the log. The caller reads it before [`Self::announced`]: the two are then
+    /// equal only if no ban was pending in between.
     #[must_use]
     pub fn recorded(&self, slot: u32) -> u64 {
         self.word(Word::Recorded(slot)).load(SeqCst)
     }
 
-    /// Announces a ban: from now on readers wait until it is recorded. Answers how many have been announced.
+    /// Announces a ban: from now on readers wait until it is recorded. Returns the number of announced bans.
     pub fn announce(&self, slot: u32) -> u64 {
         self.word(Word::Announced(slot)).fetch_add(1, SeqCst).wrapping_add(1)
     }
 
-    /// Says that `bans` of those announced are in the log. Answers how many are.
-    pub fn record(&self, slot: u32, bans: u64) -> u64 {
-        self.word(Word::Recorded(slot)).fetch_add(bans, SeqCst).wrapping_add(bans)
-    }
-
-    /// Takes the bans that were announced but never recorded for recorded, if nobody else has recorded or healed
-    /// since `seen_recorded` was read. Only for who has made sure that nothing older is used any more. Whether it was done.
+    /// Marks bans that were announced and never recorded as recorded. Returns false, and changes nothing, if another process has
+    /// recorded or healed since `seen_recorded` was read. The caller must have made sure that no older object is used any more.
     pub fn heal(&self, slot: u32, seen_recorded: u64, seen_announced: u64) -> bool {
         self.word(Word::Recorded(slot)).compare_exchange(seen_recorded, seen_announced, SeqCst, SeqCst).is_ok()
     }
@@ -186,10 +184,10 @@ mod tests {
         let fd = memfd(&image(), SIZE, SEALS);
         let (a, b) = (Board::map(&fd).unwrap(), Board::map(&fd).unwrap());
         assert_eq!((a.announce(3), b.announced(3), b.recorded(3)), (1, 1, 0));
-        assert_eq!((b.announce(3), b.record(3, 2), a.recorded(3)), (2, 2, 2));
+        assert_eq!((b.announce(3), b.heal(3, 0, 2), a.recorded(3)), (2, true, 2));
         assert_eq!((a.announced(4), a.recorded(4)), (0, 0), "another slot");
         assert_eq!(a.announce(3), 3);
-        assert!(!b.heal(3, 1, 3), "somebody recorded since");
+        assert!(!b.heal(3, 1, 3), "recorded since");
         assert!(b.heal(3, 2, 3) && a.recorded(3) == 3);
         let uri = ObjUri::parse(b"/a").unwrap();
         let fence = a.fence(&uri);

@@ -1,4 +1,7 @@
-//! A bounded cache of what is opened by key: descriptors, mappings.
+//! A bounded LRU cache of values that are opened by a key, such as descriptors.
+//!
+//! Each shard has a lock and a part of the bound. The shared length is counted under the shard's lock, so that the sum of the
+//! shards never passes the bound. Values are opened and dropped without a lock.
 
 use std::hash::{BuildHasher, Hash};
 use std::num::NonZeroUsize;
@@ -8,24 +11,24 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use lru::{DefaultHasher, LruCache};
 use parking_lot::Mutex;
 
-/// Most shards: more than threads that would meet in one.
+/// Maximum number of shards.
 const MAX_SHARDS: usize = 16;
 
-/// Fewest entries of a shard, so that each has a choice of what to evict.
+/// Minimum number of entries of a shard, so that its order of eviction approximates that of the whole.
 const MIN_SHARD: usize = 64;
 
 struct Shard<K, V> {
     values: LruCache<K, Arc<V>>,
-    // Counted here, under a lock that is held anyway, and not where all threads would meet.
+    // Counted under the shard's lock, which is held anyway: a shared counter would be contended by all threads.
     hits: u64,
     misses: u64,
 }
 
 /// Least-recently-used cache with an exact bound, for many threads.
 ///
-/// Values are handed out as [`Arc`]s: one that is in use survives its eviction and is dropped (closed,
-/// unmapped) by its last user. It is divided into shards with a lock and a part of the bound each, so that
-/// no lock is shared by all threads; nothing is opened and nothing dropped under a lock.
+/// Values are returned as [`Arc`]s: one that is in use survives its eviction and is dropped (closed,
+/// unmapped) by its last user. The cache is divided into shards with a lock and a part of the bound each, so that
+/// no lock is shared by all threads. No value is opened or dropped under a lock.
 ///
 /// ```
 /// use objmapper_client::Cache;
@@ -39,7 +42,7 @@ struct Shard<K, V> {
 /// ```
 pub struct Cache<K, V> {
     shards: Box<[Mutex<Shard<K, V>>]>,
-    /// Chooses the shard; seeded at random, and as cheap as the one that looks for the key in it.
+    /// The hash that chooses the shard; seeded at random.
     hasher: DefaultHasher,
     len: AtomicUsize,
     capacity: usize,
@@ -56,7 +59,7 @@ impl<K, V> std::fmt::Debug for Cache<K, V> {
 }
 
 impl<K: Hash + Eq + Clone, V> Cache<K, V> {
-    /// A cache of at most `capacity` values; with 0 nothing is kept.
+    /// Makes a cache of at most `capacity` values. With 0 it keeps none.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         let n = (capacity / MIN_SHARD).clamp(1, MAX_SHARDS).min(capacity.max(1));
@@ -79,7 +82,7 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
         &self.shards[self.hasher.hash_one(key) as usize % self.shards.len()]
     }
 
-    /// The value of `key`, if it is there; it counts as used.
+    /// Returns the value of `key`, if it is cached, and marks it as used.
     pub fn get(&self, key: &K) -> Option<Arc<V>> {
         let mut shard = self.shard(key).lock();
         let value = shard.values.get(key).cloned();
@@ -87,11 +90,11 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
         value
     }
 
-    /// The value of `key`, opened if it is not there. Two threads may open one key at once; then both get
-    /// the value that was there first.
+    /// Returns the value of `key`, and opens it if it is not cached. If two threads open one key at once, both get
+    /// the value that was entered first.
     ///
     /// # Errors
-    /// What `open` says.
+    /// The error of `open`.
     pub fn get_or_open<E>(&self, key: K, open: impl FnOnce() -> Result<V, E>) -> Result<Arc<V>, E> {
         if let Some(value) = self.get(&key) {
             return Ok(value);
@@ -100,7 +103,7 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
         Ok(self.keep(key, value))
     }
 
-    /// Puts a value in, replacing what is there.
+    /// Enters a value; it replaces the former value of `key`.
     pub fn insert(&self, key: K, value: Arc<V>) {
         self.invalidate(&key);
         self.keep(key, value);
@@ -110,7 +113,7 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
         if self.capacity == 0 {
             return value;
         }
-        // Dropped after the lock, so that nothing is closed or unmapped under it.
+        // Dropped after the lock, so that no value is closed or unmapped under it.
         let evicted;
         {
             let mut shard = self.shard(&key).lock();
@@ -128,18 +131,18 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
         value
     }
 
-    /// Takes a value out; whoever uses it goes on.
+    /// Removes a value. Its users keep it until they drop it.
     pub fn invalidate(&self, key: &K) -> Option<Arc<V>> {
         let mut shard = self.shard(key).lock();
         let value = shard.values.pop(key);
         if value.is_some() {
-            // Under the lock: who takes the place counts after this, so that the sum never passes the bound.
+            // Under the lock: a value that takes the place is counted after this, so that the sum never passes the bound.
             self.len.fetch_sub(1, Ordering::Relaxed);
         }
         value
     }
 
-    /// Takes all values out.
+    /// Removes all values.
     pub fn clear(&self) {
         for shard in &self.shards {
             let taken = {
@@ -153,37 +156,31 @@ impl<K: Hash + Eq + Clone, V> Cache<K, V> {
         }
     }
 
-    /// How many values it keeps.
+    /// Returns the number of cached values.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed)
     }
 
-    /// Whether it keeps none.
+    /// Returns true if no value is cached.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many values it keeps at most.
-    #[must_use]
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    /// How many values were evicted to keep the bound.
+    /// Returns the number of values evicted to keep the bound.
     #[must_use]
     pub fn evictions(&self) -> u64 {
         self.evictions.load(Ordering::Relaxed)
     }
 
-    /// How often a value was there.
+    /// Returns the number of look-ups that found their value.
     #[must_use]
     pub fn hits(&self) -> u64 {
         self.shards.iter().map(|shard| shard.lock().hits).sum()
     }
 
-    /// How often a value was not there.
+    /// Returns the number of look-ups that did not find their value.
     #[must_use]
     pub fn misses(&self) -> u64 {
         self.shards.iter().map(|shard| shard.lock().misses).sum()

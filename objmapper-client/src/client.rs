@@ -1,4 +1,7 @@
-//! The client: its life, its state, and the one way in which every call is made.
+//! The client: its start and end, its state, and the function by which every call is made.
+//!
+//! A client has two threads: `objm-keeper` makes and watches connections (`pool`), `objm-deferred` gives back pins, leases and
+//! private objects (`deferred_worker`). Every call has a deadline, and fails at once while there is no connection.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,16 +17,16 @@ use crate::config::{Config, Connector};
 use crate::connection::Connection;
 use crate::counters::Snapshot;
 use crate::deferred::{Deferred, Item};
+use crate::deferred_worker;
 use crate::error::{Error, OpName, Result};
-use crate::give_up;
 use crate::pool::Pool;
 use crate::session::Session;
 use crate::state::ConnectionState;
 
 /// A client of one store. Cheap to clone; every method may be called from many threads at once.
 ///
-/// The connections, and the threads that keep them, end with the last clone and with the last guard
-/// ([`PrivateObject`](crate::PrivateObject), [`Lease`](crate::Lease)) that was made by one.
+/// The connections and the client's threads end when the last clone and the last guard made by one
+/// ([`PrivateObject`](crate::PrivateObject), [`Lease`](crate::Lease)) are dropped.
 #[derive(Clone)]
 pub struct Client {
     pub(crate) inner: Arc<Inner>,
@@ -49,7 +52,7 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 }
 
 impl Client {
-    /// Options for a client of the store at this socket; then [`Config::build`] or [`Config::connect`].
+    /// Returns the options of a client of the store at this socket; [`Config::build`] or [`Config::connect`] makes the client.
     ///
     /// ```
     /// use objmapper_client::{Client, ConnectionState};
@@ -66,8 +69,8 @@ impl Client {
         Config::new(socket)
     }
 
-    /// [`Self::builder`] for a store that is reached through connected sockets which `connector` makes: it is called for
-    /// each connection, again after one was lost. Such as those of a server in the same process.
+    /// Returns the options of a client whose connected sockets `connector` makes, such as those of a server in the same process.
+    /// It is called for each connection, and again after one was lost.
     pub fn builder_with(connector: Connector) -> Config {
         Config::with(connector)
     }
@@ -79,31 +82,31 @@ impl Client {
         let pool = Arc::clone(&inner.pool);
         inner.threads.lock().push(spawn("objm-keeper", move || pool.keep())?);
         let (pool, deferred) = (Arc::clone(&inner.pool), Arc::clone(&inner.deferred));
-        // Should it fail, dropping `inner` ends the first one.
-        inner.threads.lock().push(spawn("objm-deferred", move || give_up::work(&deferred, &pool))?);
+        // If this fails, dropping `inner` ends the first thread.
+        inner.threads.lock().push(spawn("objm-deferred", move || deferred_worker::run(&deferred, &pool))?);
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Whether the store can be reached, and how.
+    /// Returns the state of the connections.
     #[must_use]
     pub fn state(&self) -> ConnectionState {
         self.inner.pool.state()
     }
 
-    /// Whether the store can be reached: an atomic load.
+    /// Returns true if the store can be reached. Costs an atomic load.
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.inner.pool.is_up()
     }
 
-    /// Grows with every [`Event`](crate::Event): an atomic load.
+    /// Returns a number that grows with every [`Event`](crate::Event). Costs an atomic load.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.inner.pool.generation()
     }
 
-    /// The session; `None` before the first connection and with a peer without extensions. It stays the
-    /// last known one while the store is down.
+    /// Returns the session; `None` before the first connection and with a peer without extensions. While the store is down it is
+    /// the last one.
     #[must_use]
     pub fn session(&self) -> Option<Arc<Session>> {
         self.inner.pool.session()
@@ -122,7 +125,7 @@ impl Client {
     /// connections. The client, every clone of it, stays down from then on, whatever this returns: calls fail
     /// with [`Error::Down`], and nothing reconnects. Bodies that are open or mapped stay readable.
     ///
-    /// Without it, the store keeps all that for its grace time after the last connection was closed.
+    /// Without this call, the store keeps the session for its grace time after the last connection was closed.
     ///
     /// # Errors
     /// [`Error::Down`] if there is no connection: the session ends with the grace time.
@@ -132,7 +135,7 @@ impl Client {
         pool.retire();
         deferred.stop();
         let outcome = match self.ask(&Request::Detach, self.deadline()) {
-            // Made once more after its first answer was lost, or the store gave the session up by itself.
+            // DETACH was repeated after its first answer was lost, or the store has ended the session by itself.
             Err(Error::Status { status: Status::UnknownSession, .. }) => Ok(()),
             outcome => outcome.map(|_| ()),
         };
@@ -144,35 +147,35 @@ impl Client {
         self.inner.deferred.push(session, std::iter::once(item), &self.inner.pool.counters);
     }
 
-    /// Drops pins of a session, in the background: never blocks, however the store is. Does nothing for a
-    /// session that is gone, whose pins went with it.
+    /// Drops pins of a session in the background: never blocks, whatever the state of the store. Does nothing for a
+    /// session that has ended, and with it its pins.
     ///
     /// Pins do not nest, so an object that was released must not be pinned again until
-    /// [`Client::flush_deferred`] says that the release is through.
+    /// [`Client::flush_deferred`] has returned true.
     pub fn release(&self, session: u64, objects: &[u64]) {
         let items = objects.iter().map(|&object| Item::Release(object));
         self.inner.deferred.push(session, items, &self.inner.pool.counters);
     }
 
-    /// Waits until what was given up in the background (pins by [`Client::release`]; dropped
-    /// [`PrivateObject`](crate::PrivateObject)s and [`Lease`](crate::Lease)s) has reached the store; whether
-    /// it has within `timeout`.
+    /// Waits until everything that is given back in the background (pins by [`Client::release`]; dropped
+    /// [`PrivateObject`](crate::PrivateObject)s and [`Lease`](crate::Lease)s) has reached the store. Returns false if it has not
+    /// within `timeout`.
     pub fn flush_deferred(&self, timeout: Duration) -> bool {
         self.inner.deferred.wait_empty(Instant::now() + timeout)
     }
 
-    /// The counters.
+    /// Returns a snapshot of the client's counters.
     #[must_use]
     pub fn counters(&self) -> Snapshot {
         self.inner.pool.counters.snapshot()
     }
 
-    /// When a call that begins now has to end.
+    /// Returns the deadline of a call that begins now.
     pub(crate) fn deadline(&self) -> Instant {
         Instant::now() + self.inner.pool.config.call_timeout
     }
 
-    /// An extension call; its answer has status OK.
+    /// Makes an extension call. Returns its answer, whose status is OK, and the connection.
     pub(crate) fn call(&self, request: &Request<'_>, deadline: Instant) -> Result<(Answer, Arc<Connection>)> {
         let op = request.op();
         let connection = self.inner.pool.pick_extended(OpName::Ext(op))?;
@@ -187,7 +190,7 @@ impl Client {
         answer.checked(OpName::Ext(op), &self.inner.pool.counters)
     }
 
-    /// [`Self::call`] for a request that may be carried out twice: made once more on another connection if the first
+    /// Makes a call as [`Self::call`] does, for an idempotent request: repeats it once on another connection if the first
     /// one was lost.
     pub(crate) fn ask(&self, request: &Request<'_>, deadline: Instant) -> Result<(Answer, Arc<Connection>)> {
         match self.call(request, deadline) {
@@ -198,18 +201,18 @@ impl Client {
 }
 
 impl Config {
-    /// A client that connects in the background; see [`Client::state`].
+    /// Makes a client that connects in the background; see [`Client::state`].
     ///
     /// # Errors
-    /// Only if its threads cannot be started.
+    /// If a thread of the client cannot be started.
     pub fn build(self) -> Result<Client> {
         Client::start(self)
     }
 
-    /// A client that has connected.
+    /// Makes a client and waits until it has connected.
     ///
     /// # Errors
-    /// If it could not within the connect timeout, or its threads cannot be started.
+    /// If it has not connected within the connect timeout, or a thread cannot be started.
     pub fn connect(self) -> Result<Client> {
         let timeout = self.connect_timeout;
         let client = self.build()?;
@@ -224,7 +227,7 @@ impl Drop for Inner {
         self.pool.stop();
         let me = std::thread::current().id();
         for thread in self.threads.get_mut().drain(..) {
-            // A listener may own the last clone; a thread cannot wait for itself.
+            // A listener may own the last clone; a thread cannot join itself.
             if thread.thread().id() != me && thread.join().is_err() {
                 log::error!("a background thread of the objmapper client panicked");
             }

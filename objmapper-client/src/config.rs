@@ -1,4 +1,4 @@
-//! What a client is told when it is made.
+//! The options of a client, and the parameters of its callbacks.
 
 use std::fmt;
 use std::io;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::state::Event;
 
-/// Which protocol to try.
+/// The protocol versions that a client tries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Protocol {
     /// The extensions, else V2, else V1.
@@ -18,15 +18,15 @@ pub enum Protocol {
     Auto,
     /// V2 without extensions.
     V2,
-    /// V1.
+    /// V1 only.
     V1,
 }
 
-/// What makes a connection: answers a connected Unix stream socket, at once or soon: the client's connect timeout
+/// A function that returns a connected Unix stream socket. It must return soon: the client's connect timeout
 /// does not interrupt it.
 pub type Connector = Arc<dyn Fn() -> io::Result<OwnedFd> + Send + Sync>;
 
-/// How the store is reached.
+/// The way in which the store is reached.
 #[derive(Clone)]
 pub(crate) enum Target {
     Path(PathBuf),
@@ -45,18 +45,18 @@ impl fmt::Display for Target {
 type Listener = Arc<dyn Fn(&Event) + Send + Sync>;
 type FailureListener = Arc<dyn Fn(&ConnectFailure) + Send + Sync>;
 
-/// Why a connection cannot be made.
+/// A failed attempt to connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectFailure {
-    /// The reason.
+    /// The reason of the failure.
     pub why: Error,
-    /// How many connections there are all the same; 0: the store cannot be reached.
+    /// The number of open connections; 0 if the store cannot be reached.
     pub connections: usize,
 }
 
 impl ConnectFailure {
-    /// Returns true if the store itself said that it does not serve this client, or not now.
+    /// Returns true if the store itself has refused this client, or refuses it now.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         matches!(self.why, Error::Status { .. } | Error::HungUp)
@@ -98,8 +98,9 @@ impl Config {
         Self::to(Target::Path(socket.into()))
     }
 
-    /// [`Self::new`] for a store that is reached through sockets which `connector` makes, one for each connection.
-    pub fn with(connector: Connector) -> Self {
+    /// Returns the options of [`Self::new`] for a store that is reached through the sockets of `connector`, one for each
+    /// connection.
+    pub(crate) fn with(connector: Connector) -> Self {
         Self::to(Target::Connector(connector))
     }
 
@@ -117,7 +118,7 @@ impl Config {
         }
     }
 
-    /// How many connections to hold open (1 to 64). With extensions few serve many threads; a v0.1 peer
+    /// Sets the number of connections (1 to 64). With extensions few connections serve many threads; a v0.1 peer
     /// answers one request at a time on each.
     #[must_use]
     pub fn connections(mut self, n: usize) -> Self {
@@ -125,53 +126,53 @@ impl Config {
         self
     }
 
-    /// How many requests to have outstanding on a connection at most (1 to 1000), if the peer grants them.
+    /// Sets the maximum number of outstanding requests on a connection (1 to 1000). The peer may grant fewer.
     #[must_use]
     pub fn pipeline(mut self, depth: u16) -> Self {
         self.pipeline = depth.clamp(1, objmapper_proto::limits::MAX_PIPELINE);
         self
     }
 
-    /// How long a call may take in all, waiting for its descriptor included: a v0.1 server that is out of
-    /// descriptors says OK and never sends one.
+    /// Sets the timeout of a call, the wait for its descriptor included: a v0.1 server that is out of
+    /// descriptors answers OK and never sends one.
     #[must_use]
     pub fn call_timeout(mut self, timeout: Duration) -> Self {
         self.call_timeout = timeout;
         self
     }
 
-    /// How long connecting may take, HELLO and ATTACH included.
+    /// Sets the timeout of connecting, HELLO and ATTACH included.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// The longest pause between attempts to reconnect (at most 1 s).
+    /// Sets the maximum pause between attempts to reconnect (at most 1 s).
     #[must_use]
     pub fn max_backoff(mut self, pause: Duration) -> Self {
         self.max_backoff = pause.clamp(Duration::from_millis(1), Duration::from_secs(1));
         self
     }
 
-    /// Which protocol to try.
+    /// The protocol versions that a client tries.
     #[must_use]
     pub fn protocol(mut self, protocol: Protocol) -> Self {
         self.protocol = protocol;
         self
     }
 
-    /// Told of every [`Event`], in order, at once, on the thread that notices it. It must be quick, and of the client it may
-    /// only ask [`state`](crate::Client::state), [`session`](crate::Client::session) and
-    /// [`generation`](crate::Client::generation).
+    /// Sets a callback for every [`Event`]. It is called in order, at once, on the thread that notices the event. It must return
+    /// soon, and may call only [`state`](crate::Client::state), [`session`](crate::Client::session) and
+    /// [`generation`](crate::Client::generation) of the client.
     #[must_use]
     pub fn on_event(mut self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.listener = Some(Arc::new(listener));
         self
     }
 
-    /// Told why a connection cannot be made: once for each reason, until a connection is made. The same rules as for
-    /// [`Self::on_event`].
+    /// Sets a callback for failures to connect. It is called once for each reason until a connection is made, under the rules
+    /// of [`Self::on_event`].
     #[must_use]
     pub fn on_connect_failure(mut self, listener: impl Fn(&ConnectFailure) + Send + Sync + 'static) -> Self {
         self.failure_listener = Some(Arc::new(listener));

@@ -3,7 +3,7 @@
 //! There is no reader thread. Of the threads that wait for an answer one is the *leader*: it reads for all,
 //! hands each answer to its [`Slot`], and when its own has come it makes another waiting thread the leader.
 //! So a lone caller reads its own answer without a thread switch, and many callers share one read.
-//! Writing is combined in the same way: who finds another thread writing leaves its bytes with that thread.
+//! Writing is combined in the same way: a thread that finds another one writing leaves its bytes with that thread.
 //!
 //! Lock order: `table`, then a slot's own lock; `inbox` (the leader's) and `out` are never held with `table`
 //! wanted, except that the leader takes `table` while it holds `inbox`.
@@ -29,24 +29,24 @@ use crate::slot::{Slot, Woken};
 use crate::socket::{Fds, Inbox, Ready, Socket};
 use crate::state::Version;
 
-/// Bytes that may gather before they are sent without being asked to.
-const COALESCE: usize = 16 * 1024;
+/// Bytes that gather before they are sent without a call of [`Connection::flush`].
+const MAX_GATHERED: usize = 16 * 1024;
 
-/// Told when a connection is lost.
+/// The pool's side of a connection: callbacks about its loss and its late answers.
 pub(crate) trait Owner: Send + Sync {
     fn lost(&self, connection: &Connection, why: &Error);
 
-    /// The answer to a request whose caller has gone brought this.
+    /// Called for what an answer gave to a caller that has gone.
     fn unclaimed(&self, connection: &Connection, item: Item);
 
-    /// A caller has gone before its answer came: what comes is to be read all the same, see [`Connection::awaits_late`].
+    /// Called when a caller has gone before its answer came: the answer must still be read, see [`Connection::awaits_late`].
     fn gave_up(&self);
 
-    /// No connection is wanted any more, and no session.
+    /// Returns true if the client is ending: no connection and no session is needed any more.
     fn is_ending(&self) -> bool;
 }
 
-/// Outstanding requests, and who reads.
+/// The outstanding requests, and the thread that reads.
 #[derive(Debug, Default)]
 struct Table {
     inflight: HashMap<u32, Arc<Slot>>,
@@ -54,12 +54,12 @@ struct Table {
     leading: bool,
     sleeping: usize,
     room_wanted: usize,
-    /// Extension replies that were handed out: what they gave is this client's.
+    /// Number of extension replies that were delivered to callers, which keep what the replies gave.
     read: u64,
     dead: Option<Error>,
 }
 
-/// Bytes to be sent, and whether a thread is sending.
+/// Bytes to send, and whether a thread is sending.
 #[derive(Debug, Default)]
 struct Out {
     buf: Vec<u8>,
@@ -67,24 +67,24 @@ struct Out {
     sending: bool,
 }
 
-/// A connection, negotiated and attached.
+/// A connection after negotiation and ATTACH.
 pub(crate) struct Connection {
     socket: Socket,
     pub(crate) version: Version,
-    /// Of a connection with extensions.
+    /// The session; `None` without extensions.
     pub(crate) session: Option<Arc<Session>>,
     /// The store's number for it, if it has one.
     number: Option<u64>,
     depth: usize,
     table: Mutex<Table>,
-    /// With `table`: the pipeline has room, or nobody leads.
+    /// With `table`: signalled when the pipeline has room, or no thread leads.
     room: Condvar,
     inbox: Mutex<Inbox>,
     out: Mutex<Out>,
-    /// Grows with every read: tells a slow peer from a stalled one.
+    /// Grows with every read, which tells a slow peer from a stalled one.
     reads: AtomicU64,
     alive: AtomicBool,
-    /// A call was answered on it.
+    /// True once a call was answered on it.
     answered: AtomicBool,
     load: AtomicU64,
     counters: Arc<Counters>,
@@ -97,7 +97,7 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-/// A request that is on its way.
+/// A request that is submitted and not yet answered.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     pub(crate) slot: Arc<Slot>,
@@ -105,7 +105,7 @@ pub(crate) struct Ticket {
 }
 
 impl Connection {
-    /// The session's number; 0 with a peer that has none.
+    /// Returns the session's number; 0 with a peer without sessions.
     pub(crate) fn session_id(&self) -> u64 {
         self.session.as_ref().map_or(0, |s| s.id)
     }
@@ -147,7 +147,7 @@ impl Connection {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Requests outstanding, for choosing among connections.
+    /// Returns the number of outstanding requests, for the choice of a connection.
     pub(crate) fn load(&self) -> u64 {
         self.load.load(Ordering::Relaxed)
     }
@@ -156,8 +156,8 @@ impl Connection {
         self.socket.as_fd()
     }
 
-    /// Queues a request that `encode` writes with the id that it is given. It is sent when enough has
-    /// gathered, or by [`Self::flush`] or [`Self::wait`]. While the pipeline is full it waits for room.
+    /// Queues a request, which `encode` writes with the id that it gets. The request is sent when enough bytes have
+    /// gathered, or by [`Self::flush`] or [`Self::wait`]. Waits while the pipeline is full.
     pub(crate) fn submit(
         &self,
         expect: Expect,
@@ -173,7 +173,7 @@ impl Connection {
         match gathered {
             Ok(n) => {
                 Counters::add(&self.counters.requests, 1);
-                if n >= COALESCE {
+                if n >= MAX_GATHERED {
                     self.flush(deadline)?;
                 }
                 Ok(Ticket { slot, reads_before })
@@ -181,13 +181,13 @@ impl Connection {
             Err(e) => {
                 let mut table = self.table.lock();
                 table.inflight.remove(&slot.id);
-                self.left(&mut table);
+                self.slot_removed(&mut table);
                 Err(e.into())
             }
         }
     }
 
-    /// Puts a slot into the table, when there is room.
+    /// Enters a slot into the table. Waits for room.
     fn enter(&self, expect: Expect, deadline: Instant) -> Result<Arc<Slot>> {
         let mut table = self.table.lock();
         loop {
@@ -195,12 +195,12 @@ impl Connection {
                 return Err(why.clone());
             }
             if table.inflight.len() < self.depth {
-                // Who was woken to lead may have found room instead; the others still need a leader.
-                self.pass_on(&mut table);
+                // This thread may have been woken to lead and has found room instead: the waiting threads still need a leader.
+                self.promote_next(&mut table);
                 break;
             }
             drop(table);
-            // What fills the pipeline may not have been sent yet.
+            // The requests that fill the pipeline may not have been sent yet.
             self.flush(deadline)?;
             table = self.table.lock();
             if table.dead.is_some() || table.inflight.len() < self.depth {
@@ -211,7 +211,7 @@ impl Connection {
                 let timed_out = self.room.wait_until(&mut table, deadline).timed_out();
                 table.room_wanted -= 1;
                 if timed_out && table.inflight.len() >= self.depth && table.dead.is_none() {
-                    self.pass_on(&mut table);
+                    self.promote_next(&mut table);
                     return Err(Error::Timeout { what: "room in the pipeline" });
                 }
             } else {
@@ -220,7 +220,7 @@ impl Connection {
                 let ready = self.read(Some(deadline));
                 table = self.table.lock();
                 table.leading = false;
-                self.pass_on(&mut table);
+                self.promote_next(&mut table);
                 if ready? == Ready::TimedOut {
                     return Err(Error::Timeout { what: "room in the pipeline" });
                 }
@@ -239,15 +239,15 @@ impl Connection {
         Ok(slot)
     }
 
-    /// After a slot has left the table.
-    fn left(&self, table: &mut MutexGuard<'_, Table>) {
+    /// Wakes threads that wait for room, after a slot was removed from the table.
+    fn slot_removed(&self, table: &mut MutexGuard<'_, Table>) {
         self.load.store(table.inflight.len() as u64, Ordering::Relaxed);
         if table.room_wanted > 0 {
             self.room.notify_one();
         }
     }
 
-    /// Sends what has gathered, unless another thread is at it and will take it along.
+    /// Sends the gathered bytes, unless another thread is sending: it sends them too.
     pub(crate) fn flush(&self, deadline: Instant) -> Result<()> {
         let mut out = self.out.lock();
         if out.sending || out.buf.is_empty() {
@@ -260,7 +260,7 @@ impl Connection {
             drop(out);
             let sent = self.send_all(&buf, deadline);
             buf.clear();
-            if buf.capacity() > 4 * COALESCE {
+            if buf.capacity() > 4 * MAX_GATHERED {
                 buf = Vec::new();
             }
             out = self.out.lock();
@@ -278,7 +278,7 @@ impl Connection {
         }
     }
 
-    /// While the peer does not read, its answers are read: it may be waiting for that.
+    /// Sends all of `bytes`. While the peer does not read, its answers are read, because it may wait for that.
     fn send_all(&self, mut bytes: &[u8], deadline: Instant) -> Result<()> {
         loop {
             bytes = &bytes[self.socket.send(bytes)?..];
@@ -297,12 +297,12 @@ impl Connection {
                 let read = self.read(None);
                 let mut table = self.table.lock();
                 table.leading = false;
-                self.pass_on(&mut table);
+                self.promote_next(&mut table);
                 drop(table);
                 read?;
             }
             if ready? == Ready::TimedOut {
-                // Half a frame may be out: nothing sensible can follow it.
+                // A part of a frame may be sent: no other frame can follow it.
                 return Err(Error::Timeout { what: "the store to take a request" });
             }
         }
@@ -321,8 +321,8 @@ impl Connection {
             None => {
                 Counters::add(&self.counters.timeouts, 1);
                 let timeout = Error::Timeout { what: "an answer" };
-                // Without ids that a late answer could be told by, or without a sign of life since the
-                // request went out, the connection is of no more use.
+                // Without ids, which identify a late answer, or without any read since the
+                // request was sent, the connection is of no more use.
                 if self.version != Version::Extended || self.reads.load(Ordering::Relaxed) == ticket.reads_before {
                     self.fail(&timeout);
                 } else if let Some(owner) = self.owner.upgrade() {
@@ -350,7 +350,7 @@ impl Connection {
                     self.lead(slot, deadline);
                     let mut table = self.table.lock();
                     table.leading = false;
-                    self.pass_on(&mut table);
+                    self.promote_next(&mut table);
                     return;
                 }
             }
@@ -362,20 +362,20 @@ impl Connection {
                 continue;
             }
             if slot.unused_promotion() {
-                self.pass_on(&mut table);
+                self.promote_next(&mut table);
             }
             return;
         }
     }
 
-    /// Reads until the slot is done, which it also is when the connection is lost, or time is over.
+    /// Reads until the slot is done, which it also is when the connection is lost, or until the deadline.
     fn lead(&self, slot: &Slot, deadline: Instant) {
         while !slot.is_done() {
             match self.read(Some(deadline)) {
                 Ok(Ready::Yes) => {}
                 Ok(Ready::TimedOut) => return,
                 Err(_) => {
-                    // Another thread may have given the connection up, and be about to tell this slot why.
+                    // Another thread may have failed the connection, and is about to complete this slot with the reason.
                     slot.sleep(deadline);
                     return;
                 }
@@ -383,15 +383,15 @@ impl Connection {
         }
     }
 
-    /// Somebody has to lead while somebody waits.
-    fn pass_on(&self, table: &mut MutexGuard<'_, Table>) {
+    /// Makes another waiting thread the leader: while a thread waits, one must lead.
+    fn promote_next(&self, table: &mut MutexGuard<'_, Table>) {
         if table.leading || table.dead.is_some() {
             return;
         }
         if table.sleeping > 0
             && let Some(slot) = table.inflight.values().find(|s| s.is_waiting())
         {
-            // So that the next one to resign finds another.
+            // The next resigning leader must choose another thread.
             slot.set_waiting(false);
             slot.promote();
             return;
@@ -401,12 +401,12 @@ impl Connection {
         }
     }
 
-    /// The keeper has seen that the peer closed its end: take what it sent before, then fail.
+    /// Reads what the peer sent before it closed its end, then fails the connection. Called by the keeper.
     pub(crate) fn peer_closed(&self) {
         {
             let mut table = self.table.lock();
             if table.dead.is_some() || table.leading {
-                // The leader finds out by itself.
+                // The leader notices it by its own read.
                 return;
             }
             table.leading = true;
@@ -422,7 +422,8 @@ impl Connection {
         self.fail(&end);
     }
 
-    /// Reads once and hands out what has come whole. The caller leads. An error has been told to all.
+    /// Reads once and delivers the complete answers. The caller is the leader. After an error, all slots have been completed with
+    /// it.
     fn read(&self, deadline: Option<Instant>) -> Result<Ready> {
         let mut inbox = self.inbox.lock();
         let before = inbox.fds_received;
@@ -442,7 +443,7 @@ impl Connection {
         result
     }
 
-    /// Gives the connection up: all that wait are told why. Only the first reason counts.
+    /// Fails the connection: completes all slots with the reason. Only the first call has an effect.
     pub(crate) fn fail(&self, why: &Error) {
         let waiting = {
             let mut table = self.table.lock();
@@ -457,7 +458,7 @@ impl Connection {
         };
         self.socket.shut_down();
         if let Some(owner) = self.owner.upgrade() {
-            // Before the callers wake, so that what they then ask about the state is up to date.
+            // Before the callers wake, so that the state which they read then is up to date.
             owner.lost(self, why);
         }
         for slot in waiting.values() {
@@ -465,7 +466,7 @@ impl Connection {
         }
     }
 
-    /// Takes descriptors and bytes out of a connection that was used before there were requests on it.
+    /// Takes the descriptors of the first reply, and its bytes, out of the input of a connection that has no requests yet.
     pub(crate) fn first_reply_fds(inbox: &mut Inbox, used: usize, nfds: usize) -> Result<Fds> {
         inbox.take(used, if nfds > 0 { std::slice::from_ref(&nfds) } else { &[] })
     }

@@ -1,4 +1,4 @@
-//! Counters of a client, by kind.
+//! The counters of a client. Each is an atomic of its own; a snapshot is not of one instant.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,13 +6,13 @@ use crate::error::{Error, ProtocolError};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// The live counters. Each is on its own; a snapshot is not one instant's.
+        /// The live counters.
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $(pub(crate) $name: AtomicU64,)*
         }
 
-        /// The counters of a [`Client`](crate::Client), all from 0 and growing.
+        /// A snapshot of the counters of a [`Client`](crate::Client). All begin at 0 and only grow.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Snapshot {
@@ -42,7 +42,7 @@ counters! {
     connect_failures,
     /// Times that the store was reached again after it had been lost.
     reconnects,
-    /// Connections lost, for whatever reason.
+    /// Connections lost, for any reason.
     disconnects,
     /// HELLOs that ended in V2 without extensions or in V1.
     fallbacks,
@@ -56,21 +56,21 @@ counters! {
     closed,
     /// Connections lost because a system call failed.
     io_errors,
-    /// Connections dropped because the peer sent what is no frame or answers nothing.
+    /// Connections dropped because the peer sent bytes that are not a frame, or an answer without a request.
     protocol_errors,
     /// Connections dropped because an announced descriptor did not come.
     missing_fds,
-    /// Connections dropped because descriptors came that nobody had announced.
+    /// Connections dropped because descriptors came that no reply had announced.
     extra_fds,
-    /// Boards that were none, or not sealed, and were not mapped.
+    /// Boards that were not mapped, because they were malformed or not sealed.
     boards_refused,
     /// Calls refused at once because there was no connection.
     down,
     /// Answers with a status other than OK and "not found".
     refusals,
-    /// Pins, leases and private objects given up in the background.
+    /// Pins, leases and private objects given back in the background.
     deferred,
-    /// The same, dropped because their session was gone or their queue was full.
+    /// Pins, leases and private objects dropped unsent because their session was gone or the queue was full.
     deferred_dropped,
 }
 
@@ -79,7 +79,7 @@ impl Counters {
         counter.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// Counts why a connection was lost.
+    /// Counts a lost connection, by its reason.
     pub(crate) fn lost(&self, why: &Error) {
         Self::add(&self.disconnects, 1);
         match why {

@@ -1,4 +1,7 @@
-//! What waits to be given up: pins, leases, private objects, and what unread replies gave.
+//! The queue of what is given back in the background: pins, leases, private objects, and what unread replies gave.
+//!
+//! `deferred_worker` takes the items and sends them to the store. The queue is bounded: an item beyond the bound is dropped, and
+//! the store gives it up with the session.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -8,11 +11,11 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::counters::Counters;
 
-/// Most items that wait (32 bytes each). Beyond it they are dropped and counted; the store gives them up
+/// Maximum number of waiting items (32 bytes each). Further ones are dropped and counted; the store frees them
 /// with the session.
 const MAX_WAITING: usize = 1 << 20;
 
-/// What to give up.
+/// One thing to give back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Item {
     Release(u64),
@@ -21,7 +24,7 @@ pub(crate) enum Item {
         lease: u64,
         refuse: u32,
     },
-    /// A lost connection: what came on it after `read` replies has not been read.
+    /// A lost connection: the replies after the first `read` were not read.
     Lost {
         connection: u64,
         read: u64,
@@ -35,7 +38,7 @@ struct Queue {
     stop: bool,
 }
 
-/// The queue. Who takes from it sends it to the store: see `give_up`.
+/// The queue; `deferred_worker` takes from it.
 #[derive(Debug, Default)]
 pub(crate) struct Deferred {
     queue: Mutex<Queue>,
@@ -83,9 +86,9 @@ impl Deferred {
         self.filled.notify_all();
     }
 
-    /// At most `most` items, as soon as there are any, and whether they are the last that are taken; `None` when the client
-    /// ends and none is left. The queue is busy until the next call.
-    pub(crate) fn take(&self, most: usize) -> Option<(Vec<(u64, Item)>, bool)> {
+    /// Waits for items and takes at most `max`. The flag is true if the client is ending, so that the worker takes no more after
+    /// them. Returns `None` if the client is ending and no item is left. The queue counts as busy until the next call.
+    pub(crate) fn take(&self, max: usize) -> Option<(Vec<(u64, Item)>, bool)> {
         let mut queue = self.queue.lock();
         queue.busy = false;
         if queue.items.is_empty() {
@@ -98,11 +101,11 @@ impl Deferred {
             return None;
         }
         queue.busy = true;
-        let n = queue.items.len().min(most);
+        let n = queue.items.len().min(max);
         Some((queue.items.drain(..n).collect(), queue.stop))
     }
 
-    /// Items that have to be tried again come first.
+    /// Puts items back at the front, to be tried again.
     pub(crate) fn put_back(&self, items: Vec<(u64, Item)>) {
         let mut queue = self.queue.lock();
         for item in items.into_iter().rev() {
@@ -110,7 +113,7 @@ impl Deferred {
         }
     }
 
-    /// Drops what is left: it goes with the session.
+    /// Drops and counts the remaining items; the store frees them with the session.
     pub(crate) fn drop_rest(&self, counters: &Counters) {
         let mut queue = self.queue.lock();
         Counters::add(&counters.deferred_dropped, queue.items.len() as u64);

@@ -1,4 +1,4 @@
-//! Errors that say what to do next.
+//! The errors of the client. [`Error::next_step`] classifies them by what the caller should do.
 
 use std::fmt;
 use std::time::Instant;
@@ -6,20 +6,20 @@ use std::time::Instant;
 use objmapper_proto::ext::Op;
 use objmapper_proto::{EncodeError, Malformed, Status, UriError};
 
-/// What went wrong with a call, and through [`Error::next_step`] what a caller should do about it.
+/// The failure of a call; [`Error::next_step`] returns what the caller should do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No connection at the moment. Nothing was sent; reconnection runs in the background.
+    /// There is no connection now. Nothing was sent; reconnection runs in the background.
     #[error("no connection to the store")]
     Down {
-        /// Since when.
+        /// The time at which the last connection was lost, or the client was made.
         since: Instant,
     },
     /// The deadline passed. The request may or may not have been carried out.
     #[error("no answer from the store in time ({what})")]
     Timeout {
-        /// What was waited for.
+        /// What the call waited for.
         what: &'static str,
     },
     /// The peer closed the connection before it answered. The request may or may not have been carried out.
@@ -28,12 +28,12 @@ pub enum Error {
     /// A system call failed.
     #[error("{what}: {}", std::io::Error::from_raw_os_error(*errno))]
     Io {
-        /// Which.
+        /// The system call, or the step.
         what: &'static str,
-        /// Its errno.
+        /// The errno.
         errno: i32,
     },
-    /// The peer sent bytes that are no frame, or a frame that answers nothing. The connection is dropped.
+    /// The peer sent bytes that are not a frame, or an answer without a request. The connection is dropped.
     #[error("the store broke the protocol: {0}")]
     Protocol(ProtocolError),
     /// The store answered with a status other than OK.
@@ -43,7 +43,7 @@ pub enum Error {
         op: OpName,
         /// The status.
         status: Status,
-        /// The store's words for it; may be empty.
+        /// The store's message; may be empty.
         message: Box<str>,
     },
     /// The operation needs the extensions, which this peer does not have.
@@ -55,10 +55,10 @@ pub enum Error {
     /// The request is too large for a frame.
     #[error("request too large: {0}")]
     TooLarge(#[from] EncodeError),
-    /// A v0.1 store handed out a file that is already deleted: two clients created the URI at once.
-    #[error("the store handed out a file that is already deleted")]
+    /// A v0.1 store sent a file that is already deleted: two clients created the URI at once.
+    #[error("the store sent a file that is already deleted")]
     Unlinked,
-    /// The session that the object, lease or pin belonged to has ended: it is gone.
+    /// The session of the object, lease or pin has ended, and it with the session.
     #[error("the store no longer knows the session")]
     SessionLost,
     /// The client is being dropped.
@@ -72,31 +72,31 @@ pub enum Error {
     HungUp,
 }
 
-/// How a peer broke the protocol.
+/// A violation of the protocol by the peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProtocolError {
     /// Bytes that cannot be decoded.
     #[error(transparent)]
     Malformed(#[from] Malformed),
-    /// The byte that should carry a descriptor is another one.
+    /// Another byte stands where the byte of a descriptor must be.
     #[error("{0:#04x} where the byte of a descriptor should be")]
     NoFdByte(u8),
     /// The byte that should carry descriptors came without them, or with another number of them.
     #[error("{got} descriptors where {expected} should be")]
     FdCount {
-        /// How many the reply announced.
+        /// The number that the reply announced.
         expected: usize,
-        /// How many came.
+        /// The number that was received.
         got: usize,
     },
-    /// Descriptors that no reply announced. They have been closed.
+    /// Descriptors that no reply announced. The client has closed them.
     #[error("{0} descriptors that no reply announced")]
     ExtraFds(usize),
-    /// The kernel cut descriptors off: more than the protocol allows, or this process has no free ones.
-    #[error("descriptors were cut off on receipt")]
+    /// The kernel truncated the descriptors: there were more than the protocol allows, or this process has none free.
+    #[error("descriptors were truncated on receipt")]
     FdsCutOff,
-    /// An answer to nothing that was asked.
+    /// An answer without a request.
     #[error("an answer with id {0} that no request has")]
     UnknownId(u32),
     /// An answer of another kind than its request.
@@ -110,7 +110,7 @@ pub enum ProtocolError {
 /// An operation's name in an [`Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OpName {
-    /// Of the extensions.
+    /// An operation of the extensions.
     Ext(Op),
     /// v0.1's get, which creates what is absent.
     GetOrCreate,
@@ -128,19 +128,19 @@ impl fmt::Display for OpName {
     }
 }
 
-/// What a caller should do after an [`Error`].
+/// What the caller should do after an [`Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NextStep {
-    /// The same call may well succeed if it is made again, now or a little later.
+    /// The same call may succeed if it is repeated, now or later.
     Retry,
-    /// The same call may succeed once the client has reconnected, which it does by itself.
+    /// The same call may succeed after the client has reconnected, which it does by itself.
     RetryAfterReconnect,
-    /// Making the same call again cannot help.
+    /// The same call cannot succeed.
     GiveUp,
 }
 
 impl Error {
-    /// What to do next.
+    /// Returns what the caller should do.
     #[must_use]
     pub fn next_step(&self) -> NextStep {
         match self {
@@ -164,27 +164,27 @@ impl Error {
         }
     }
 
-    /// Whether the same call may succeed if it is made again.
+    /// Returns true if the same call may succeed if it is repeated.
     ///
-    /// After [`Error::Timeout`] and [`Error::Closed`] the first call may have been carried out all the same.
+    /// After [`Error::Timeout`] and [`Error::Closed`] the first call may have been carried out.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.next_step() != NextStep::GiveUp
     }
 
-    /// Whether the connection is of no more use. The client replaces it by itself.
+    /// Returns true if the connection is of no more use. The client replaces it by itself.
     #[must_use]
     pub fn should_reconnect(&self) -> bool {
         self.next_step() == NextStep::RetryAfterReconnect
     }
 
-    /// Whether making the same call again cannot help.
+    /// Returns true if the same call cannot succeed.
     #[must_use]
     pub fn gives_up(&self) -> bool {
         self.next_step() == NextStep::GiveUp
     }
 
-    /// The store's status, if it is why the call failed.
+    /// Returns the store's status, if it is the reason of the failure.
     #[must_use]
     pub fn status(&self) -> Option<Status> {
         match self {
@@ -210,5 +210,5 @@ impl From<Malformed> for Error {
     }
 }
 
-/// Shorthand.
+/// The result of a call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

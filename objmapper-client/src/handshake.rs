@@ -1,4 +1,7 @@
-//! From a path to a connection that speaks: connect, HELLO with its fallbacks, ATTACH.
+//! Makes a connection: connect, HELLO with its fallbacks, ATTACH.
+//!
+//! The client tries HELLO with the extensions, then without, then V1. A peer counts as one without extensions only if it answers in the
+//! older protocol; a peer that closes connections unanswered is an error. Once the extensions were seen, V1 is not tried again.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
@@ -19,44 +22,44 @@ use crate::session::Session;
 use crate::socket::{Inbox, Ready, Socket};
 use crate::state::Version;
 
-/// What ATTACH said, besides the session itself.
+/// The outcome of ATTACH.
 pub(crate) struct Attachment {
     pub(crate) session: Arc<Session>,
-    /// The connection's number.
+    /// The connection's number, if the store has given it one.
     number: Option<u64>,
-    /// The token that was offered is unknown there.
+    /// True if the store does not know the former session's token.
     pub(crate) lost_previous: bool,
 }
 
-/// HELLO's outcome on a connection that has not carried a request yet.
-struct Greeted {
+/// The outcome of HELLO on a connection without requests.
+struct Negotiated {
     socket: Socket,
     inbox: Inbox,
     version: Version,
     depth: usize,
 }
 
-/// How often a peer may hang up on a HELLO before it is taken for one that does not know that HELLO. A
-/// v0.1 server resets connections now and then, which says nothing about what it knows.
-const HANGUPS: usize = 3;
+/// How often a peer may close the connection on a HELLO before the client takes it for one that does not know that HELLO. A
+/// v0.1 server resets connections now and then, whatever HELLO it gets.
+const MAX_HANGUPS: usize = 3;
 
-/// The least that a peer must speak to be taken for what it seems.
+/// The minimum protocol that a peer must speak to be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Least {
-    /// Other connections to it have the extensions: anything less is an accident.
+pub(crate) enum MinProtocol {
+    /// Open connections to the peer have the extensions, so this one must have them.
     Extended,
-    /// It had the extensions before. It may be another program now, if it says so in a HELLO_ACK; V1 has
-    /// nothing of the sort, and a peer in trouble that hangs up on everybody looks just like it.
+    /// The peer had the extensions before. It may be another program now, if its HELLO_ACK says so. V1 has
+    /// no HELLO_ACK, and a failing peer that closes every connection looks the same.
     V2,
-    /// Nothing is known of it.
+    /// Nothing is known of the peer.
     V1,
 }
 
 /// Connects and negotiates.
-fn greet(config: &Config, least: Least, counters: &Counters, deadline: Instant) -> Result<Greeted> {
+fn negotiate(config: &Config, min_protocol: MinProtocol, counters: &Counters, deadline: Instant) -> Result<Negotiated> {
     let plain = Caps::OUT_OF_ORDER.union(Caps::PIPELINING).union(Caps::SEGMENTED);
     let extended = plain.union(Caps::EXTENSIONS);
-    let extended_only = least == Least::Extended;
+    let extended_only = min_protocol == MinProtocol::Extended;
     let hellos: &[Caps] = match config.protocol {
         Protocol::Auto if extended_only => &[extended],
         Protocol::Auto => &[extended, plain],
@@ -64,42 +67,42 @@ fn greet(config: &Config, least: Least, counters: &Counters, deadline: Instant) 
         Protocol::V1 => &[],
     };
     for &caps in hellos {
-        for _ in 0..HANGUPS {
+        for _ in 0..MAX_HANGUPS {
             match hello(Socket::open(&config.target, deadline)?, caps, config.pipeline, deadline) {
-                Ok(greeted) if extended_only && greeted.version != Version::Extended => {
+                Ok(negotiated) if extended_only && negotiated.version != Version::Extended => {
                     return Err(Error::Unsupported(OpName::Ext(Op::Attach)));
                 }
-                Ok(greeted) => {
-                    if greeted.version != Version::Extended {
+                Ok(negotiated) => {
+                    if negotiated.version != Version::Extended {
                         Counters::add(&counters.fallbacks, 1);
                     }
-                    return Ok(greeted);
+                    return Ok(negotiated);
                 }
                 Err(why @ (Error::Closed | Error::Protocol(_))) => {
                     log::debug!("HELLO with capabilities {:#06x}: {why}", caps.bits());
                 }
-                // A peer that does not answer is stalled, not old.
+                // A peer that does not answer is stalled, which is no sign of an older protocol.
                 Err(why) => return Err(why),
             }
         }
     }
-    if least != Least::V1 || config.protocol == Protocol::V2 {
+    if min_protocol != MinProtocol::V1 || config.protocol == Protocol::V2 {
         return Err(Error::HungUp);
     }
-    let greeted = v1_exchange(Socket::open(&config.target, deadline)?, deadline).map_err(|why| match why {
+    let negotiated = v1_exchange(Socket::open(&config.target, deadline)?, deadline).map_err(|why| match why {
         Error::Closed => Error::HungUp,
         why => why,
     })?;
     Counters::add(&counters.fallbacks, 1);
-    Ok(greeted)
+    Ok(negotiated)
 }
 
-/// What a V1 peer is asked to delete, and has not.
+/// The V1 request that tests a peer: a delete of an object that does not exist.
 const V1_PROBE: &[u8] = b"/delete/objmapper-client-probe";
 
-/// One exchange in V1: hanging up on HELLO is what an old peer does, but also one that refuses this client, or is in
-/// trouble. The request brings no descriptor and changes nothing.
-fn v1_exchange(socket: Socket, deadline: Instant) -> Result<Greeted> {
+/// Makes one exchange in V1. An old peer closes the connection on HELLO, and so does one that refuses this client or that
+/// fails. The request brings no descriptor and changes nothing.
+fn v1_exchange(socket: Socket, deadline: Instant) -> Result<Negotiated> {
     let mut bytes = Vec::new();
     v1::Request { mode: Mode::Fd.byte(), uri: V1_PROBE }.encode(&mut bytes)?;
     send_all(&socket, &bytes, deadline)?;
@@ -112,7 +115,7 @@ fn v1_exchange(socket: Socket, deadline: Instant) -> Result<Greeted> {
             }
             Ok((_, used)) => {
                 Connection::first_reply_fds(&mut inbox, used, 0)?;
-                return Ok(Greeted { socket, inbox, version: Version::V1, depth: 1 });
+                return Ok(Negotiated { socket, inbox, version: Version::V1, depth: 1 });
             }
             Err(DecodeError::Incomplete { needed }) => needed,
             Err(DecodeError::Malformed(m)) => return Err(m.into()),
@@ -133,7 +136,7 @@ fn send_all(socket: &Socket, mut bytes: &[u8], deadline: Instant) -> Result<()> 
     Ok(())
 }
 
-fn hello(socket: Socket, caps: Caps, pipeline: u16, deadline: Instant) -> Result<Greeted> {
+fn hello(socket: Socket, caps: Caps, pipeline: u16, deadline: Instant) -> Result<Negotiated> {
     let mut bytes = Vec::new();
     Hello { caps, pipeline }.encode(&mut bytes);
     send_all(&socket, &bytes, deadline)?;
@@ -152,30 +155,30 @@ fn hello(socket: Socket, caps: Caps, pipeline: u16, deadline: Instant) -> Result
             Err(DecodeError::Malformed(m)) => return Err(m.into()),
         }
     };
-    // What was not asked for is not granted, whatever the peer says.
+    // Only requested capabilities count as granted, whatever the peer answers.
     let granted = Caps::from_bits(ack.caps.bits() & caps.bits());
     let extended = granted.contains(Caps::EXTENSIONS);
     let version = if extended { Version::Extended } else { Version::V2 };
     let depth =
         if extended || granted.contains(Caps::PIPELINING) { usize::from(ack.pipeline.min(pipeline).max(1)) } else { 1 };
-    Ok(Greeted { socket, inbox, version, depth })
+    Ok(Negotiated { socket, inbox, version, depth })
 }
 
-/// Sends ATTACH; answers the parsed reply with its descriptors, or the status that refused it.
+/// Sends ATTACH. Returns the parsed reply with its descriptors, or the status of the refusal.
 fn attach_once(
-    greeted: &mut Greeted,
+    negotiated: &mut Negotiated,
     token: Token,
     (board, number): (bool, bool),
     deadline: Instant,
 ) -> Result<Result<(ext::Attached, crate::socket::Fds), (Status, String)>> {
     let mut bytes = Vec::new();
     Request::Attach { session: token, directories: true, board, number }.encode(0, &mut bytes)?;
-    send_all(&greeted.socket, &bytes, deadline)?;
+    send_all(&negotiated.socket, &bytes, deadline)?;
     loop {
-        let needed = match ServerFrame::decode(greeted.inbox.bytes(), Dialect::Extended) {
+        let needed = match ServerFrame::decode(negotiated.inbox.bytes(), Dialect::Extended) {
             Ok((ServerFrame::Ext(frame), used)) if frame.id == 0 && frame.op == Op::Attach.code() => {
                 let nfds = usize::from(frame.nfds);
-                if nfds == 0 || greeted.inbox.bytes().len() > used {
+                if nfds == 0 || negotiated.inbox.bytes().len() > used {
                     let parsed = match frame.status {
                         Status::Ok => match Reply::parse(Op::Attach, frame.payload)? {
                             Reply::Attached(attached) => Ok(attached),
@@ -183,7 +186,7 @@ fn attach_once(
                         },
                         status => Err((status, frame.message())),
                     };
-                    let fds = Connection::first_reply_fds(&mut greeted.inbox, used, nfds)?;
+                    let fds = Connection::first_reply_fds(&mut negotiated.inbox, used, nfds)?;
                     return Ok(parsed.map(|attached| (attached, fds)));
                 }
                 1
@@ -192,7 +195,7 @@ fn attach_once(
             Err(DecodeError::Incomplete { needed }) => needed,
             Err(DecodeError::Malformed(m)) => return Err(m.into()),
         };
-        if greeted.inbox.fill(&greeted.socket, needed, Some(deadline))? == Ready::TimedOut {
+        if negotiated.inbox.fill(&negotiated.socket, needed, Some(deadline))? == Ready::TimedOut {
             return Err(Error::Timeout { what: "an answer to ATTACH" });
         }
     }
@@ -210,9 +213,9 @@ fn map_board(fd: &OwnedFd, counters: &Counters) -> Option<Board> {
         .ok()
 }
 
-/// Goes on with `previous`, or begins a session.
+/// Resumes the session `previous`, or begins a new one.
 fn attach(
-    greeted: &mut Greeted,
+    negotiated: &mut Negotiated,
     previous: Option<&Arc<Session>>,
     next_id: u64,
     owner: &Weak<dyn Owner>,
@@ -221,16 +224,16 @@ fn attach(
 ) -> Result<Attachment> {
     let mut lost_previous = false;
     let mut offered = previous;
-    // Older stores know no number, and still older ones no board.
+    // Older stores do not know the flag for the number, and still older ones that for the board.
     let (mut with_board, mut with_number) = (true, true);
     loop {
         let token = offered.map_or(Token::NEW, |s| s.token);
-        match attach_once(greeted, token, (with_board, with_number), deadline)? {
+        match attach_once(negotiated, token, (with_board, with_number), deadline)? {
             Ok((attached, mut fds)) => {
                 if attached.version != ext::VERSION {
                     return Err(ProtocolError::ExtensionsVersion(attached.version).into());
                 }
-                // A store without a board sends none.
+                // A store without a board sends no descriptor for it.
                 let board = if with_board && fds.len() == attached.tiers.len() + 1 { fds.pop() } else { None };
                 if fds.len() != attached.tiers.len() {
                     return Err(ProtocolError::FdCount { expected: attached.tiers.len(), got: fds.len() }.into());
@@ -241,7 +244,7 @@ fn attach(
                     if session.token != attached.session {
                         return Err(ProtocolError::WrongKind.into());
                     }
-                    // A server that has started again has another board, and perhaps the same instance.
+                    // A restarted server has another board, and may have the same instance.
                     if session.instance == attached.instance
                         && session.board().map(Board::id) == board.as_ref().map(Board::id)
                     {
@@ -256,7 +259,7 @@ fn attach(
             }
             Err((Status::InvalidRequest, _)) if with_number => with_number = false,
             Err((Status::InvalidRequest, _)) if with_board => with_board = false,
-            // DETACH may be why.
+            // DETACH may be the reason.
             Err((Status::UnknownSession, _)) if owner.upgrade().is_none_or(|o| o.is_ending()) => {
                 return Err(Error::ShutDown);
             }
@@ -271,22 +274,22 @@ fn attach(
     }
 }
 
-/// A new connection, negotiated and attached. `previous` is the session to go on with.
+/// Makes a connection and attaches it. `previous` is the session to resume.
 pub(crate) fn establish(
     config: &Config,
     previous: Option<&Arc<Session>>,
     next_session_id: u64,
     counters: &Arc<Counters>,
     owner: Weak<dyn Owner>,
-    least: Least,
+    min_protocol: MinProtocol,
 ) -> Result<(Connection, Option<Attachment>)> {
     let deadline = Instant::now() + config.connect_timeout;
-    let mut greeted = greet(config, least, counters, deadline)?;
-    let attachment = match greeted.version {
-        Version::Extended => Some(attach(&mut greeted, previous, next_session_id, &owner, counters, deadline)?),
+    let mut negotiated = negotiate(config, min_protocol, counters, deadline)?;
+    let attachment = match negotiated.version {
+        Version::Extended => Some(attach(&mut negotiated, previous, next_session_id, &owner, counters, deadline)?),
         Version::V2 | Version::V1 => None,
     };
-    let Greeted { socket, inbox, version, depth } = greeted;
+    let Negotiated { socket, inbox, version, depth } = negotiated;
     log::debug!("connected, {version:?}, pipeline {depth}, descriptor {:?}", socket.as_fd());
     let session = attachment.as_ref().map(|a| Arc::clone(&a.session));
     let number = attachment.as_ref().and_then(|a| a.number);

@@ -1,4 +1,7 @@
-//! Leases: one client fetches what is missing, the others wait for it.
+//! Leases: one client fetches a missing object, further clients wait for it.
+//!
+//! A [`Lease`] ends by a commit for its URI, by [`Lease::refuse`], or by its drop, which gives it back in the background. The store ends
+//! it after `hold`, and with the last connection of the session.
 
 use std::time::Duration;
 
@@ -10,23 +13,23 @@ use crate::deferred::Item;
 use crate::error::{Error, OpName, ProtocolError, Result};
 use crate::objects::Found;
 
-/// What became of [`Client::lease`].
+/// The outcome of [`Client::lease`].
 #[derive(Debug)]
 pub enum Leased {
     /// The object is published.
     Present(Found),
-    /// The caller is the one to fetch it. A commit for the URI ends the lease.
+    /// The caller holds the lease and should fetch the object. A commit for the URI ends the lease.
     Granted(Lease),
-    /// Who fetched it before says that there is nothing to share for so long.
+    /// A former holder has reported that there is nothing to share.
     Refused {
-        /// How long.
+        /// The rest of the time for which that holds.
         retry: Duration,
     },
-    /// Somebody else fetches it, and has not finished in time.
+    /// Another client holds the lease, and has not finished in time.
     TimedOut,
 }
 
-/// The right, and the duty, to fetch a missing object. Dropped, it goes to the next one who waits.
+/// The right and the duty to fetch a missing object. Dropping it passes it to the next waiter.
 #[derive(Debug)]
 pub struct Lease {
     client: Client,
@@ -40,8 +43,8 @@ fn millis(d: Duration) -> u32 {
 }
 
 impl Client {
-    /// Waits up to `wait` for the object; if nobody fetches it, the caller is granted the lease and should
-    /// publish it within `hold`.
+    /// Waits up to `wait` for the object. If no other client holds the lease, the caller gets it and should
+    /// publish the object within `hold`.
     ///
     /// # Errors
     /// See [`Error`]. The call's timeout counts on top of `wait`.
@@ -66,19 +69,19 @@ impl Client {
 }
 
 impl Lease {
-    /// The store's name for it.
+    /// Returns the lease's number in the store.
     #[must_use]
     pub fn id(&self) -> u64 {
         self.lease
     }
 
-    /// After the object has been committed, which has ended the lease.
+    /// Drops the guard without a request, after a commit of the object has ended the lease.
     pub fn fulfilled(mut self) {
         self.open = false;
     }
 
-    /// Gives it up because there is nothing to share: those who ask within `retry` are told so. Zero: the
-    /// next one who waits is granted the lease.
+    /// Ends the lease because there is nothing to share: requests for it within `retry` are refused. If `retry` is zero, the
+    /// next waiter is granted the lease.
     ///
     /// # Errors
     /// See [`Error`].
@@ -94,7 +97,7 @@ impl Lease {
         result.map(|_| ())
     }
 
-    /// [`Self::refuse`] in the background.
+    /// Does the same as [`Self::refuse`], in the background.
     pub fn refuse_later(mut self, retry: Duration) {
         self.open = false;
         self.client.defer(self.session, Item::Unlease { lease: self.lease, refuse: millis(retry) });

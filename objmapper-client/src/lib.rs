@@ -14,13 +14,13 @@
 //!   [`Board`], whose [`Fence`]s keep what was fetched before a delete from being published after it.
 //! * [`Cache`], [`UriSpace`]: helpers for callers that keep many bodies.
 //!
-//! Bodies are read and written by system calls (`pread`, `sendfile`, `splice`, `pwrite`): nothing here maps one. A page of a file
+//! Bodies are read and written by system calls (`pread`, `sendfile`, `splice`, `pwrite`): this crate maps no body. A page of a file
 //! that cannot be had, because the disk fails, a hole finds a full tmpfs, or another process has shortened the file, is an error
 //! code for a system call. For a program that touches a mapping it is SIGBUS. The [`Board`] is mapped: it is memory, sealed in its size.
 //!
 //! Errors say [what to do next](Error::next_step).
 //!
-//! Descriptors are [`OwnedFd`](std::os::fd::OwnedFd)s and close-on-exec; those that nobody announced are
+//! Descriptors are [`OwnedFd`](std::os::fd::OwnedFd)s and close-on-exec; those that no reply announced are
 //! closed, and the connection that brought them is dropped.
 
 #[doc = include_str!("../README.md")]
@@ -36,8 +36,8 @@ mod config;
 mod connection;
 mod counters;
 mod deferred;
+mod deferred_worker;
 mod error;
-mod give_up;
 mod handshake;
 mod lease;
 mod objects;

@@ -1,4 +1,4 @@
-//! Published objects: look up, delete, list, and what the store says of itself.
+//! Published objects: look up, delete, evict, list; and the store's figures.
 
 use std::os::fd::OwnedFd;
 
@@ -13,16 +13,16 @@ use crate::state::Version;
 /// A published object.
 #[derive(Debug)]
 pub struct Found {
-    /// What the store knows of it.
+    /// The object's attributes.
     pub entry: Entry,
-    /// Its body, read-only and close-on-exec, if it was asked for.
+    /// The body, read-only and close-on-exec, if the caller asked for it.
     pub fd: Option<OwnedFd>,
-    /// The session that asked, see [`Session::id`](crate::Session::id); a pin belongs to it.
+    /// The session of the request, see [`Session::id`](crate::Session::id); a pin belongs to it.
     pub session: u64,
 }
 
 impl Found {
-    /// Whether its body never changes. That of an object which a v0.1 client wrote may be changed or shortened at any time.
+    /// Returns true if the body never changes. A body that a v0.1 client wrote may be changed or shortened at any time.
     #[must_use]
     pub fn is_immutable(&self) -> bool {
         !self.entry.flags.contains(EntryFlags::FOREIGN)
@@ -44,7 +44,7 @@ impl Found {
     }
 }
 
-/// `None` for "not found".
+/// Returns `None` if the status is "not found".
 pub(crate) fn found_or_not<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -54,7 +54,7 @@ pub(crate) fn found_or_not<T>(result: Result<T>) -> Result<Option<T>> {
 }
 
 impl Client {
-    /// Looks up without creating; `None` if there is no such object.
+    /// Looks up an object without creating it. Returns `None` if there is none.
     ///
     /// Pins do not nest: one [`Client::release`] ends a pin, however often the object was looked up.
     ///
@@ -68,8 +68,8 @@ impl Client {
         Found::from_answer(answer, want, connection.session_id()).map(Some)
     }
 
-    /// Deletes; whether there was such an object. Private objects created for the URI before it can no
-    /// longer be committed, and its [`Fence`](crate::Fence) moves, whatever the outcome.
+    /// Deletes an object. Returns false if there is none. Whatever the outcome, private objects created for the URI before can no
+    /// longer be committed, and its [`Fence`](crate::Fence) moves.
     ///
     /// # Errors
     /// See [`Error`]; status [`Status::Conflict`] if `if_version` does not hold. A v0.1 peer only knows
@@ -83,8 +83,8 @@ impl Client {
         Ok(found_or_not(self.call_on(&connection, &request, self.deadline()))?.is_some())
     }
 
-    /// Deletes one body that is of no use, a damaged one, say; whether there was such an object. Unlike
-    /// [`Client::delete`] it says nothing about what the URI stands for: its fence stays, and private objects created
+    /// Deletes one object that is of no more use, such as one with a damaged body. Returns false if there is none. Unlike
+    /// [`Client::delete`] it does not invalidate the URI: the fence stays, and private objects created
     /// for it can be committed.
     ///
     /// # Errors
@@ -95,7 +95,7 @@ impl Client {
         Ok(found_or_not(self.call(&request, self.deadline()))?.is_some())
     }
 
-    /// Sizes and counts of the store.
+    /// Returns the store's sizes and counts.
     ///
     /// # Errors
     /// See [`Error`].
@@ -107,8 +107,8 @@ impl Client {
         }
     }
 
-    /// A page of the URIs that begin with `prefix`. `cursor` is empty for the first page; `max` is the most
-    /// entries wanted.
+    /// Returns a page of the URIs that begin with `prefix`. `cursor` is empty for the first page; `max` is the maximum
+    /// number of entries.
     ///
     /// # Errors
     /// See [`Error`].
@@ -123,7 +123,7 @@ impl Client {
         }
     }
 
-    /// All objects whose URI begins with `prefix`, in byte order, a page at a time.
+    /// Iterates over all objects whose URI begins with `prefix`, in byte order. Each page is one request.
     #[must_use]
     pub fn list(&self, prefix: &[u8]) -> List {
         List {
@@ -141,11 +141,11 @@ impl Client {
 pub struct Page {
     /// In byte order of the URIs.
     pub items: Vec<(ObjUri<'static>, Entry)>,
-    /// For the next page; empty: this was the last.
+    /// The cursor of the next page; empty if this is the last page.
     pub cursor: Vec<u8>,
 }
 
-/// Iterator of [`Client::list`]. After an error it ends.
+/// The iterator of [`Client::list`]. It ends after an error.
 #[derive(Debug)]
 pub struct List {
     client: Client,
@@ -171,7 +171,7 @@ impl Iterator for List {
             }
             match self.client.list_page(&self.prefix, &self.cursor, PAGE_ENTRIES) {
                 Ok(Page { items, cursor }) => {
-                    // A cursor that does not move would never end.
+                    // A cursor that does not advance would repeat for ever.
                     self.done = cursor.is_empty() || cursor == self.cursor;
                     self.page = items.into_iter();
                     self.cursor = cursor;

@@ -1,6 +1,6 @@
 //! The pace of attempts to connect: exponential back-off with jitter and a cap.
 //!
-//! A connection that is made proves little: a peer that accepts and closes makes as many as are asked for. So only an
+//! A connection alone is no success: a peer may accept and close every one. So only an
 //! answered call resets the back-off; a connection that is lost before one counts as a failed attempt.
 
 use std::hash::{BuildHasher, RandomState};
@@ -9,41 +9,41 @@ use std::time::{Duration, Instant};
 /// The pause after the first failure; it doubles up to the configured one.
 const FIRST: Duration = Duration::from_millis(10);
 
-/// When the next attempt may be made.
+/// The time of the next attempt.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    most: Duration,
+    max: Duration,
     pause: Duration,
     next: Instant,
 }
 
 impl Pace {
-    /// The first attempt may be made at once; pauses are at most `most`.
-    pub(crate) fn new(most: Duration, now: Instant) -> Self {
-        Self { most, pause: FIRST.min(most), next: now }
+    /// Makes a pace whose first attempt is due at once, and whose pauses are at most `max`.
+    pub(crate) fn new(max: Duration, now: Instant) -> Self {
+        Self { max, pause: FIRST.min(max), next: now }
     }
 
-    /// Time until the next attempt; zero: now.
+    /// Returns the time until the next attempt; zero if it is due.
     pub(crate) fn left(&self, now: Instant) -> Duration {
         self.next.saturating_duration_since(now)
     }
 
-    /// An attempt failed, or a connection was lost before it had answered a call.
+    /// Notes a failed attempt, or a connection that was lost before it had answered a call.
     pub(crate) fn failed(&mut self, now: Instant) {
         self.failed_with(now, RandomState::new().hash_one(now));
     }
 
-    /// Between half of the pause and all of it, so that clients of one store do not come back in step.
+    /// Sets the next attempt between half of the pause and all of it, so that clients of one store do not reconnect in step.
     fn failed_with(&mut self, now: Instant, random: u64) {
         let half = self.pause / 2;
         let share = f64::from(random as u32) / f64::from(u32::MAX);
         self.next = now + half + half.mul_f64(share);
-        self.pause = (self.pause * 2).min(self.most);
+        self.pause = (self.pause * 2).min(self.max);
     }
 
-    /// A call was answered.
+    /// Notes an answered call.
     pub(crate) fn answered(&mut self, now: Instant) {
-        self.pause = FIRST.min(self.most);
+        self.pause = FIRST.min(self.max);
         self.next = now;
     }
 }
@@ -58,12 +58,12 @@ mod tests {
         let ms = Duration::from_millis;
         let mut pace = Pace::new(ms(35), now);
         assert_eq!(pace.left(now), Duration::ZERO);
-        for most in [10, 20, 35, 35] {
+        for max in [10, 20, 35, 35] {
             let mut low = Pace { next: now, ..pace };
             low.failed_with(now, 0);
-            assert_eq!(low.left(now), ms(most) / 2);
+            assert_eq!(low.left(now), ms(max) / 2);
             pace.failed_with(now, u64::MAX);
-            assert_eq!(pace.left(now), ms(most));
+            assert_eq!(pace.left(now), ms(max));
         }
         assert_eq!(pace.left(now + ms(34)), ms(1));
         pace.answered(now);

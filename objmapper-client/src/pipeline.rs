@@ -1,10 +1,9 @@
-//! Pipelines: many requests on their way before the first answer is taken.
+//! Pipelines: many requests are sent before the first answer is taken.
 
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 use objmapper_proto::ObjUri;
-use objmapper_proto::ext::{IfVersion, Op, Request, Want};
+use objmapper_proto::ext::{Op, Request, Want};
 
 use crate::answer::Expect;
 use crate::client::Client;
@@ -12,32 +11,30 @@ use crate::connection::{Connection, Ticket};
 use crate::error::{OpName, Result};
 use crate::objects::{Found, found_or_not};
 
-/// Requests on one connection, sent together; made by [`Client::pipeline`].
+/// A sequence of look-ups on one connection; made by [`Client::pipeline`].
 ///
 /// A request waits in a buffer until enough have gathered, until [`Pipeline::flush`], or until an answer is
 /// waited for. When as many are outstanding as the store allows, the next one waits for room, and answers
-/// that come meanwhile are kept for their [`Pending`]s.
+/// that come in the meantime are kept for their [`Pending`]s.
 #[derive(Debug)]
 pub struct Pipeline {
     client: Client,
     connection: Arc<Connection>,
 }
 
-/// An answer that is on its way. Dropped, the answer is thrown away when it comes: its descriptor is closed, its pin
+/// An outstanding answer. Dropping it discards the answer when it comes: its descriptor is closed and its pin
 /// released as by [`Client::release`].
 #[derive(Debug)]
-#[must_use = "an answer that nobody waits for is thrown away"]
-pub struct Pending<T> {
+#[must_use = "dropping it discards the answer"]
+pub struct Pending {
     client: Client,
     connection: Arc<Connection>,
     ticket: Ticket,
-    op: Op,
     want: Want,
-    answer: PhantomData<fn() -> T>,
 }
 
 impl Client {
-    /// A pipeline on the connection that has the least to do.
+    /// Returns a pipeline on the connection with the fewest outstanding requests.
     ///
     /// # Errors
     /// [`Error::Down`](crate::Error::Down), or [`Error::Unsupported`](crate::Error::Unsupported) from a peer
@@ -49,37 +46,19 @@ impl Client {
 }
 
 impl Pipeline {
-    fn submit<T>(&self, request: &Request<'_>, want: Want) -> Result<Pending<T>> {
+    /// Adds a look-up, as [`Client::lookup`] makes it.
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn lookup(&self, uri: &ObjUri<'_>, want: Want) -> Result<Pending> {
+        let request = Request::Lookup { uri: uri.borrowed(), want };
         let deadline = self.client.deadline();
-        let op = request.op();
-        let ticket = self.connection.submit(Expect::Ext(op), deadline, |id, out| request.encode(id, out))?;
-        Ok(Pending {
-            client: self.client.clone(),
-            connection: Arc::clone(&self.connection),
-            ticket,
-            op,
-            want,
-            answer: PhantomData,
-        })
+        let expect = Expect::Ext(Op::Lookup);
+        let ticket = self.connection.submit(expect, deadline, |id, out| request.encode(id, out))?;
+        Ok(Pending { client: self.client.clone(), connection: Arc::clone(&self.connection), ticket, want })
     }
 
-    /// [`Client::lookup`].
-    ///
-    /// # Errors
-    /// See [`Error`](crate::Error).
-    pub fn lookup(&self, uri: &ObjUri<'_>, want: Want) -> Result<Pending<Option<Found>>> {
-        self.submit(&Request::Lookup { uri: uri.borrowed(), want }, want)
-    }
-
-    /// [`Client::delete`].
-    ///
-    /// # Errors
-    /// See [`Error`](crate::Error).
-    pub fn delete(&self, uri: &ObjUri<'_>, if_version: IfVersion) -> Result<Pending<bool>> {
-        self.submit(&Request::Delete { if_version, uri: uri.borrowed(), evict: false }, Want::ENTRY)
-    }
-
-    /// Sends what has gathered.
+    /// Sends the gathered requests.
     ///
     /// # Errors
     /// See [`Error`](crate::Error).
@@ -88,22 +67,22 @@ impl Pipeline {
     }
 }
 
-impl<T> Pending<T> {
+impl Pending {
     fn answer(&self) -> Result<crate::answer::Answer> {
-        // Counted from here: a caller that was busy elsewhere has not been kept waiting.
+        // The timeout begins here: the caller has not waited before.
         let answer = self.connection.wait(&self.ticket, self.client.deadline())?;
-        answer.checked(OpName::Ext(self.op), &self.client.inner.pool.counters)
+        answer.checked(OpName::Ext(Op::Lookup), &self.client.inner.pool.counters)
     }
 }
 
-impl<T> Drop for Pending<T> {
+impl Drop for Pending {
     fn drop(&mut self) {
-        // Nothing is left of an answer that was taken.
+        // Does nothing for an answer that was taken.
         self.connection.forget(&self.ticket, &[self.want]);
     }
 }
 
-impl Pending<Option<Found>> {
+impl Pending {
     /// Waits for the answer, for as long as a call may take.
     ///
     /// # Errors
@@ -113,15 +92,5 @@ impl Pending<Option<Found>> {
             None => Ok(None),
             Some(answer) => Found::from_answer(answer, self.want, self.connection.session_id()).map(Some),
         }
-    }
-}
-
-impl Pending<bool> {
-    /// Waits for the answer, for as long as a call may take.
-    ///
-    /// # Errors
-    /// See [`Client::delete`].
-    pub fn wait(self) -> Result<bool> {
-        Ok(found_or_not(self.answer())?.is_some())
     }
 }

@@ -1,4 +1,7 @@
-//! The connections of a client, and the thread that keeps them.
+//! The connections of a client, and the thread `objm-keeper` that makes and watches them.
+//!
+//! Lock order: `order` (held from a change of state to the end of its event, so that events come in order), then `peer`, then
+//! `connections`. A lost connection is reported by the thread that notices it; the keeper makes another, at the pace of `pace`.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,27 +18,27 @@ use crate::connection::{Connection, Owner};
 use crate::counters::Counters;
 use crate::deferred::{Deferred, Item};
 use crate::error::{Error, OpName, Result};
-use crate::handshake::{Attachment, Least, establish};
+use crate::handshake::{Attachment, MinProtocol, establish};
 use crate::pace::Pace;
 use crate::session::Session;
 use crate::socket::{Happened, watch};
 use crate::state::{ConnectionState, Event, Version};
 
-/// Lines of one kind in a minute.
+/// Maximum number of log lines of one kind in a minute.
 const LINES: u32 = 10;
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// What is known of the peer.
+/// The state of the peer.
 #[derive(Debug)]
 struct Peer {
     session: Option<Arc<Session>>,
     down_since: Option<Instant>,
     next_session: u64,
-    /// The store has been reached at least once.
+    /// True once the store has been reached.
     seen: bool,
 }
 
-/// The connections, and what they have in common.
+/// The connections, and their shared state.
 pub(crate) struct Pool {
     pub(crate) config: Config,
     pub(crate) counters: Arc<Counters>,
@@ -45,17 +48,17 @@ pub(crate) struct Pool {
     /// Held from a change to the end of its event, so that events come in order. Taken before `peer`.
     order: Mutex<()>,
     peer: Mutex<Peer>,
-    /// With `peer`: up or down.
+    /// With `peer`: signalled when the state goes up or down.
     changed: Condvar,
     /// Grows with every event; lets a user notice one by an atomic load.
     generation: AtomicU64,
     up: AtomicBool,
-    /// No connection is made any more.
+    /// True once no further connection is made.
     retired: AtomicBool,
-    /// No connection is used any more; implies `retired`.
+    /// True once no connection is used any more; implies `retired`.
     stopped: AtomicBool,
     wake: OwnedFd,
-    /// Bounds the lines about events, and about attempts to connect.
+    /// Limits the rate of lines about events; the next one that of lines about failed attempts to connect.
     event_log: RateLimited,
     failure_log: RateLimited,
 }
@@ -121,11 +124,11 @@ impl Pool {
         Ok(())
     }
 
-    /// The connection with the least to do.
+    /// Returns the connection with the fewest outstanding requests.
     pub(crate) fn pick(&self) -> Result<Arc<Connection>> {
         let connections = self.connections.read();
         let n = connections.len();
-        // Start at another one each time, so that equals take turns.
+        // Begins at another connection each time, so that equally loaded ones take turns.
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
         let best =
             (0..n).map(|i| &connections[(turn.wrapping_add(i)) % n]).filter(|c| c.is_alive()).min_by_key(|c| c.load());
@@ -140,7 +143,7 @@ impl Pool {
         }
     }
 
-    /// [`Self::pick`] for an operation of the extensions.
+    /// Returns a connection as [`Self::pick`] does, for an operation of the extensions.
     pub(crate) fn pick_extended(&self, op: OpName) -> Result<Arc<Connection>> {
         let connection = self.pick()?;
         if connection.version == Version::Extended { Ok(connection) } else { Err(Error::Unsupported(op)) }
@@ -159,7 +162,7 @@ impl Pool {
         }
     }
 
-    /// No connection is made any more; those that exist go on.
+    /// Stops making connections; open ones stay.
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
         self.wake();
@@ -168,7 +171,8 @@ impl Pool {
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         self.retire();
-        // Out of the lock: the keeper may have `order`, which `lost` waits for, and want `connections`.
+        // Cloned, so that the lock is free: `fail` calls `lost`, which waits for `order`, and the keeper may hold `order` and wait
+        // for `connections`.
         let connections = self.connections.read().clone();
         for connection in connections {
             connection.fail(&Error::ShutDown);
@@ -180,27 +184,27 @@ impl Pool {
     }
 
     fn wake(&self) {
-        // Fails only when the counter is full, and then it wakes anyway.
+        // Fails only if the eventfd's counter is full, and then the keeper wakes anyway.
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    /// The keeper's life: connect what is missing, notice what closes.
+    /// Runs the keeper: makes missing connections and watches open ones, until the client ends.
     pub(crate) fn keep(self: &Arc<Self>) {
         let mut pace = Pace::new(self.config.max_backoff, Instant::now());
-        // The failure that was told last, until a connection is made.
-        let mut told = None;
+        // The last failure that was logged, until a connection is made.
+        let mut last_logged = None;
         while !self.is_retired() {
             let missing = self.remove_dead(&mut pace);
             if missing > 0 && pace.left(Instant::now()).is_zero() {
                 match self.add_connection() {
                     Ok(()) => {
-                        told = None;
+                        last_logged = None;
                         continue;
                     }
                     Err(why) => {
                         Counters::add(&self.counters.connect_failures, 1);
                         pace.failed(Instant::now());
-                        self.tell_failure(why, &mut told);
+                        self.log_failure(why, &mut last_logged);
                     }
                 }
             }
@@ -209,7 +213,7 @@ impl Pool {
         }
     }
 
-    /// Forgets lost connections; answers how many are missing.
+    /// Removes lost connections and returns the number of missing ones.
     fn remove_dead(&self, pace: &mut Pace) -> usize {
         let mut connections = self.connections.write();
         let (alive, dead): (Vec<_>, Vec<_>) = connections.drain(..).partition(|c| c.is_alive());
@@ -222,12 +226,12 @@ impl Pool {
         self.config.connections.saturating_sub(connections.len())
     }
 
-    /// Tells why a connection cannot be made, once for each reason.
-    fn tell_failure(&self, why: Error, told: &mut Option<Error>) {
-        if told.as_ref() == Some(&why) {
+    /// Logs why a connection cannot be made, and calls the callback, once for each reason.
+    fn log_failure(&self, why: Error, last_logged: &mut Option<Error>) {
+        if last_logged.as_ref() == Some(&why) {
             return;
         }
-        *told = Some(why.clone());
+        *last_logged = Some(why.clone());
         if let Some(left_out) = self.failure_log.admit() {
             log::warn!("objmapper at {}: {why}{left_out}", self.config.target);
         }
@@ -243,7 +247,7 @@ impl Pool {
         let fds: Vec<_> = connections.iter().map(|c| (c.fd(), c.awaits_late())).collect();
         let happened = watch(&fds, self.wake.as_fd(), timeout);
         let mut drain = [0; 8];
-        // Empty is fine.
+        // EAGAIN means that there was no wake-up to clear.
         let _ = rustix::io::read(&self.wake, &mut drain);
         for (i, what) in happened {
             match (connections.get(i), what) {
@@ -260,14 +264,14 @@ impl Pool {
             let others = self.connections.read().iter().any(|c| c.is_alive());
             (peer.session.clone(), peer.next_session, others)
         };
-        let least = match (&previous, others) {
-            (None, _) => Least::V1,
-            (Some(_), false) => Least::V2,
-            (Some(_), true) => Least::Extended,
+        let min_protocol = match (&previous, others) {
+            (None, _) => MinProtocol::V1,
+            (Some(_), false) => MinProtocol::V2,
+            (Some(_), true) => MinProtocol::Extended,
         };
         let owner: Weak<Self> = Arc::downgrade(self);
         let (connection, attachment) =
-            establish(&self.config, previous.as_ref(), next_session, &self.counters, owner, least)?;
+            establish(&self.config, previous.as_ref(), next_session, &self.counters, owner, min_protocol)?;
         Counters::add(&self.counters.connects, 1);
         self.adopt(Arc::new(connection), attachment, previous.as_ref());
         Ok(())
@@ -310,7 +314,7 @@ impl Pool {
         }
         peer.seen = true;
         peer.down_since = None;
-        // Connections of a session that is gone would only answer "unknown session".
+        // On connections of an ended session every call would fail with "unknown session".
         let of = |s: &Arc<Session>| (s.id, s.instance, s.board().map(Board::id));
         let session = peer.session.as_ref().map(of);
         let stale = {
@@ -332,7 +336,7 @@ impl Pool {
             connection.fail(&Error::SessionLost);
         }
         if self.stopped.load(Ordering::Acquire) {
-            // `stop` may have missed it.
+            // `stop` may have run before the connection was entered.
             connection.fail(&Error::ShutDown);
         }
     }
@@ -350,7 +354,7 @@ impl Owner for Pool {
         let order = self.order.lock();
         let went_down = {
             let mut peer = self.peer.lock();
-            // `fail` has marked it dead before it called.
+            // `fail` has marked the connection dead before this call.
             let any = self.connections.read().iter().any(|c| c.is_alive());
             let went_down = !any && peer.down_since.is_none();
             if went_down {

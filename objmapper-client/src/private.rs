@@ -1,4 +1,11 @@
-//! Private objects: created, written, then committed or thrown away.
+//! Private objects: created, written, then committed or aborted.
+//!
+//! | state | legal calls |
+//! |---|---|
+//! | open, and after a commit that failed and left it open | `fd`, `take_fd` (once), `reserve`, `commit`, `abort` |
+//! | used up: committed, or a commit without a fence had a conflict | none that reaches the store |
+//!
+//! Dropping an open object aborts it in the background. A commit closes the descriptor that the guard holds.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -13,30 +20,30 @@ use crate::error::{Error, OpName, ProtocolError, Result};
 use crate::objects::Found;
 use crate::session::Session;
 
-/// How to publish a private object.
+/// The options of a commit.
 #[derive(Debug, Clone, Copy)]
 pub struct CommitOptions {
-    /// When it may go, in milliseconds since 1970; 0 is never.
+    /// Milliseconds since 1970 after which the store may drop the object; 0 is never.
     pub expires: i64,
-    /// What must be published for the commit to go ahead.
+    /// The version that the URI must have for the commit to succeed.
     pub if_version: IfVersion,
-    /// A read-only descriptor, a pin.
+    /// Requests a read-only descriptor, a pin, or both.
     pub want: Want,
-    /// It is deleted with its session, or with its pin.
+    /// If true, the object is deleted with its session, or with its pin.
     pub ephemeral: bool,
-    /// Where a fence must be, see [`Board::fence`](crate::Board::fence). With one, a conflict of whatever reason
+    /// The value that a fence must have, see [`Board::fence`](crate::Board::fence). With a fence, a conflict of any reason
     /// leaves the object private, see [`PrivateObject::is_used_up`].
     pub fence: Option<Fence>,
 }
 
 impl Default for CommitOptions {
-    /// Never expires, replaces whatever is there, no descriptor, no pin, no fence.
+    /// Returns the options of an unconditional commit without expiry, descriptor, pin and fence.
     fn default() -> Self {
         Self { expires: 0, if_version: IfVersion::Any, want: Want::ENTRY, ephemeral: false, fence: None }
     }
 }
 
-/// An object that nobody sees until it is committed. Dropped before that, it is thrown away in the
+/// An object that no look-up finds until it is committed. Dropping it before aborts it in the
 /// background.
 #[derive(Debug)]
 pub struct PrivateObject {
@@ -45,15 +52,15 @@ pub struct PrivateObject {
     handle: u64,
     tier: Tier,
     fd: Option<OwnedFd>,
-    /// The store no longer knows the handle.
+    /// True once the store no longer knows the handle.
     used_up: bool,
-    /// The last commit carried a fence.
+    /// True if the last commit carried a fence.
     fenced: bool,
 }
 
 impl Client {
-    /// Creates a private object with `length` bytes reserved, in `tier` or where the store decides. `uri`
-    /// may be known already: then a [`Client::delete`] of it in the meantime makes the commit fail.
+    /// Creates a private object with `length` bytes reserved, in `tier` or in the tier that the store chooses. With `uri`,
+    /// a [`Client::delete`] of that URI before the commit makes the commit fail.
     ///
     /// # Errors
     /// See [`Error`]; status [`Status::Full`] if the bytes cannot be had.
@@ -67,15 +74,15 @@ impl Client {
         let mut object =
             PrivateObject { client: self.clone(), session, handle, tier, fd: None, used_up: false, fenced: false };
         let (Some(fd), true) = (answer.fds.pop(), answer.fds.is_empty()) else {
-            // The guard aborts it.
+            // Dropping the guard aborts the object.
             return Err(ProtocolError::FdCount { expected: 1, got: answer.fds.len() }.into());
         };
         object.fd = Some(fd);
         Ok(object)
     }
 
-    /// Creates a private object in `tier`, with `length` bytes reserved, that begins with the first `written` bytes of `file`:
-    /// to go on in another tier with what was begun in one that is full.
+    /// Creates a private object in `tier`, with `length` bytes reserved, that begins with the first `written` bytes of `file`.
+    /// It continues a body whose first tier is full.
     ///
     /// # Errors
     /// See [`Error`]; status [`Status::Full`] if the bytes cannot be had.
@@ -90,44 +97,44 @@ impl Client {
 }
 
 impl PrivateObject {
-    /// The store's name for it.
+    /// Returns the object's handle in the store.
     #[must_use]
     pub fn handle(&self) -> u64 {
         self.handle
     }
 
-    /// Where it is.
+    /// Returns the object's tier.
     #[must_use]
     pub fn tier(&self) -> Tier {
         self.tier
     }
 
-    /// The session that it lives in.
+    /// Returns the object's session.
     #[must_use]
     pub fn session(&self) -> &Arc<Session> {
         &self.session
     }
 
-    /// Whether the store no longer knows it: it was committed, or a commit without a fence met a conflict. Else
-    /// it can be committed, under another URI or without a fence too, or aborted.
+    /// Returns true if the store no longer knows the object: it was committed, or a commit without a fence had a conflict.
+    /// Otherwise it can be committed, also under another URI or without a fence, or aborted.
     #[must_use]
     pub fn is_used_up(&self) -> bool {
         self.used_up
     }
 
-    /// Its file, for reading and writing, at first of size 0; `None` once it has been taken.
+    /// Returns the object's file, open for reading and writing, of size 0 at first; `None` once it was taken.
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.fd.as_ref().map(AsFd::as_fd)
     }
 
-    /// Takes its descriptor out. It must be closed, and writable mappings of it unmapped, before
+    /// Takes the descriptor. The caller must close it, and unmap writable mappings of it, before
     /// [`Self::commit`].
     pub fn take_fd(&mut self) -> Option<OwnedFd> {
         self.fd.take()
     }
 
-    /// Closes its descriptor; the request that publishes it.
+    /// Closes the descriptor and returns the request for the commit.
     pub(crate) fn commit_request<'u>(&mut self, uri: ObjUri<'u>, length: u64, options: CommitOptions) -> Request<'u> {
         self.fd = None;
         let CommitOptions { expires, if_version, want, ephemeral, fence } = options;
@@ -135,7 +142,7 @@ impl PrivateObject {
         Request::Commit(Commit { handle: self.handle, length, expires, if_version, uri, want, ephemeral, fence })
     }
 
-    /// Takes note of a commit's or an abort's outcome.
+    /// Notes the outcome of a commit or an abort.
     pub(crate) fn settled<T>(&mut self, outcome: &Result<T>) {
         self.used_up |= match outcome {
             Ok(_) => true,
@@ -146,13 +153,13 @@ impl PrivateObject {
         };
     }
 
-    /// Why it cannot be committed or aborted, if it cannot: the store no longer knows the handle.
+    /// Returns an error if the object cannot be committed or aborted, because the store no longer knows the handle.
     pub(crate) fn check(&self, op: Op, session: u64) -> Result<()> {
         if self.used_up {
             let message = "committed already".into();
             return Err(Error::Status { op: OpName::Ext(op), status: Status::UnknownHandle, message });
         }
-        // In another session the handle might be somebody else's.
+        // In another session the handle could be that of another object.
         if session == self.session.id { Ok(()) } else { Err(Error::SessionLost) }
     }
 
@@ -162,24 +169,24 @@ impl PrivateObject {
         self.client.call_on(&connection, request, self.client.deadline())
     }
 
-    /// Sets its reservation to `length` bytes in total, up or down.
+    /// Sets the reservation to `length` bytes in total, up or down.
     ///
     /// # Errors
-    /// See [`Error`]; status [`Status::Full`] if they cannot be had, and then the reservation is as before.
+    /// See [`Error`]; status [`Status::Full`] if there is no room, and the reservation is then unchanged.
     pub fn reserve(&self, length: u64) -> Result<()> {
         self.call(&Request::Reserve { handle: self.handle, length }).map(|_| ())
     }
 
-    /// Publishes it, `length` bytes, under `uri`: atomically visible, replaces what was there. Closes the
-    /// descriptor that this guard holds; other writable descriptors and mappings must be gone already.
+    /// Publishes the object with `length` bytes under `uri`: it becomes visible atomically and replaces the former object. Closes
+    /// the descriptor that this guard holds; there must be no other writable descriptor or mapping of the file.
     ///
     /// After an error the object is still private, and can be committed again, unless the status is
     /// [`Status::Conflict`] and there was no fence: [`Self::is_used_up`].
     ///
     /// # Errors
     /// See [`Error`]; status [`Status::Conflict`] if `if_version` does not hold, the URI was deleted
-    /// since, or the fence has moved, [`Status::Busy`] while someone can still write to it. After [`Error::Timeout`] and
-    /// [`Error::Closed`] it may be published all the same.
+    /// since, or the fence has moved, [`Status::Busy`] while a process can still write to it. After [`Error::Timeout`] and
+    /// [`Error::Closed`] the object may have been published.
     pub fn commit(&mut self, uri: &ObjUri<'_>, length: u64, options: CommitOptions) -> Result<Found> {
         let request = self.commit_request(uri.borrowed(), length, options);
         let result = self.call(&request);
@@ -187,7 +194,7 @@ impl PrivateObject {
         Found::from_answer(result?, options.want, self.session.id)
     }
 
-    /// Throws it away and waits for the store to say so. Dropping does the same without waiting.
+    /// Aborts the object and waits for the answer. Dropping it does the same without waiting.
     ///
     /// # Errors
     /// See [`Error`].

@@ -1,4 +1,4 @@
-//! A session: what the connections of one client have in common.
+//! A session: the state in the store that the connections of one client share.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -8,14 +8,14 @@ use rustix::fs::{Mode, OFlags, openat};
 use crate::board::Board;
 use crate::error::{Error, Result};
 
-/// A tier as it was when the session was attached.
+/// A tier and its figures at the time of ATTACH.
 #[derive(Debug)]
 pub struct TierDirectory {
-    /// Which.
+    /// The tier.
     pub tier: Tier,
-    /// Bytes that it may hold.
+    /// The limit in bytes.
     pub limit: u64,
-    /// Bytes that it held.
+    /// The bytes held.
     pub used: u64,
     directory: OwnedFd,
 }
@@ -28,7 +28,7 @@ impl AsFd for TierDirectory {
 
 /// A session with a store that has the extensions.
 ///
-/// Its tier directories stay usable when the store is gone: what was pinned can still be opened.
+/// Its tier directories stay usable after the store has ended: pinned bodies can still be opened.
 #[derive(Debug)]
 pub struct Session {
     pub(crate) id: u64,
@@ -43,41 +43,41 @@ impl Session {
         TierDirectory { tier, limit, used, directory }
     }
 
-    /// Its number: another one after the store has lost a session, the same as long as pins, leases and
-    /// private objects live on. Unique within one [`Client`](crate::Client), from 1.
+    /// Returns the session's number, from 1 and unique within one [`Client`](crate::Client). It stays the same as long as pins and
+    /// private objects live, and is another one after the store has lost the session.
     #[must_use]
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// The store's instance: another one after its memory tier has begun anew.
+    /// Returns the store's instance, which changes when the memory tier starts empty.
     #[must_use]
     pub fn instance(&self) -> Token {
         self.instance
     }
 
-    /// The store's tiers.
+    /// Returns the store's tiers.
     #[must_use]
     pub fn tiers(&self) -> &[TierDirectory] {
         &self.tiers
     }
 
-    /// The board of the server that runs now, or ran last; `None` if it has none.
+    /// Returns the board of the server that runs now or ran last; `None` if it has none.
     ///
-    /// A server that starts again has another one. A session of its disk tier may go on: [`Client::session`](crate::Client::session)
-    /// then answers another `Session` of the same [`Self::id`].
+    /// A restarted server has another board. If it resumes the session, [`Client::session`](crate::Client::session)
+    /// returns another `Session` with the same [`Self::id`].
     #[must_use]
     pub fn board(&self) -> Option<&Board> {
         self.board.as_ref()
     }
 
-    /// The directory of a tier, if the store has that tier.
+    /// Returns the directory of a tier, if the store has that tier.
     #[must_use]
     pub fn directory(&self, tier: Tier) -> Option<BorrowedFd<'_>> {
         self.tiers.iter().find(|t| t.tier == tier).map(AsFd::as_fd)
     }
 
-    /// Opens a body's file, read-only and close-on-exec, without asking the store: one system call.
+    /// Opens a body's file, read-only and close-on-exec, by one system call and without a request to the store.
     ///
     /// # Errors
     /// [`Error::Io`] with ENOENT if the body is gone (it was not pinned, or its pin was released), or if the
@@ -89,7 +89,7 @@ impl Session {
         openat(directory, BodyPath::new(object).as_c_str(), flags, Mode::empty()).map_err(failed)
     }
 
-    /// [`Self::open`] for an entry.
+    /// Opens the body of an entry as [`Self::open`] does.
     ///
     /// # Errors
     /// As [`Self::open`].

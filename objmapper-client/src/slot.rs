@@ -1,4 +1,7 @@
-//! One outstanding request: where its answer arrives and its caller waits.
+//! The slot of an outstanding request: it receives the answer, and its caller waits on it.
+//!
+//! A slot is completed at most once. A caller that leaves before marks it abandoned, and the answer then goes back to the thread
+//! that delivers it. A sleeping caller is woken by its answer, or promoted to read for all.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,27 +16,27 @@ use crate::error::Result;
 struct State {
     answer: Option<Result<Answer>>,
     done: bool,
-    /// Its caller has gone.
+    /// True once the caller has gone.
     abandoned: bool,
     promoted: bool,
 }
 
-/// Shared by the caller and the connection's table.
+/// A slot, shared by the caller and the connection's table.
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) id: u32,
     pub(crate) expect: Expect,
     state: Mutex<State>,
     cv: Condvar,
-    /// Its caller sleeps on `cv`. Changes only under the table's lock.
+    /// True while the caller sleeps on `cv`. Changes only under the table's lock.
     pub(crate) waiting: AtomicBool,
 }
 
-/// Why a sleeping caller woke.
+/// The reason why a sleeping caller woke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Woken {
     Done,
-    /// To read for all.
+    /// The caller is to read for all.
     Promoted,
     TimedOut,
 }
@@ -43,7 +46,7 @@ impl Slot {
         Arc::new(Self { id, expect, state: Mutex::default(), cv: Condvar::new(), waiting: AtomicBool::new(false) })
     }
 
-    /// Delivers the answer. The first one counts; one whose caller has gone comes back.
+    /// Delivers the answer; only the first one counts. Returns the answer if its caller has gone.
     pub(crate) fn complete(&self, answer: Result<Answer>) -> Option<Answer> {
         let mut state = self.state.lock();
         if state.done {
@@ -58,7 +61,7 @@ impl Slot {
         None
     }
 
-    /// Makes its sleeping caller the one that reads.
+    /// Makes the sleeping caller the leader.
     pub(crate) fn promote(&self) {
         self.state.lock().promoted = true;
         self.cv.notify_one();
@@ -72,7 +75,7 @@ impl Slot {
         self.state.lock().done
     }
 
-    /// The answer, once. If it is not there, the caller gives up: nobody will ask again.
+    /// Takes the answer. If there is none, marks the slot abandoned: the caller does not come back.
     pub(crate) fn take_or_abandon(&self) -> Option<Result<Answer>> {
         let mut state = self.state.lock();
         state.abandoned = state.answer.is_none();
@@ -98,7 +101,7 @@ impl Slot {
         }
     }
 
-    /// Whether `promote` came although it was not acted on: then someone else must be promoted.
+    /// Returns true if `promote` was called and the caller has not led: another caller must then be promoted.
     pub(crate) fn unused_promotion(&self) -> bool {
         std::mem::take(&mut self.state.lock().promoted)
     }

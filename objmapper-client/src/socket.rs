@@ -1,4 +1,8 @@
-//! The Unix socket: the only file with sendmsg and recvmsg.
+//! The Unix socket: the crate's only sendmsg and recvmsg, and its input buffer.
+//!
+//! The kernel ends a read with the message that brought descriptors, so a group of descriptors belongs to the last byte of its
+//! read. [`Inbox`] keeps each group with the stream position of that byte, and matches it with the reply that announced it. A
+//! descriptor without a reply, and a truncated group, is an error.
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
@@ -22,21 +26,21 @@ use crate::error::{Error, ProtocolError, Result};
 /// Descriptors of one answer: nearly always none or one.
 pub(crate) type Fds = SmallVec<[OwnedFd; 1]>;
 
-/// How long a read blocks in the kernel before its deadline is looked at again. A read with less time left
-/// than this polls instead.
+/// The time that a read blocks in the kernel before it checks its deadline. A read with less time left
+/// polls instead.
 const READ_TICK: Duration = Duration::from_millis(100);
 
-/// Room that each read offers. More than any one sendmsg that carries descriptors, see EXTENSIONS.md, so
+/// Buffer space of each read. It is more than any sendmsg that carries descriptors (EXTENSIONS.md), so
 /// that descriptors come with the read whose last byte is theirs.
 const READ_ROOM: usize = 64 * 1024;
 
-/// A pause before connecting again to a socket whose backlog is full: the kernel offers no wait for it.
+/// The pause before another connect to a socket whose backlog is full; the kernel has no wait with a deadline for it.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
 
 /// Control space for as many descriptors as one message may bring.
 const CONTROL_LEN: usize = rustix::cmsg_space!(ScmRights(objmapper_proto::limits::MAX_FDS));
 
-/// What became of a wait.
+/// The outcome of a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ready {
     Yes,
@@ -47,7 +51,7 @@ pub(crate) enum Ready {
 #[derive(Debug)]
 pub(crate) struct Socket(OwnedFd);
 
-/// Time left until `deadline`; `None` if it has passed.
+/// Returns the time until `deadline`; `None` if it has passed.
 pub(crate) fn left(deadline: Instant) -> Option<Duration> {
     deadline.checked_duration_since(Instant::now()).filter(|d| !d.is_zero())
 }
@@ -72,7 +76,7 @@ fn wait(fd: BorrowedFd<'_>, flags: PollFlags, deadline: Instant) -> Result<PollF
 }
 
 impl Socket {
-    /// A connection to the store.
+    /// Opens a connection to the store.
     pub(crate) fn open(target: &Target, deadline: Instant) -> Result<Self> {
         match target {
             Target::Path(path) => Self::connect(path, deadline),
@@ -86,7 +90,7 @@ impl Socket {
         }
     }
 
-    /// Connects. A full backlog is waited for until `deadline`, as the kernel would for ever.
+    /// Connects. Waits for room in a full backlog until `deadline`; the kernel would wait without bound.
     pub(crate) fn connect(path: &Path, deadline: Instant) -> Result<Self> {
         let address = SocketAddrUnix::new(path).map_err(Error::io("socket path"))?;
         let fd =
@@ -108,13 +112,13 @@ impl Socket {
 
     /// Takes a connected stream socket.
     pub(crate) fn from_connected(fd: OwnedFd) -> Result<Self> {
-        // Sends say DONTWAIT each time, and so do reads unless they may block for a tick.
+        // Each send passes MSG_DONTWAIT, and so does each read that must not block for a tick.
         rustix::io::ioctl_fionbio(&fd, false).map_err(Error::io("ioctl"))?;
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(READ_TICK)).map_err(Error::io("SO_RCVTIMEO"))?;
         Ok(Self(fd))
     }
 
-    /// Sends what the socket takes at once; 0 if it takes nothing now.
+    /// Sends what the socket takes at once and returns the number of bytes; 0 if it takes none now.
     pub(crate) fn send(&self, bytes: &[u8]) -> Result<usize> {
         let mut no_fds = SendAncillaryBuffer::default();
         loop {
@@ -129,16 +133,16 @@ impl Socket {
         }
     }
 
-    /// Waits until the socket can be written, or read when `or_read`.
+    /// Waits until the socket can be written or, with `or_read`, read.
     pub(crate) fn wait_writable(&self, or_read: bool, deadline: Instant) -> Result<Ready> {
         let flags = if or_read { PollFlags::OUT | PollFlags::IN } else { PollFlags::OUT };
         let revents = wait(self.0.as_fd(), flags, deadline)?;
         Ok(if revents.is_empty() { Ready::TimedOut } else { Ready::Yes })
     }
 
-    /// Ends both directions: every read and write, of other threads too, returns.
+    /// Shuts both directions down: every read and write returns, also in other threads.
     pub(crate) fn shut_down(&self) {
-        // Fails only if the peer has gone already, which is as good.
+        // Fails only if the peer has closed the connection, which has the same effect.
         let _ = shutdown(&self.0, Shutdown::Both);
     }
 }
@@ -156,7 +160,7 @@ struct Group {
     fds: Fds,
 }
 
-/// Received bytes that have not been understood yet, and the descriptors among them.
+/// Received bytes that are not decoded yet, and their descriptors.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     buf: Vec<u8>,
@@ -165,7 +169,7 @@ pub(crate) struct Inbox {
     /// Stream position of `buf[start]`.
     position: u64,
     groups: VecDeque<Group>,
-    /// The last read filled less than its room, so that the next one will have to wait.
+    /// True if the last read did not fill its buffer space, so that the next one would block.
     drained: bool,
     pub(crate) fds_received: u64,
 }
@@ -185,13 +189,13 @@ impl Default for Inbox {
 }
 
 impl Inbox {
-    /// What is there.
+    /// Returns the bytes that are not decoded yet.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.buf[self.start..self.end]
     }
 
-    /// Takes `frame` bytes, which have been understood, and behind them the bytes of `counts.len()` groups of
-    /// descriptors, of `counts` descriptors each. Those bytes must be there already.
+    /// Takes `frame` bytes, which are decoded, and behind them the bytes of `counts.len()` groups of
+    /// descriptors, of `counts` descriptors each. The buffer must hold all of these bytes.
     pub(crate) fn take(&mut self, frame: usize, counts: &[usize]) -> Result<Fds> {
         let mut fds = Fds::new();
         for (i, &expected) in counts.iter().enumerate() {
@@ -215,7 +219,7 @@ impl Inbox {
         let n = frame + counts.len();
         self.start += n;
         self.position += n as u64;
-        // Descriptors of a byte that has gone by were announced by nobody.
+        // No reply announced the descriptors of a byte that was taken as another one.
         let extra = self.groups.iter().take_while(|g| g.at < self.position).map(|g| g.fds.len()).sum::<usize>();
         if extra > 0 {
             return Err(ProtocolError::ExtraFds(extra).into());
@@ -223,8 +227,8 @@ impl Inbox {
         Ok(fds)
     }
 
-    /// Reads what has come, and waits for it until `deadline` (`None`: not at all). `needed` is how many
-    /// more bytes the frame at the start wants at least.
+    /// Reads what has arrived, and waits for it until `deadline`; without a deadline it does not wait. `needed` is the minimum
+    /// number of bytes that the first frame still needs.
     pub(crate) fn fill(&mut self, socket: &Socket, needed: usize, deadline: Option<Instant>) -> Result<Ready> {
         self.make_room(needed.max(READ_ROOM));
         loop {
@@ -232,7 +236,7 @@ impl Inbox {
                 None => RecvFlags::DONTWAIT,
                 Some(deadline) => match left(deadline) {
                     None => return Ok(Ready::TimedOut),
-                    // SO_RCVTIMEO ends it in time.
+                    // SO_RCVTIMEO ends the read after READ_TICK.
                     Some(left) if left >= READ_TICK => RecvFlags::empty(),
                     Some(_) => {
                         if self.drained && wait(socket.as_fd(), PollFlags::IN, deadline)?.is_empty() {
@@ -259,8 +263,8 @@ impl Inbox {
         }
     }
 
-    /// One recvmsg. `EPIPE` stands for the end of the stream, `EMSGSIZE` for descriptors that were cut off;
-    /// recvmsg itself answers neither on a stream socket.
+    /// Makes one recvmsg. `EPIPE` stands for the end of the stream, `EMSGSIZE` for truncated descriptors;
+    /// recvmsg itself returns neither on a stream socket.
     fn receive(&mut self, socket: &Socket, flags: RecvFlags) -> Result<(), Errno> {
         let mut space = [MaybeUninit::uninit(); CONTROL_LEN];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -271,7 +275,7 @@ impl Inbox {
             &mut control,
             flags | RecvFlags::CMSG_CLOEXEC,
         )?;
-        // Taken even when the message is refused, so that dropping them closes them.
+        // Taken even if the message is refused, so that they are closed.
         let mut fds = Fds::new();
         for item in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = item {
@@ -299,20 +303,20 @@ impl Inbox {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
             if self.buf.len() > 4 * READ_ROOM {
-                // A large frame has gone by; its room would stay for ever.
+                // A large frame was taken: its memory is freed.
                 self.buf = vec![0; 2 * READ_ROOM];
             }
         }
         if self.buf.len() - self.end < room {
             self.buf.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
-            // A frame's length is limited, so this is.
+            // Bounded, because the length of a frame is.
             self.buf.resize(self.buf.len().max(self.end + room), 0);
         }
     }
 }
 
-/// What has happened to a socket.
+/// An event of a watched socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Happened {
     /// Its peer has closed it.
@@ -321,8 +325,8 @@ pub(crate) enum Happened {
     Readable,
 }
 
-/// Waits until one of `sockets` is closed by its peer, or can be read if its flag is set, `wake` can be read, or the time is
-/// over; answers what has happened to which, by index.
+/// Waits until a peer closes one of `sockets`, one with its flag set can be read, `wake` can be read, or the timeout has
+/// passed. Returns the events by index.
 pub(crate) fn watch(
     sockets: &[(BorrowedFd<'_>, bool)],
     wake: BorrowedFd<'_>,
@@ -334,14 +338,14 @@ pub(crate) fn watch(
     let timeout = timeout.map(timespec);
     match poll(&mut fds, timeout.as_ref()) {
         Ok(_) => {}
-        // As good as a wake-up: the caller looks around and waits again.
+        // The same as a wake-up: the caller checks its state and waits again.
         Err(Errno::INTR) => return Vec::new(),
         Err(e) => {
             static FAILED: RateLimited = RateLimited::new(3, Duration::from_secs(60));
             if let Some(left_out) = FAILED.admit() {
                 log::error!("poll for closed connections: {e}{left_out}");
             }
-            // Out of memory, say: no reason to spin.
+            // The error may last (for example ENOMEM), so the thread pauses.
             std::thread::sleep(READ_TICK);
             return Vec::new();
         }

@@ -1,13 +1,13 @@
-//! What a client's user can know of its connections.
+//! The state of a client's connections, and the events that change it.
 
 use std::time::Instant;
 
 use objmapper_proto::ext::Token;
 
-/// Which protocol a connection speaks.
+/// The protocol that a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Version {
-    /// V1.
+    /// V1, without HELLO.
     V1,
     /// V2 without extensions.
     V2,
@@ -15,14 +15,14 @@ pub enum Version {
     Extended,
 }
 
-/// Whether the store can be reached, and how.
+/// The state of a client's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionState {
     /// Connected with extensions.
     Extended {
         /// The session, see [`Session::id`](crate::Session::id).
         session: u64,
-        /// How many connections are open.
+        /// The number of open connections.
         connections: usize,
     },
     /// Connected to a peer without extensions.
@@ -34,13 +34,13 @@ pub enum ConnectionState {
     },
     /// Not connected; reconnection runs in the background.
     Down {
-        /// Since when.
+        /// The time at which the last connection was lost, or the client was made.
         since: Instant,
     },
 }
 
 impl ConnectionState {
-    /// Whether calls are sent at all.
+    /// Returns true if calls are sent.
     #[must_use]
     pub fn is_up(&self) -> bool {
         !matches!(self, Self::Down { .. })
@@ -56,26 +56,26 @@ pub enum Event {
         /// What it speaks.
         version: Version,
     },
-    /// A session begins: the first, or a new one because the store no longer knows the one before.
+    /// A session begins: the first one, or a new one because the store no longer knows the former one.
     SessionStarted {
         /// Its number, see [`Session::id`](crate::Session::id).
         session: u64,
         /// The store's instance.
         instance: Token,
-        /// Whether there was a session before, which is lost with its pins, leases, private and ephemeral
+        /// True if there was a former session, which is lost with its pins, leases, private and ephemeral
         /// objects.
         lost_previous: bool,
-        /// Whether the store's memory tier has begun anew since then.
+        /// True if the store's memory tier has started empty since then.
         instance_changed: bool,
     },
     /// The same session goes on after the store had not been reached for a while.
     SessionResumed {
-        /// Its number.
+        /// The session's number.
         session: u64,
         /// The store's instance.
         instance: Token,
-        /// Whether the store's memory tier has begun anew: what was pinned there is gone, what was pinned on
-        /// disk is not.
+        /// True if the store's memory tier has started empty: its pinned objects are gone, those of the disk tier
+        /// are not.
         instance_changed: bool,
     },
     /// The last connection is lost.

@@ -1,17 +1,17 @@
-//! URIs from arbitrary parts: canonical, bounded, and two different lists of parts never give one URI.
+//! Makes URIs from arbitrary parts. The URIs are canonical and bounded, and different lists of parts have different URIs.
 
 use objmapper_proto::limits::{MAX_V01_SEGMENT, MAX_V01_URI};
 use objmapper_proto::{ObjUri, UriError};
 use sha2::{Digest, Sha256};
 
-/// What stands for an empty part. No percent-encoded text is a lone `%`.
+/// The encoding of an empty part. No percent-encoded text is a lone `%`.
 const EMPTY: &[u8] = b"%";
 
-/// The segment before the hash of parts that are too long. `h` is no hex digit, so that no part is encoded
-/// like this.
+/// The segment before the hash of parts that are too long. `h` is not a hex digit, so that no part has this
+/// encoding.
 const HASHED: &[u8] = b"/%h/";
 
-/// Bytes that [`UriSpace::uri`] may add to the prefix at most.
+/// Maximum number of bytes that [`UriSpace::uri`] adds to the prefix.
 const HASHED_LEN: usize = HASHED.len() + 64;
 
 /// A part of the name space, from which URIs are made.
@@ -33,10 +33,10 @@ pub struct UriSpace {
 }
 
 impl UriSpace {
-    /// The part of the name space whose URIs begin with these parts.
+    /// Makes the part of the name space whose URIs begin with `parts`.
     ///
     /// # Errors
-    /// If there are none, or they are too long to leave room for the rest: a prefix is never hashed, so that
+    /// If `parts` is empty, or too long to leave room for the rest: a prefix is never hashed, so that
     /// it can be listed.
     pub fn new(parts: &[&[u8]]) -> Result<Self, UriError> {
         let mut prefix = Vec::new();
@@ -55,7 +55,7 @@ impl UriSpace {
         if prefix.len() > limit {
             return Err(UriError::TooLong { len: prefix.len(), limit });
         }
-        // A v0.1 store takes these names for commands. No other part is encoded like that.
+        // A v0.1 store takes these names for commands. No other part has this encoding.
         if matches!(prefix.split(|&b| b == b'/').nth(1), Some(b"list" | b"backend" | b"delete")) {
             let first = format!("%{:02X}", prefix[1]);
             prefix.splice(1..2, first.into_bytes());
@@ -63,21 +63,21 @@ impl UriSpace {
         Ok(Self { prefix })
     }
 
-    /// What all its URIs begin with, for [`Client::list`](crate::Client::list). It ends with `/`.
+    /// Returns the prefix of all its URIs, for [`Client::list`](crate::Client::list). It ends with `/`.
     #[must_use]
     pub fn prefix(&self) -> Vec<u8> {
         [&self.prefix[..], b"/"].concat()
     }
 
-    /// The URI of these parts: each one percent-encoded, or all of them hashed (SHA-256) where that is too
-    /// long for a v0.1 store. At most [`MAX_V01_URI`] bytes.
+    /// Returns the URI of `parts`, of at most [`MAX_V01_URI`] bytes: each part is percent-encoded, or all of them are hashed
+    /// (SHA-256) if that is too long for a v0.1 store.
     #[must_use]
     pub fn uri(&self, parts: &[&[u8]]) -> ObjUri<'static> {
         let mut uri = self.prefix.clone();
         let mut hash = Sha256::new();
         let mut fits = true;
         for part in parts {
-            // Lengths make the hashed text unambiguous.
+            // The lengths make the hashed bytes unambiguous.
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part);
             if fits && part.len() <= MAX_V01_SEGMENT {
@@ -100,12 +100,12 @@ impl UriSpace {
     }
 }
 
-/// Percent-encoding of all but RFC 3986's unreserved bytes.
+/// Percent-encodes all bytes except the unreserved characters of RFC 3986, section 2.3.
 fn encode(part: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(part.len());
     match part {
         b"" => return EMPTY.to_vec(),
-        // The only texts of unreserved bytes that mean something else in a path.
+        // Dot segments have another meaning in a path.
         b"." | b".." => return b"%2E".repeat(part.len()),
         _ => {}
     }
@@ -119,7 +119,7 @@ fn encode(part: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Segments of unreserved bytes and `%`, none of them empty or made of dots: always a canonical URI.
+/// Makes a URI of encoded segments, which are neither empty nor dot segments: it is always canonical.
 fn canonical(uri: Vec<u8>) -> ObjUri<'static> {
     match ObjUri::parse(uri) {
         Ok(uri) => uri,

@@ -1,8 +1,8 @@
-//! What v0.1 offers: get-or-create and delete.
+//! The operations of a v0.1 peer: get-or-create and delete.
 //!
-//! A v0.1 store cannot look up without creating, publishes nothing atomically and hands everybody a writable
-//! descriptor. Whatever comes from it can be empty, torn, shortened at any time, or deleted already. So a
-//! reader reads ([`V01Object::read_at`]) instead of mapping, takes an empty object for a miss, and believes
+//! A v0.1 store cannot look up without creating, does not publish atomically, and gives every client a writable
+//! descriptor. A body from it can be empty, torn, shortened at any time, or deleted already. So a
+//! reader reads ([`V01Object::read_at`]) instead of mapping, takes an empty object for a miss, and uses
 //! a body only after it has validated it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,7 +21,7 @@ use crate::error::{Error, OpName, ProtocolError, Result};
 use crate::objects::found_or_not;
 use crate::state::Version;
 
-/// A file that a V1 or V2 request brought.
+/// A file received for a V1 or V2 request.
 #[derive(Debug)]
 pub struct V01Object {
     fd: OwnedFd,
@@ -29,23 +29,23 @@ pub struct V01Object {
 }
 
 impl V01Object {
-    /// Its size when it came, in bytes.
+    /// Returns the size in bytes at the time of receipt.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether there is nothing in it. With v0.1 that is a miss, whatever the store says: the object may
-    /// have been created by this very request, or its content lost.
+    /// Returns true if the file was empty. With v0.1 that is a miss, whatever the status: this request may
+    /// have created the object, or its content is lost.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Reads at an offset; less than asked for only at the end of the file, which may have moved.
+    /// Reads at `offset`. Returns fewer bytes than `buf` has only at the end of the file, which may have moved.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] if the read fails.
     pub fn read_at(&self, mut buf: &mut [u8], mut offset: u64) -> Result<usize> {
         let wanted = buf.len();
         while !buf.is_empty() {
@@ -62,7 +62,7 @@ impl V01Object {
         Ok(wanted - buf.len())
     }
 
-    /// The descriptor: open for reading and writing, close-on-exec, at offset 0.
+    /// Returns the descriptor: open for reading and writing, close-on-exec, at offset 0.
     #[must_use]
     pub fn into_fd(self) -> OwnedFd {
         self.fd
@@ -71,7 +71,7 @@ impl V01Object {
     fn new(fd: OwnedFd) -> Result<Self> {
         let stat = fstat(&fd).map_err(Error::io("fstat"))?;
         if stat.st_nlink == 0 {
-            // Two clients created it at once and this is the loser's file: what is written to it is lost.
+            // Two clients created it at once and this file was replaced: what is written to it is lost.
             return Err(Error::Unlinked);
         }
         Ok(Self { fd, len: u64::try_from(stat.st_size).unwrap_or_default() })
@@ -95,21 +95,21 @@ pub struct SegmentedObject {
     pub fds: Vec<OwnedFd>,
 }
 
-/// Where a new object should live.
+/// The tier for a new object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum V01Tier {
-    /// Where the store decides.
+    /// The store decides.
     #[default]
     Default,
-    /// In its ephemeral tier (V2 only).
+    /// The ephemeral tier (V2 only).
     Ephemeral,
 }
 
 impl Client {
-    /// The file of a URI, which is created empty if it is absent. Works with every peer.
+    /// Returns the file of a URI, and creates an empty one if it is absent. Works with every peer.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::Uri`] for what v0.1 would misunderstand (nothing is sent then),
+    /// See [`Error`]; [`Error::Uri`] for a URI that v0.1 would misinterpret (nothing is sent then),
     /// [`Error::Unlinked`] and status [`Storage`](crate::Status::Storage) when two clients have created it at once.
     pub fn get_or_create(&self, uri: &ObjUri<'_>, tier: V01Tier) -> Result<V01Object> {
         uri.check_v01()?;
@@ -126,7 +126,7 @@ impl Client {
         V01Object::new(fd)
     }
 
-    /// The segments of a URI's object (V2's mode `4`, which v0.1's library has and its server refuses).
+    /// Returns the segments of a URI's object (V2's mode `4`, which v0.1's library has and its server refuses).
     ///
     /// # Errors
     /// See [`Error`].

@@ -1,17 +1,17 @@
-//! Sets of counters: what each counts is written once, as its documentation, and is what varnishstat(1) shows.
+//! Sets of counters whose documentation in the source is what varnishstat(1) shows.
 //!
-//! [`counters!`] makes a structure of atomics and a [`Description`] of it. Where the atomics live is not decided here: in a
-//! test they are a plain value, in varnishd a segment of shared memory (`varnish-stevedore-sys`, `vsc::Segment`).
+//! [`counters!`] makes a structure of atomics and a [`Description`] of it. The user decides where the atomics are: in a
+//! test a plain value, in varnishd a segment of shared memory (`varnish-stevedore-sys`, `vsc::Segment`).
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
-/// What the value does.
+/// The kind of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// It only grows.
+    /// A value that only grows.
     Counter,
-    /// It goes up and down.
+    /// A value that goes up and down.
     Gauge,
 }
 
@@ -24,7 +24,7 @@ impl Kind {
     }
 }
 
-/// How the value is shown.
+/// The unit in which varnishstat shows a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// A number.
@@ -42,26 +42,26 @@ impl Format {
     }
 }
 
-/// One counter.
+/// The definition of one counter.
 #[derive(Debug)]
 pub struct Definition {
-    /// The name behind the last dot.
+    /// The part of the name behind the last dot.
     pub name: &'static str,
-    /// What the value does.
+    /// The kind of a value.
     pub kind: Kind,
-    /// How the value is shown.
+    /// The unit in which varnishstat shows a value.
     pub format: Format,
-    /// The field's documentation, a line of the source each.
+    /// The lines of the field's documentation.
     pub documentation: &'static [&'static str],
 }
 
 impl Definition {
-    /// The first paragraph of the documentation, in one line.
+    /// Returns the first paragraph of the documentation, in one line.
     pub fn summary(&self) -> String {
         self.paragraphs().into_iter().next().unwrap_or_default()
     }
 
-    /// What follows the summary, a line per paragraph.
+    /// Returns the paragraphs after the summary.
     pub fn details(&self) -> String {
         self.paragraphs().into_iter().skip(1).collect::<Vec<_>>().join("\n\n")
     }
@@ -81,18 +81,18 @@ pub struct Description {
 }
 
 impl Description {
-    /// For [`counters!`].
+    /// Makes a description; used by [`counters!`].
     pub const fn new(name: &'static str, definitions: &'static [Definition]) -> Description {
         Description { name, definitions, document: OnceLock::new() }
     }
 
-    /// The counters.
+    /// Returns the counters' definitions.
     pub fn definitions(&self) -> &'static [Definition] {
         self.definitions
     }
 
-    /// The JSON that Varnish's programs read about a segment of counters, as its `vsctool.py` makes it. Always the same
-    /// text at the same address: varnishd knows a document by that.
+    /// Returns the JSON that Varnish's programs read about a segment of counters, in the form of `vsctool.py`. It is always the same
+    /// text at the same address, by which varnishd identifies a document.
     pub fn document(&'static self) -> &'static str {
         self.document.get_or_init(|| {
             let elements: serde_json::Map<String, serde_json::Value> = self
@@ -133,7 +133,7 @@ impl Description {
 /// The type must be `repr(C)`, consist of an [`AtomicU64`] for each of the definitions, in their order, and of nothing else: it
 /// is read in memory that holds zeros at first, and by other processes.
 pub unsafe trait CounterSet: Sync + 'static {
-    /// What the structure's fields count.
+    /// Returns the description of the structure's fields.
     fn description() -> &'static Description;
 }
 

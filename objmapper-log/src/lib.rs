@@ -1,7 +1,7 @@
 //! A bound on log lines that can repeat.
 //!
-//! A line that a peer, a client or a disk can bring about again and again goes through a [`RateLimited`], which counts
-//! the lines that it leaves out. The next line that it admits says how many they were:
+//! A line that a peer, a client or a disk can cause repeatedly goes through a [`RateLimited`], which counts
+//! the lines that it leaves out. The next line that it admits ends with their number:
 //!
 //! ```
 //! use objmapper_log::RateLimited;
@@ -51,13 +51,13 @@ impl fmt::Display for LeftOut {
 }
 
 impl RateLimited {
-    /// At most `lines` lines per `interval`. An interval begins with the first line after the previous one has ended.
+    /// Admits at most `lines` lines per `interval`. An interval begins with the first line after the previous one has ended.
     #[must_use]
     pub const fn new(lines: u32, interval: Duration) -> Self {
         Self { lines, interval, window: Mutex::new(Window { began: None, admitted: 0, left_out: 0 }) }
     }
 
-    /// Asks for one line. `None`: the line is to be left out, and has been counted.
+    /// Admits one line, or counts it as left out and returns `None`.
     pub fn admit(&self) -> Option<LeftOut> {
         self.admit_at(Instant::now())
     }

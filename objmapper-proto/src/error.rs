@@ -1,8 +1,8 @@
-//! What a decoder or an encoder has to say when it has no value.
+//! Errors of decoders and encoders.
 
 use crate::uri::UriError;
 
-/// Why a decoder has no value.
+/// The reason why a decoder returns no value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// The frame has not arrived whole: at least `needed` more bytes are to come. Never 0.
@@ -16,7 +16,7 @@ pub enum DecodeError {
     Malformed(#[from] Malformed),
 }
 
-/// What is wrong with bytes that cannot be decoded.
+/// The defect of bytes that cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// A length or count is over its limit in [`crate::limits`].
@@ -29,7 +29,7 @@ pub enum Malformed {
         /// What it may say at most.
         limit: u64,
     },
-    /// A number that stands for nothing.
+    /// A number without a meaning.
     #[error("{field} {value:#04x} is unknown")]
     Unknown {
         /// Name of the field.

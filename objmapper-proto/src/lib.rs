@@ -1,8 +1,8 @@
 //! The wire types of objmapper, without I/O.
 //!
 //! An objmapper server answers a URI with an open file descriptor over a Unix socket. This crate knows the
-//! bytes that go over that socket and nothing else: it neither reads nor writes, so that a streaming
-//! client, a server and a test can all use it on byte buffers of their own.
+//! bytes on that socket only: it neither reads nor writes, so that a
+//! client, a server and a test can use it on byte buffers of their own.
 //!
 //! * [`v1`]: one request, one response, no ids.
 //! * [`v2`]: HELLO, requests with ids, segmented responses, CLOSE.

@@ -1,4 +1,4 @@
-//! Every length that a peer may announce has its limit here, with the reason for it.
+//! The limits of every length that a peer may announce, each with its reason.
 
 /// Longest URI, in bytes: what v0.1 accepts; longer ones end the connection there.
 pub const MAX_URI: usize = 4096;
@@ -16,8 +16,8 @@ pub const MAX_METADATA: usize = 1024;
 /// Most segments of a V2 segmented response: v0.1's own limit.
 pub const MAX_SEGMENTS: usize = 64;
 
-/// Most inline bytes of a V2 segmented response. `copy_len` could announce 64 × 4 GiB, which nobody should
-/// have to buffer; an inline segment is meant for heads and short bodies.
+/// Most inline bytes of a V2 segmented response. `copy_len` could announce 64 × 4 GiB, which no client can
+/// buffer; an inline segment is meant for heads and short bodies.
 pub const MAX_INLINE: usize = 1 << 20;
 
 /// Deepest pipeline that HELLO may ask for or grant: v0.1's own limit.

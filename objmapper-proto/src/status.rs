@@ -36,7 +36,7 @@ macro_rules! status {
 }
 
 status! {
-    /// Done.
+    /// The request was carried out.
     Ok = 0x00, "ok";
     /// There is no such object.
     NotFound = 0x01, "not found";
@@ -54,7 +54,7 @@ status! {
     Storage = 0x11, "storage error";
     /// The server is out of memory.
     Memory = 0x12, "out of memory";
-    /// Nothing came of it in time.
+    /// There was no outcome in time.
     Timeout = 0x13, "timeout";
     /// The server cannot serve now.
     Unavailable = 0x14, "unavailable";
@@ -66,7 +66,7 @@ status! {
     Capability = 0x22, "capability not negotiated";
     /// A precondition failed, or the URI was deleted after the private object was created.
     Conflict = 0x30, "conflict";
-    /// Someone still holds a writable descriptor or mapping of the object.
+    /// A process still holds a writable descriptor or mapping of the object.
     Busy = 0x31, "busy: still open for writing";
     /// The session is unknown, or the connection has none.
     UnknownSession = 0x32, "unknown session";

@@ -1,4 +1,4 @@
-//! URIs: parsed once, canonical ever after.
+//! URIs: an [`ObjUri`] is checked once, when it is made, and is canonical from then on.
 
 use std::borrow::{Borrow, Cow};
 use std::fmt;
@@ -20,7 +20,7 @@ use crate::limits::{MAX_URI, MAX_V01_SEGMENT, MAX_V01_URI};
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjUri<'a>(Cow<'a, [u8]>);
 
-/// Why bytes are not an [`ObjUri`].
+/// The rule of [`ObjUri`] that bytes break.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UriError {
     /// No byte at all.
@@ -29,7 +29,7 @@ pub enum UriError {
     /// Longer than the limit.
     #[error("{len} bytes long, the limit is {limit}")]
     TooLong {
-        /// Its length.
+        /// Length of the bytes.
         len: usize,
         /// The limit.
         limit: usize,
@@ -70,25 +70,25 @@ impl<'a> ObjUri<'a> {
         Ok(Self(bytes))
     }
 
-    /// Its bytes.
+    /// Returns the URI's bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// Free of the buffer that it was read from.
+    /// Returns a URI that owns its bytes.
     #[must_use]
     pub fn into_owned(self) -> ObjUri<'static> {
         ObjUri(Cow::Owned(self.0.into_owned()))
     }
 
-    /// The same URI, borrowed.
+    /// Returns the same URI, borrowed.
     #[must_use]
     pub fn borrowed(&self) -> ObjUri<'_> {
         ObjUri(Cow::Borrowed(&self.0))
     }
 
-    /// Whether a v0.1 server takes it for what it is: short enough for its paths, no reserved name.
+    /// Checks that a v0.1 server interprets the URI correctly: it is short enough for the server's paths, and no reserved name.
     ///
     /// # Errors
     /// The first rule that it breaks.

@@ -22,12 +22,12 @@ impl<'a> Reader<'a> {
         Self { buf, pos: 0 }
     }
 
-    /// How many bytes have been taken.
+    /// Returns the number of bytes that were taken.
     pub(crate) fn used(&self) -> usize {
         self.pos
     }
 
-    /// How many bytes are left.
+    /// Returns the number of bytes that are left.
     pub(crate) fn left(&self) -> usize {
         self.buf.len() - self.pos
     }
@@ -62,7 +62,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// `value`, if it does not go beyond `limit`.
+/// Returns `value`, or an error if it is above `limit`.
 pub(crate) fn limited(field: &'static str, value: u64, limit: usize) -> Result<usize, Malformed> {
     let limit64 = limit as u64;
     if value > limit64 {
@@ -155,13 +155,13 @@ macro_rules! byte_flags {
         pub struct $name(u8);
 
         impl $name {
-            /// None.
+            /// No flag.
             pub const NONE: Self = Self(0);
             $($(#[$flag_doc])* pub const $flag: Self = Self($bit);)+
 
             const KNOWN: u8 = $($bit)|+;
 
-            /// From the wire.
+            /// Makes a set from the byte on the wire.
             ///
             /// # Errors
             /// If reserved bits are set.
@@ -170,13 +170,13 @@ macro_rules! byte_flags {
                 Ok(Self(bits))
             }
 
-            /// As on the wire.
+            /// Returns the byte on the wire.
             #[must_use]
             pub const fn bits(self) -> u8 {
                 self.0
             }
 
-            /// Whether all of `other` are set.
+            /// Returns true if all of `other` are set.
             #[must_use]
             pub const fn contains(self, other: Self) -> bool {
                 self.0 & other.0 == other.0

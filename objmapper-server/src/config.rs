@@ -10,8 +10,8 @@ use serde::Deserialize;
 use crate::net::ListenConfig;
 use crate::store::{DiskTier, MIN_LIMIT, MemoryTier, OnDamage, StoreConfig};
 
-/// A size, a time or a name that cannot be used. The text names the option, the value, what is
-/// allowed and what to do.
+/// A value of an option that cannot be used. The text names the option, the value, the allowed values and the
+/// remedy.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(String);
@@ -39,7 +39,7 @@ pub struct Options {
     /// Size of the disk tier, at least 1M
     #[arg(long, value_name = "SIZE")]
     pub disk: Option<String>,
-    /// What becomes of the files of a disk tier whose index cannot be read: discard, or keep (moved to
+    /// Treatment of the files of a disk tier whose index cannot be read: discard, or keep (moved to
     /// objmapper-store/damaged, outside the limit) [default: discard]
     #[arg(long, value_name = "WHAT")]
     pub on_damage: Option<String>,
@@ -52,7 +52,7 @@ pub struct Options {
     /// Group of the socket, a name or a number
     #[arg(long, value_name = "GROUP")]
     pub socket_group: Option<String>,
-    /// User that may connect (may be repeated); without lists, whoever the socket's mode lets
+    /// User that may connect (may be repeated); without lists, the socket's mode alone decides
     #[arg(long, value_name = "USER")]
     pub allow_uid: Vec<String>,
     /// Primary group that may connect (may be repeated)
@@ -61,16 +61,16 @@ pub struct Options {
     /// Threads that serve connections, 1 to 64 [default: 2]
     #[arg(long, value_name = "N")]
     pub threads: Option<u8>,
-    /// Most connections at a time [default: 1024]
+    /// Maximum number of connections [default: 1024]
     #[arg(long, value_name = "N")]
     pub max_connections: Option<usize>,
-    /// Most private (uncommitted) objects at a time [default: 4096]
+    /// Maximum number of private (uncommitted) objects [default: 4096]
     #[arg(long, value_name = "N")]
     pub max_private: Option<usize>,
-    /// How long a session without connections lives [default: 60s]
+    /// Time that a session lives without connections [default: 60s]
     #[arg(long, value_name = "TIME")]
     pub session_grace: Option<String>,
-    /// How long connections may finish what they have begun after SIGTERM [default: 10s]
+    /// Time that connections have to finish their requests after SIGTERM [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub drain_timeout: Option<String>,
     /// Give v0.1 clients writable descriptors of objects that exist, as v0.1 does
@@ -78,35 +78,35 @@ pub struct Options {
     pub legacy_writable: bool,
 }
 
-/// Usable options.
+/// The checked options, with the defaults filled in.
 #[derive(Debug)]
 pub struct Config {
-    /// The store's.
+    /// Configuration of the store.
     pub store: StoreConfig,
-    /// The socket's.
+    /// Configuration of the listening socket.
     pub listen: ListenConfig,
-    /// For [`crate::net::Server::drain`].
+    /// The timeout of [`crate::net::Server::drain`].
     pub drain_timeout: Duration,
 }
 
 impl Config {
-    /// Reads the command line of this process, and the file it names. Ends the process for `--help`
+    /// Reads the command line of this process, and the file that it names. Ends the process for `--help`
     /// and for an unknown option.
     pub fn from_args() -> Result<Self, ConfigError> {
         Options::parse().resolve()
     }
 
-    /// Descriptors that the process may need at once.
+    /// Returns the number of descriptors that the process may need at once.
     pub fn descriptors(&self) -> u64 {
-        // Tiers, index, pollers, log; then a socket per connection, one descriptor per private
-        // object, and a bounded number that wait in replies.
+        // The fixed part is for tiers, index, pollers, log and the descriptors in unsent replies. Each connection takes a socket,
+        // each private object one descriptor.
         const FIXED: u64 = 128;
         (self.listen.max_connections + self.store.max_private) as u64 + FIXED
     }
 }
 
 impl Options {
-    /// Merges with the file, checks, and fills in the defaults.
+    /// Merges the options with the file's, checks them, and fills in the defaults.
     pub fn resolve(self) -> Result<Config, ConfigError> {
         let options = match &self.config {
             Some(path) => self.clone().over(read_file(path)?),
@@ -115,7 +115,7 @@ impl Options {
         options.check()
     }
 
-    /// What the command line has, else what the file has.
+    /// Returns each option of the command line or, where it is absent, of the file.
     fn over(self, file: Options) -> Options {
         let list = |ours: Vec<String>, theirs| if ours.is_empty() { theirs } else { ours };
         Options {
@@ -197,21 +197,15 @@ fn read_file(path: &Path) -> Result<Options, ConfigError> {
     toml::from_str(&text).map_err(|e| wrong(&e))
 }
 
-fn in_range(
-    option: &str,
-    value: Option<usize>,
-    default: usize,
-    least: usize,
-    most: usize,
-) -> Result<usize, ConfigError> {
+fn in_range(option: &str, value: Option<usize>, default: usize, min: usize, max: usize) -> Result<usize, ConfigError> {
     let value = value.unwrap_or(default);
-    if (least..=most).contains(&value) {
+    if (min..=max).contains(&value) {
         return Ok(value);
     }
-    Err(ConfigError(format!("{option} {value}: it must be from {least} to {most}")))
+    Err(ConfigError(format!("{option} {value}: it must be from {min} to {max}")))
 }
 
-/// `1G`, `512M`, `4096`: bytes, in powers of 1024.
+/// Parses a number of bytes such as `1G`, `512M` or `4096`. Suffixes are powers of 1024.
 pub fn parse_size(option: &str, text: &str) -> Result<u64, ConfigError> {
     let wrong =
         || ConfigError(format!("{option} {text}: not a size; give a number with K, M, G or T behind it, such as 512M"));
@@ -232,7 +226,7 @@ pub fn parse_size(option: &str, text: &str) -> Result<u64, ConfigError> {
 fn tier_size(option: &str, text: &str) -> Result<u64, ConfigError> {
     let size = parse_size(option, text)?;
     if size < MIN_LIMIT {
-        return Err(ConfigError(format!("{option} {text}: too small, the least is 1M")));
+        return Err(ConfigError(format!("{option} {text}: too small, the minimum is 1M")));
     }
     Ok(size)
 }
@@ -265,7 +259,7 @@ fn parse_mode(text: &str) -> Result<u32, ConfigError> {
         .ok_or_else(|| ConfigError(format!("--socket-mode {text}: not permission bits; give octal ones, such as 660")))
 }
 
-/// A number, or a name in `/etc/passwd` or `/etc/group`.
+/// Returns the id of a user or group that is given as a number, or as a name in `/etc/passwd` or `/etc/group`.
 fn id_of(option: &str, name: &str, file: &str) -> Result<u32, ConfigError> {
     if let Ok(id) = name.parse() {
         return Ok(id);

@@ -2,7 +2,7 @@
 //!
 //! [`store`] is the store itself: it runs inside `objmapperd`, and the same code runs embedded in
 //! another process (the Varnish storage engine without a `socket=` option). An object is a file in
-//! the directory of a *tier* (a private tmpfs of our own, or a directory on disk), published by
+//! the directory of a *tier* (a detached tmpfs, or a directory on disk), published by
 //! linking an unnamed temporary file; readers hold descriptors, never memory of this process.
 //!
 //! With the feature `daemon` (on by default) the modules `net` and `config` serve the store on a

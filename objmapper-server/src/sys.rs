@@ -1,5 +1,5 @@
-//! The system calls that no safe wrapper offers. All `unsafe` of this crate that is not the
-//! user-namespace helper (`store/userns.rs`) is here.
+//! System calls that no safe wrapper offers. The crate's other `unsafe` code is the user-namespace helper
+//! (`store/userns.rs`) and the board's atomics (`store/board.rs`).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// `F_SETSIG` of `asm-generic/fcntl.h`, which the `libc` crate leaves out.
 const F_SETSIG: libc::c_int = 10;
 
-/// Tells whether nobody holds the file of `fd` open for writing, by descriptor or by a writable
+/// Returns true if no process holds the file of `fd` open for writing, by a descriptor or by a writable
 /// shared mapping. `fd` must be read-only.
 ///
 /// The kernel grants a read lease only while the inode's count of writers is zero, so asking for

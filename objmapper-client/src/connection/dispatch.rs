@@ -1,4 +1,4 @@
-//! From received bytes to the callers that wait for them.
+//! Decodes received bytes and delivers each answer to the caller that waits for it. Runs on the leader's thread.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +15,7 @@ use crate::socket::Inbox;
 use crate::state::Version;
 
 impl Connection {
-    /// Understands what is there; answers how many bytes the next frame still needs at least.
+    /// Decodes and delivers the complete frames. Returns the minimum number of bytes that the next frame still needs.
     pub(super) fn hand_out(&self, inbox: &mut Inbox) -> Result<usize> {
         loop {
             let step = match self.version {
@@ -33,7 +33,7 @@ impl Connection {
 
     fn hand_out_v1(&self, inbox: &mut Inbox) -> Result<(), Step> {
         let (response, used) = v1::Response::decode(inbox.bytes())?;
-        // V1 has no ids; its depth is 1.
+        // V1 has no ids, and its pipeline has a depth of 1.
         let id = *self.table.lock().inflight.keys().next().ok_or(ProtocolError::UnknownId(0))?;
         self.hand_out_v01(inbox, id, Reply01::of(&response), used)
     }
@@ -88,7 +88,7 @@ impl Connection {
                 let fds = inbox.take(used, &vec![1; count])?;
                 Ok(self.deliver(id, Answer { status, body, fds })?)
             }
-            // Only after a CLOSE, which is never sent while anything is outstanding.
+            // Follows a CLOSE only, which is never sent while a request is outstanding.
             ServerFrame::CloseAck { .. } => Err(Error::Closed.into()),
         }
     }
@@ -113,7 +113,7 @@ impl Connection {
         self.table.lock().inflight.get(&id).map(|s| s.expect).ok_or(ProtocolError::UnknownId(id))
     }
 
-    /// Hands an answer to its caller. If the caller has gone, what the answer gives is given back.
+    /// Delivers an answer to its caller. If the caller has gone, what the answer gives is given back.
     fn deliver(&self, id: u32, answer: Answer) -> Result<()> {
         Counters::add(&self.counters.answers, 1);
         self.answered.store(true, Ordering::Relaxed);
@@ -135,11 +135,11 @@ impl Connection {
         if matches!(slot.expect, Expect::Ext(_)) {
             table.read += 1;
         }
-        self.left(&mut table);
+        self.slot_removed(&mut table);
         drop(table);
         let Some(answer) = answer else { return Ok(()) };
         if Arc::strong_count(&slot) == 1 {
-            // Nothing holds the other end; the descriptors are closed with the answer.
+            // The caller has gone; the descriptors are closed with the answer.
             Counters::add(&self.counters.late_answers, 1);
         }
         if let Some(late) = slot.complete(Ok(answer)) {
@@ -149,7 +149,7 @@ impl Connection {
     }
 }
 
-/// What a V1 or V2 response says, free of the buffer.
+/// The content of a V1 or V2 response, copied out of the buffer.
 struct Reply01 {
     status: Status,
     message: Box<str>,
@@ -165,7 +165,7 @@ fn message(text: Option<&[u8]>) -> Box<str> {
     text.map(|t| String::from_utf8_lossy(t).into_owned().into()).unwrap_or_default()
 }
 
-/// Why there is no further answer to hand out.
+/// The reason why no further answer can be delivered.
 enum Step {
     Needs(usize),
     Broken(Error),

@@ -2,10 +2,10 @@
 //!
 //! | the answer | what is done |
 //! |---|---|
-//! | comes late, gives a lease or a private object | these are given up in the background, by their numbers |
-//! | comes late, reports a pin | the connection is given up before the answer counts as read: the store takes the pin back |
-//! | is never read: the connection is lost | the store is told how many answers were read, and takes back what later ones gave |
-//! | was read, and its caller does not take it | given up in the background; the pins that it asked for are released |
+//! | comes late, gives a lease or a private object | these are given back in the background, by their numbers |
+//! | comes late, reports a pin | the connection is failed before the answer counts as read: the store takes the pin back |
+//! | is never read, because the connection is lost | LOST tells the store how many answers were read, and it takes back what later ones gave |
+//! | was read, and its caller does not take it | given back in the background; the pins that it asked for are released |
 
 use objmapper_proto::ext::Want;
 use objmapper_proto::{Status, ext};
@@ -16,14 +16,14 @@ use crate::deferred::Item;
 use crate::socket::Ready;
 
 impl Connection {
-    /// Of a lost connection that the store has numbered: what its unread replies gave is to be taken back.
+    /// Returns the item for LOST, if the store has numbered this lost connection: it takes back what unread replies gave.
     pub(crate) fn unread(&self) -> Option<Item> {
         let connection = self.number?;
         let table = self.table.lock();
         table.dead.is_some().then_some(Item::Lost { connection, read: table.read })
     }
 
-    /// The caller does not want the answer any more. What it gives, or has given already, is given back; of pins those that
+    /// Drops the caller's interest in an answer. What it gives, or has given, is given back; of its pins those that
     /// `wants` asked for.
     pub(crate) fn forget(&self, ticket: &Ticket, wants: &[Want]) {
         let answer = ticket.slot.take_or_abandon();
@@ -42,12 +42,12 @@ impl Connection {
         }
     }
 
-    /// Returns true if an answer is outstanding whose caller has gone: what it gives is held until it is read.
+    /// Returns true if an answer is outstanding whose caller has gone. The store holds what it gives until it is read.
     pub(crate) fn awaits_late(&self) -> bool {
         self.table.lock().inflight.values().any(|slot| slot.is_abandoned())
     }
 
-    /// Hands out what has come, unless a caller reads anyway.
+    /// Reads and delivers what has arrived, unless a caller is reading.
     pub(crate) fn read_late(&self) {
         {
             let mut table = self.table.lock();
@@ -56,14 +56,14 @@ impl Connection {
             }
             table.leading = true;
         }
-        // An error has been told to all.
+        // After an error all slots have been completed with it.
         while matches!(self.read(None), Ok(Ready::Yes)) {}
         let mut table = self.table.lock();
         table.leading = false;
-        self.pass_on(&mut table);
+        self.promote_next(&mut table);
     }
 
-    /// Gives back what a late answer gave: it would be held until its session ends, and nothing uses it.
+    /// Gives back what a late answer gave; otherwise the store would hold it, unused, until the session ends.
     pub(super) fn give_back(&self, expect: Expect, answer: &Answer) {
         let (Expect::Ext(op), Status::Ok, Body::Payload(payload)) = (expect, answer.status, &answer.body) else {
             return;

@@ -1,32 +1,32 @@
 //! The board: a page of counters that a store shares with its clients, and the fences on it.
 //!
-//! This module knows where things are; `objmapper-client` and `objmapper-server` map it. All integers on the
-//! board are in the machine's own byte order: nobody reads it from another machine.
+//! This module defines the layout; `objmapper-client` and `objmapper-server` map the board. All integers on the
+//! board are in the machine's own byte order, because no other machine reads it.
 
 use crate::uri::ObjUri;
 
-/// What a board begins with.
+/// The first bytes of a board.
 pub const MAGIC: [u8; 8] = *b"OBJMBORD";
 
 /// Version of the layout.
 pub const VERSION: u32 = 1;
 
-/// Fences on a board.
+/// Number of fences on a board.
 pub const SHARDS: u32 = 4096;
 
-/// Pairs of counters for bans on a board.
+/// Number of slots on a board: pairs of counters for bans.
 pub const SLOTS: u32 = 64;
 
-/// Bytes of the header: a page, so that what is written often is not beside it.
+/// Bytes of the header: a page, so that counters share no cache line with it.
 pub const HEADER_LEN: usize = 4096;
 
-/// Where the layout's version is in the header.
+/// Offset of the layout's version in the header.
 pub const AT_VERSION: usize = 8;
-/// Where the number of fences is.
+/// Offset of the number of fences.
 pub const AT_SHARDS: usize = 12;
-/// Where the number of slots is.
+/// Offset of the number of slots.
 pub const AT_SLOTS: usize = 16;
-/// Where the board's own random name is (16 bytes).
+/// Offset of the board's random id (16 bytes).
 pub const AT_ID: usize = 32;
 
 /// Bytes from a slot to the next: a cache line for each of its two counters.
@@ -55,12 +55,13 @@ pub enum Word {
     Announced(u32),
     /// Bans recorded in a slot.
     Recorded(u32),
-    /// A fence.
+    /// The value of a fence.
     Fence(u32),
 }
 
 impl Word {
-    /// Its offset in bytes: a multiple of 8, and at least 8 below [`SIZE`]. Numbers wrap at the end of their kind.
+    /// Returns the counter's offset in bytes: a multiple of 8, and at most [`SIZE`] - 8. Numbers are taken modulo the count of
+    /// their kind.
     #[must_use]
     pub const fn offset(self) -> usize {
         match self {
@@ -71,13 +72,13 @@ impl Word {
     }
 }
 
-/// The slot of a part of the name space that has a ban log of its own: FNV-1a-64 of its prefix modulo [`SLOTS`].
+/// Returns the slot of a part of the name space with a ban log of its own: FNV-1a-64 of its prefix modulo [`SLOTS`].
 #[must_use]
 pub fn slot_of(prefix: &[u8]) -> u32 {
     (fnv1a(prefix) % u64::from(SLOTS)) as u32 // below SLOTS
 }
 
-/// A fence as somebody saw it. A DELETE of one of its URIs moves it, so that a COMMIT which carries the former value
+/// A fence and a value that it had. A DELETE of one of its URIs moves the fence, so that a COMMIT with the former value
 /// fails: what was fetched before the DELETE is not published after it.
 ///
 /// ```
@@ -87,20 +88,20 @@ pub fn slot_of(prefix: &[u8]) -> u32 {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fence {
-    /// Which: below [`SHARDS`].
+    /// The fence's number, below [`SHARDS`].
     pub shard: u32,
-    /// Its value.
+    /// The value that the fence had.
     pub value: u64,
 }
 
 impl Fence {
-    /// Which fence a URI has: FNV-1a-64 of its bytes modulo [`SHARDS`].
+    /// Returns the number of a URI's fence: FNV-1a-64 of its bytes modulo [`SHARDS`].
     #[must_use]
     pub fn shard_of(uri: &ObjUri<'_>) -> u32 {
         Self::shard_of_bytes(uri.as_bytes())
     }
 
-    /// [`Self::shard_of`] of a URI's bytes.
+    /// Returns the number of the fence of a URI that is given as bytes.
     #[must_use]
     pub fn shard_of_bytes(uri: &[u8]) -> u32 {
         (fnv1a(uri) % u64::from(SHARDS)) as u32 // below SHARDS

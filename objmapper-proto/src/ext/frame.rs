@@ -1,4 +1,4 @@
-//! The two frames, delimited but not yet understood.
+//! The two frames of the extensions, delimited but not decoded.
 
 use crate::error::{DecodeError, EncodeError};
 use crate::limits::{MAX_FDS, MAX_MESSAGE, MAX_PAYLOAD};
@@ -9,13 +9,13 @@ use crate::wire::{Put, Reader, limited};
 /// `10 id u32, op u8, flags u8, len u32, payload`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestFrame<'a> {
-    /// The reply bears the same.
+    /// The request's id, which the reply repeats.
     pub id: u32,
-    /// An [`Op`](super::Op), or what a later version knows.
+    /// An [`Op`](super::Op), or an operation of a later version.
     pub op: u8,
     /// Flags of the operation.
     pub flags: u8,
-    /// See [`Request::parse`](super::Request::parse).
+    /// The payload, for [`Request::parse`](super::Request::parse).
     pub payload: &'a [u8],
 }
 
@@ -27,11 +27,11 @@ pub struct ReplyFrame<'a> {
     pub id: u32,
     /// The request's.
     pub op: u8,
-    /// How it went.
+    /// The outcome of the request.
     pub status: Status,
-    /// How many descriptors follow.
+    /// The number of descriptors that follow.
     pub nfds: u8,
-    /// With status OK see [`Reply::parse`](super::Reply::parse), else a message.
+    /// With status OK the payload for [`Reply::parse`](super::Reply::parse), else a message.
     pub payload: &'a [u8],
 }
 
@@ -95,7 +95,7 @@ impl<'a> ReplyFrame<'a> {
         out.put_u8(nfds);
     }
 
-    /// Appends a reply that says why there is none: `status` and a message, cut to its limit.
+    /// Appends the reply to a failed request: `status` and a message, truncated to its limit.
     pub fn encode_failure(id: u32, op: u8, status: Status, message: &str, out: &mut Vec<u8>) {
         Self::head(id, op, status, 0, out);
         let message = cut_message(message);
@@ -103,20 +103,20 @@ impl<'a> ReplyFrame<'a> {
         out.put(message.as_bytes());
     }
 
-    /// The message of a reply that is not OK. Bytes that are not UTF-8 are replaced: it is for a log.
+    /// Returns the message of a reply that is not OK. Bytes that are not UTF-8 are replaced, as the text is for a log.
     #[must_use]
     pub fn message(&self) -> String {
         message(self.payload)
     }
 }
 
-/// A message that was received, for a log.
+/// Returns a received message as text for a log.
 pub(super) fn message(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_MESSAGE)]);
     cut_message(&text).to_owned()
 }
 
-/// `text`, cut at a character boundary so that it is at most `MAX_MESSAGE` bytes.
+/// Truncates `text` at a character boundary to at most `MAX_MESSAGE` bytes.
 pub(super) fn cut_message(text: &str) -> &str {
     let mut end = text.len().min(MAX_MESSAGE);
     while !text.is_char_boundary(end) {

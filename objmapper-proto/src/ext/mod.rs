@@ -1,8 +1,8 @@
 //! The extensions of V2: look up without creating, private creation and commit, delete, list, leases, batches.
 //!
 //! `EXTENSIONS.md` beside this crate defines them. A frame is delimited first ([`RequestFrame`],
-//! [`ReplyFrame`]) and understood second ([`Request`], [`Reply`]): a payload that means nothing is answered
-//! with a status, and only a frame that cannot be delimited ends the connection.
+//! [`ReplyFrame`]) and decoded second ([`Request`], [`Reply`]). A payload that cannot be decoded is answered
+//! with a status; only a frame that cannot be delimited ends the connection.
 //!
 //! ```
 //! use objmapper_proto::{DecodeError, ObjUri, ext, v2};

@@ -1,4 +1,4 @@
-//! Operation codes.
+//! Operation codes of the extensions, the flags of each, and the operations that a BATCH may have.
 
 use crate::error::Malformed;
 
@@ -6,7 +6,7 @@ use crate::error::Malformed;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Op {
-    /// Begin or go on with a session.
+    /// Begin or resume a session.
     Attach = 0x01,
     /// Look up without creating.
     Lookup = 0x02,
@@ -16,7 +16,7 @@ pub enum Op {
     Reserve = 0x04,
     /// Publish a private object.
     Commit = 0x05,
-    /// Throw a private object away.
+    /// Abort a private object.
     Abort = 0x06,
     /// Delete a published object.
     Delete = 0x07,
@@ -24,22 +24,22 @@ pub enum Op {
     Stat = 0x08,
     /// List by prefix, a page at a time.
     List = 0x09,
-    /// Wait for a URI, or be the one to fetch it.
+    /// Wait for a URI, or get the lease to fetch it.
     Lease = 0x0a,
-    /// Give a lease up.
+    /// End a lease.
     Unlease = 0x0b,
-    /// Drop pins.
+    /// Drop pins of objects.
     Release = 0x0c,
     /// Several operations in one frame.
     Batch = 0x0d,
-    /// End the session.
+    /// End the session at once.
     Detach = 0x0e,
-    /// Give back what the unread replies of a lost connection gave.
+    /// Take back what the unread replies of a lost connection gave.
     Lost = 0x0f,
 }
 
 impl Op {
-    /// All of them.
+    /// All operations.
     pub const ALL: [Self; 15] = [
         Self::Attach,
         Self::Lookup,
@@ -58,19 +58,19 @@ impl Op {
         Self::Lost,
     ];
 
-    /// The byte on the wire.
+    /// Returns the byte on the wire.
     #[must_use]
     pub const fn code(self) -> u8 {
         self as u8
     }
 
-    /// Whether it may be part of a BATCH.
+    /// Returns true if a BATCH may have the operation.
     #[must_use]
     pub const fn batchable(self) -> bool {
         matches!(self, Self::Lookup | Self::Commit | Self::Abort | Self::Delete | Self::Release)
     }
 
-    /// The request flags that it knows.
+    /// Returns the request flags that the operation has.
     pub(super) const fn known_flags(self) -> u8 {
         match self {
             Self::Attach => 0x07,

@@ -1,4 +1,4 @@
-//! Replies: what a payload answers.
+//! Replies: decodes and encodes the payload of each operation's reply.
 
 use super::frame::{ReplyFrame, cut_message, message};
 use super::op::Op;
@@ -15,13 +15,13 @@ use crate::wire::{Put, Reader, framed, limited, payload};
 pub struct Attached {
     /// Changes when the store starts again with an empty memory tier.
     pub instance: Token,
-    /// The session.
+    /// The session's token.
     pub session: Token,
     /// Version of the extensions that the server speaks, [`super::VERSION`].
     pub version: u8,
     /// The tiers; descriptors of their directories come in the same order, if they were asked for.
     pub tiers: Vec<TierLimits>,
-    /// The connection's number in the store's process, if it was asked for and the server knows the flag.
+    /// The connection's number in the store's process, if the client asked for it and the server knows the flag.
     pub connection: Option<u64>,
 }
 
@@ -30,11 +30,11 @@ pub struct Attached {
 pub struct Stat {
     /// The tiers.
     pub tiers: Vec<TierStat>,
-    /// Sessions.
+    /// Number of sessions.
     pub sessions: u32,
-    /// Private objects of all sessions.
+    /// Number of private objects of all sessions.
     pub private: u32,
-    /// Leases held.
+    /// Number of held leases.
     pub leases: u32,
 }
 
@@ -43,7 +43,7 @@ pub struct Stat {
 pub struct ListPage<'a> {
     /// In byte order of the URIs.
     pub items: Vec<(ObjUri<'a>, Entry)>,
-    /// For the next page; empty: this was the last.
+    /// The cursor of the next page; empty if this is the last page.
     pub cursor: &'a [u8],
 }
 
@@ -52,37 +52,37 @@ pub struct ListPage<'a> {
 pub enum LeaseOutcome {
     /// The URI is published (0).
     Present(Entry),
-    /// The caller is the one to fetch (1).
+    /// The caller gets the lease (1).
     Granted {
-        /// Names the lease in UNLEASE.
+        /// The lease's number, for UNLEASE.
         lease: u64,
     },
     /// There is nothing to share (2).
     Refused {
-        /// For so many milliseconds.
+        /// The time for which that holds, in milliseconds.
         retry: u32,
     },
 }
 
-/// One operation's answer within BATCH's.
+/// The outcome of one operation of a BATCH.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BatchReply<'a> {
-    /// It was carried out.
+    /// The operation was carried out.
     Done {
         /// LOOKUP and COMMIT: [`Reply::Entry`], else [`Reply::Empty`].
         op: Op,
-        /// How many of the batch's descriptors are its own (0 or 1).
+        /// The number of the batch's descriptors that belong to it (0 or 1).
         nfds: u8,
-        /// The answer.
+        /// The operation's reply.
         reply: Reply<'a>,
     },
-    /// It was not.
+    /// The operation failed.
     Failed {
         /// The operation.
         op: Op,
-        /// Why.
+        /// The reason.
         status: Status,
-        /// In words; at most [`MAX_MESSAGE`](crate::limits::MAX_MESSAGE) bytes.
+        /// A message of at most [`MAX_MESSAGE`](crate::limits::MAX_MESSAGE) bytes.
         message: String,
     },
 }
@@ -90,26 +90,26 @@ pub enum BatchReply<'a> {
 /// The payload of a reply with status OK.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply<'a> {
-    /// To ATTACH.
+    /// The reply to ATTACH.
     Attached(Attached),
-    /// To LOOKUP and COMMIT.
+    /// The reply to LOOKUP and COMMIT.
     Entry(Entry),
-    /// To CREATE; its descriptor is for reading and writing.
+    /// The reply to CREATE; its descriptor is open for reading and writing.
     Created {
-        /// Names the private object.
+        /// The private object's handle.
         handle: u64,
-        /// Where it is.
+        /// The private object's tier.
         tier: Tier,
     },
-    /// To RESERVE, ABORT, DELETE, UNLEASE, RELEASE, DETACH and LOST.
+    /// The reply to RESERVE, ABORT, DELETE, UNLEASE, RELEASE, DETACH and LOST.
     Empty,
-    /// To STAT.
+    /// The reply to STAT.
     Stat(Stat),
-    /// To LIST.
+    /// The reply to LIST.
     List(ListPage<'a>),
-    /// To LEASE.
+    /// The reply to LEASE.
     Lease(LeaseOutcome),
-    /// To BATCH: one for each operation, in order.
+    /// The reply to BATCH: one outcome for each operation, in order.
     Batch(Vec<BatchReply<'a>>),
 }
 
@@ -122,10 +122,10 @@ fn read_tiers<T>(
 }
 
 impl<'a> Reply<'a> {
-    /// Understands the payload of a reply to `op` with status OK.
+    /// Decodes the payload of a reply to `op` with status OK.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The first defect of the payload.
     pub fn parse(op: Op, bytes: &'a [u8]) -> Result<Self, Malformed> {
         payload("reply", bytes, |r| {
             Ok(match op {

@@ -1,4 +1,4 @@
-//! Requests: what a payload asks for.
+//! Requests: decodes and encodes the payload of each operation's request.
 
 use super::board::{Fence, SHARDS};
 use super::frame::RequestFrame;
@@ -10,33 +10,33 @@ use crate::status::Status;
 use crate::uri::ObjUri;
 use crate::wire::{Put, Reader, framed, limited, payload, reserved};
 
-/// A COMMIT.
+/// The parameters of COMMIT.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Commit<'a> {
-    /// The private object, from CREATE.
+    /// The private object's handle, from CREATE.
     pub handle: u64,
     /// Its file's size, in bytes.
     pub length: u64,
-    /// When it may go, in milliseconds since 1970; 0 is never.
+    /// Milliseconds since 1970 after which the object may be dropped; 0 is never.
     pub expires: i64,
-    /// What must be published for it to go ahead.
+    /// The version that the URI must have for the commit to succeed.
     pub if_version: IfVersion,
-    /// Its name from now on.
+    /// The object's URI.
     pub uri: ObjUri<'a>,
-    /// A descriptor, a pin.
+    /// Requests a descriptor, a pin, or both.
     pub want: Want,
-    /// It dies with its session (flag 4).
+    /// If true, the object is deleted with its session (flag 4).
     pub ephemeral: bool,
-    /// Where a fence must be for it to go ahead (flag 8). It need not be the fence of `uri`.
+    /// The value that a fence must have for the commit to succeed (flag 8). It need not be the fence of `uri`.
     pub fence: Option<Fence>,
 }
 
 /// An extension request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request<'a> {
-    /// Begin ([`Token::NEW`]) or go on with a session.
+    /// Begin ([`Token::NEW`]) or resume a session.
     Attach {
-        /// The session.
+        /// The session's token.
         session: Token,
         /// Send the tiers' directories (flag 1).
         directories: bool,
@@ -54,11 +54,11 @@ pub enum Request<'a> {
     },
     /// Create a private object.
     Create {
-        /// Where; `None`: the store decides.
+        /// The tier; `None` lets the store choose.
         tier: Option<Tier>,
         /// Bytes to reserve.
         length: u64,
-        /// Its name to be; `None`: named at COMMIT.
+        /// The URI that COMMIT will name; `None` if it is not known yet.
         uri: Option<ObjUri<'a>>,
     },
     /// Set a private object's reservation.
@@ -70,47 +70,48 @@ pub enum Request<'a> {
     },
     /// Publish a private object.
     Commit(Commit<'a>),
-    /// Throw a private object away.
+    /// Abort a private object.
     Abort {
         /// Which.
         handle: u64,
     },
-    /// Delete.
+    /// Delete an object.
     Delete {
-        /// What must be published for it to go ahead.
+        /// The version that the URI must have for the delete to succeed.
         if_version: IfVersion,
         /// What.
         uri: ObjUri<'a>,
-        /// A reader's housekeeping (flag 1): the URI's fence stays, and so do private objects created for it.
+        /// If true (flag 1), the body is of no more use but the URI is not invalidated: its fence stays, and private objects
+        /// created for it can be committed.
         evict: bool,
     },
-    /// Sizes and counts.
+    /// Sizes and counts of the store.
     Stat,
     /// A page of URIs.
     List {
-        /// What they begin with; empty: all. Not an [`ObjUri`]: it may end with `/`.
+        /// The prefix of the URIs; empty for all. It is not an [`ObjUri`], as it may end with `/`.
         prefix: &'a [u8],
-        /// Where the page before ended; empty: the first page.
+        /// The cursor of the page before; empty for the first page.
         cursor: &'a [u8],
-        /// Entries wanted at most.
+        /// The maximum number of entries.
         max: u16,
     },
-    /// Wait for a URI, or be the one to fetch it.
+    /// Wait for a URI, or get the lease to fetch it.
     Lease {
-        /// How long to wait, in milliseconds.
+        /// The maximum waiting time in milliseconds.
         wait: u32,
-        /// How long to hold the lease if it is granted, in milliseconds.
+        /// The time after which a granted lease ends, in milliseconds.
         hold: u32,
         /// What.
         uri: ObjUri<'a>,
         /// A descriptor, a pin, if it is present.
         want: Want,
     },
-    /// Give a lease up.
+    /// End a lease.
     Unlease {
         /// Which.
         lease: u64,
-        /// For how long nobody should try, in milliseconds; 0: the next waiter is granted.
+        /// The time for which further LEASE requests are refused, in milliseconds; 0 grants the next waiter.
         refuse: u32,
     },
     /// Drop pins.
@@ -118,7 +119,7 @@ pub enum Request<'a> {
         /// Of which objects.
         objects: Vec<u64>,
     },
-    /// Several operations, each for itself. Those that are not [`Op::batchable`] are refused.
+    /// Several operations, carried out in order. Operations that are not [`Op::batchable`] are refused.
     Batch(Vec<Request<'a>>),
     /// End the session.
     Detach,
@@ -132,20 +133,20 @@ pub enum Request<'a> {
     },
 }
 
-/// Why a request that came whole cannot be carried out. The connection stays; [`BadRequest::status`] is
-/// what the reply should say.
+/// The reason why a complete request cannot be decoded. The connection stays; [`BadRequest::status`] is
+/// the status of the reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadRequest {
     /// An operation of a later version.
     #[error("operation {0:#04x} is unknown")]
     UnknownOp(u8),
-    /// It breaks a rule.
+    /// The payload or a flag is malformed.
     #[error(transparent)]
     Malformed(#[from] Malformed),
 }
 
 impl BadRequest {
-    /// Status for the reply.
+    /// Returns the status for the reply.
     #[must_use]
     pub fn status(&self) -> Status {
         match self {
@@ -184,7 +185,7 @@ const fn bit(set: bool, bit: u8) -> u8 {
 }
 
 impl<'a> Request<'a> {
-    /// Understands a frame's payload.
+    /// Decodes a frame's payload.
     ///
     /// # Errors
     /// See [`BadRequest`].
@@ -262,7 +263,7 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Its operation.
+    /// Returns the request's operation.
     #[must_use]
     pub fn op(&self) -> Op {
         match self {
@@ -284,7 +285,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Its flags.
+    /// Returns the request's flags.
     #[must_use]
     pub fn flags(&self) -> u8 {
         match self {

@@ -1,4 +1,4 @@
-//! Types that requests and replies have in common.
+//! Types that both requests and replies use.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -17,12 +17,12 @@ impl Token {
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Who knows a token can act for its session, so a log shows only enough to tell tokens apart.
+        // A token gives access to its session, so a log shows only a part that distinguishes tokens.
         write!(f, "Token({:02x}{:02x}..)", self.0[0], self.0[1])
     }
 }
 
-/// Where a body's file lives.
+/// The tier of a body's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Tier {
@@ -53,7 +53,7 @@ impl fmt::Display for Tier {
     }
 }
 
-/// What a LOOKUP, COMMIT or LEASE should do beyond its answer.
+/// What a LOOKUP, COMMIT or LEASE requests beside its entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Want {
     /// Bring a read-only descriptor (flag 1).
@@ -69,7 +69,7 @@ impl Want {
     pub const FD: Self = Self { fd: true, pin: false };
     /// A pin too.
     pub const PIN: Self = Self { fd: false, pin: true };
-    /// Both.
+    /// A descriptor and a pin.
     pub const FD_AND_PIN: Self = Self { fd: true, pin: true };
 
     pub(super) fn bits(self) -> u8 {
@@ -101,14 +101,14 @@ impl EntryFlags {
     }
 }
 
-/// What the store knows of a published object (42 bytes).
+/// The attributes of a published object (42 bytes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Entry {
-    /// Names the body's file for ever; never used again by one store instance.
+    /// The object's id, which names the body's file. One store instance never uses an id twice.
     pub object: u64,
     /// Grows with every commit of the store.
     pub version: u64,
-    /// Where its body lives.
+    /// The tier of the body.
     pub tier: Tier,
     /// Flags.
     pub flags: EntryFlags,
@@ -116,7 +116,7 @@ pub struct Entry {
     pub length: u64,
     /// When it was committed, in milliseconds since 1970.
     pub mtime: i64,
-    /// When it may go, in milliseconds since 1970; 0 is never.
+    /// Milliseconds since 1970 after which the object may be dropped; 0 is never.
     pub expires: i64,
 }
 
@@ -147,7 +147,7 @@ impl Entry {
     }
 }
 
-/// Which version must be published for a COMMIT or DELETE to go ahead.
+/// The version that a URI must have for a COMMIT or DELETE to succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum IfVersion {
     /// Any, or none (`ffffffffffffffff`).
@@ -179,7 +179,7 @@ impl IfVersion {
         }
     }
 
-    /// Whether it lets the operation go ahead when `current` is published (`None`: nothing is).
+    /// Returns true if the operation may proceed when `current` is the published version; `None` if there is none.
     #[must_use]
     pub fn allows(self, current: Option<u64>) -> bool {
         match self {
@@ -190,7 +190,7 @@ impl IfVersion {
     }
 }
 
-/// A tier as ATTACH tells it.
+/// A tier in the reply to ATTACH.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TierLimits {
     /// Which.
@@ -213,7 +213,7 @@ impl TierLimits {
     }
 }
 
-/// A tier as STAT tells it.
+/// A tier in the reply to STAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TierStat {
     /// Which.
@@ -265,7 +265,7 @@ impl BodyPath {
     /// Length in bytes.
     pub const LEN: usize = 19;
 
-    /// Of the object with this id.
+    /// Returns the path for an object's id.
     #[must_use]
     pub const fn new(object: u64) -> Self {
         const HEX: &[u8; 16] = b"0123456789abcdef";
@@ -281,10 +281,10 @@ impl BodyPath {
         Self(path)
     }
 
-    /// As text.
+    /// Returns the path as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        // Hex digits and a slash, always; the empty text stands for what cannot be.
+        // Always hex digits and a slash, so the default is never used.
         std::str::from_utf8(&self.0[..Self::LEN]).unwrap_or_default()
     }
 

@@ -1,4 +1,7 @@
-//! `objmapperd`: the store on a Unix socket.
+//! `objmapperd`: serves the store on a Unix socket.
+//!
+//! It reads the options, opens the store, listens, tells systemd that it is ready, and waits for a signal. SIGTERM and SIGINT drain
+//! the connections, close the disk tier and end the process. SIGHUP is logged and has no effect.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -25,7 +28,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
-    // First, so that a signal during the start is not lost and does not kill us half-way.
+    // First, so that a signal during the start is neither lost nor ends the process half-way.
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let config = Config::from_args()?;
     allow_descriptors(config.descriptors())?;
@@ -39,7 +42,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     log::info!("serving {} after {:.3} s", socket.display(), started.elapsed().as_secs_f64());
     notify(sd_notify::NotifyState::Ready);
     let ends = |signal: &i32| {
-        // Its default would end the process, and the memory tier with it.
+        // The default action would end the process, and the memory tier with it.
         if *signal == SIGHUP
             && let Some(left_out) = HANGUPS.admit()
         {
@@ -54,20 +57,20 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     }
     notify(sd_notify::NotifyState::Stopping);
     server.drain(config.drain_timeout);
-    // The last handle: closes the disk tier cleanly.
+    // Dropping the last handle closes the disk tier cleanly.
     drop(store);
     log::info!("stopped");
     Ok(())
 }
 
-/// Tells systemd, where it is the one that started us.
+/// Notifies systemd, if it started this process.
 fn notify(state: sd_notify::NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         log::warn!("telling systemd: {error}");
     }
 }
 
-/// Raises the soft limit of open files to what the options need, or says which to change.
+/// Raises the soft limit of open files to what the options need. The error names the options and limits to change.
 fn allow_descriptors(needed: u64) -> Result<(), String> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|soft| soft >= needed) {

@@ -1,4 +1,14 @@
-//! One peer: its bytes in, its protocol, its replies out.
+//! One connection: its input bytes, its protocol, its replies.
+//!
+//! | state | what ends it |
+//! |---|---|
+//! | the protocol is unknown | the first byte: `O` is HELLO, anything else is V1 |
+//! | V1, V2, V2 with extensions | the peer's end of the stream, an error of the protocol, CLOSE |
+//! | refused | the reply to the first request, or the deadline (see `refusal`) |
+//! | closing | the last reply is sent |
+//!
+//! One event loop owns the connection, so that it needs no lock. A request is carried out when all of it has come; only a LEASE
+//! waits, and its outcome comes through the loop's inbox. Input is not read while the peer leaves too many replies unread.
 
 mod extended;
 
@@ -23,14 +33,14 @@ use super::refusal::Refusal;
 use super::{Shared, ext, v1};
 use crate::store::{Delivery, Session};
 
-/// A peer that leaves this much unread is not read from any more.
+/// The connection is not read from while its peer has left this many bytes of replies unread.
 const HIGH_WATER: usize = 256 << 10;
-/// The same for descriptors: they count against our limit until it reads them.
+/// The same bound for descriptors, which count against this process's limit until the peer reads them.
 const MAX_UNREAD_FDS: usize = 32;
-/// Bytes read at a time.
-const READ: usize = 8 << 10;
-/// Bytes read per turn: no peer keeps the loop for itself.
-const TURN: usize = 64 << 10;
+/// Bytes of one read.
+const MAX_READ: usize = 8 << 10;
+/// Bytes read from one connection before the loop serves its other connections.
+const MAX_TURN_BYTES: usize = 64 << 10;
 
 static SEND_FAILURES: RateLimited = RateLimited::new(5, Duration::from_secs(60));
 
@@ -45,57 +55,57 @@ enum Protocol {
     },
 }
 
-/// A request for a lease that waits.
+/// A LEASE that waits for its outcome.
 struct Wait {
     ticket: u64,
     /// The session that asked: a later ATTACH may have changed the connection's.
     session: Session,
-    /// Likewise.
+    /// The delivery of that session, for the same reason.
     delivery: Option<Arc<Delivery>>,
     fd: bool,
     pin: bool,
 }
 
-/// What the loop is to do with the connection.
+/// What the loop does with the connection next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Wait for the socket.
+    /// Waits until the socket is ready.
     Wait,
-    /// There is more to do at once; others first.
+    /// Continues without waiting, after the other ready connections.
     Again,
-    /// Close it.
+    /// Closes the connection.
     Close,
 }
 
 pub(super) struct Connection {
     stream: UnixStream,
-    /// Its number in its loop; no number comes twice.
+    /// The connection's number in its loop; never used again.
     number: usize,
     shared: Arc<Shared>,
     inbox: Arc<Inbox>,
     protocol: Protocol,
     input: Vec<u8>,
-    /// So much of the input has been carried out.
+    /// Bytes of the input that have been carried out.
     consumed: usize,
     output: Output,
     session: Option<Session>,
     /// What the replies on this connection gave, if the client has asked for its number.
     delivery: Option<Arc<Delivery>>,
-    /// Something was asked in its session.
+    /// True once a request was carried out in the session.
     used: bool,
-    /// Why it is not served: its first request is answered with that.
+    /// Why the connection is not served; its first request is answered with that.
     refusal: Option<Refusal>,
     waits: HashMap<u32, Wait>,
-    /// The socket may have bytes that we did not read.
+    /// True while the socket may have bytes that were not read.
     readable: bool,
-    /// The peer will send no more.
+    /// True once the peer has ended its direction of the stream.
     ended: bool,
-    /// Nothing more is to be carried out; close when the replies are sent.
+    /// True once no further request is carried out: the connection closes when its replies are sent.
     closing: bool,
 }
 
 impl Connection {
-    /// A connection that is served, or with `refusal` one that is told why it is not.
+    /// Makes a connection that is served or, with `refusal`, one whose first request is answered with the refusal.
     pub(super) fn new(
         stream: UnixStream,
         number: usize,
@@ -127,12 +137,12 @@ impl Connection {
         &mut self.stream
     }
 
-    /// The socket has become readable, or is at its end.
+    /// Notes that the socket is readable, or at the end of its stream.
     pub(super) fn note_readable(&mut self) {
         self.readable = true;
     }
 
-    /// Does what can be done without waiting.
+    /// Carries out what needs no waiting, and returns what the loop does next.
     pub(super) fn turn(&mut self) -> Next {
         match self.try_turn() {
             Ok(next) => next,
@@ -157,7 +167,7 @@ impl Connection {
 
     fn try_turn(&mut self) -> io::Result<Next> {
         self.output.flush(self.stream.as_fd())?;
-        let mut budget = TURN;
+        let mut budget = MAX_TURN_BYTES;
         loop {
             while !self.closing && self.has_room() && self.step()? {}
             self.output.flush(self.stream.as_fd())?;
@@ -167,7 +177,7 @@ impl Connection {
             if budget == 0 {
                 return Ok(Next::Again);
             }
-            budget -= self.read(budget.min(READ))?;
+            budget -= self.read(budget.min(MAX_READ))?;
         }
         let drained = self.shared.draining.load(Relaxed)
             && self.waits.is_empty()
@@ -180,7 +190,7 @@ impl Connection {
         self.output.bytes() < HIGH_WATER && self.output.fds() < MAX_UNREAD_FDS
     }
 
-    /// Reads once; returns how much.
+    /// Reads once and returns the number of bytes.
     fn read(&mut self, budget: usize) -> io::Result<usize> {
         if self.consumed > 0 {
             self.input.drain(..self.consumed);
@@ -205,7 +215,7 @@ impl Connection {
         }
     }
 
-    /// Carries out one message of the input. False if there is no whole one.
+    /// Carries out one message of the input. Returns false if the input has no complete one.
     fn step(&mut self) -> io::Result<bool> {
         // Taken out for the step, so that what is decoded may borrow from it.
         let input = std::mem::take(&mut self.input);
@@ -216,12 +226,12 @@ impl Connection {
         if self.consumed == self.input.len() {
             self.consumed = 0;
             self.input.clear();
-            self.input.shrink_to(TURN);
+            self.input.shrink_to(MAX_TURN_BYTES);
         }
         Ok(true)
     }
 
-    /// Carries out the first message of `input`; returns its length.
+    /// Carries out the first message of `input` and returns its length.
     fn step_on(&mut self, input: &[u8]) -> io::Result<Option<usize>> {
         let used = match self.protocol {
             Protocol::Unknown => {
@@ -251,7 +261,7 @@ impl Connection {
         self.output.push(fds, |out| answer.with_response(|r| encoded(r.encode(out))));
     }
 
-    /// The answer to a V1 or V2 request.
+    /// Answers a V1 or V2 request.
     fn answer_v1(&mut self, mode: u8, uri: &[u8], ephemeral: bool) -> v1::Answer {
         match &self.refusal {
             None => v1::answer(&self.shared.store, mode, uri, ephemeral),
@@ -314,7 +324,7 @@ impl Connection {
         self.output.push(Handover::none(), |out| ReplyFrame::encode_failure(id, op, status, &message, out));
     }
 
-    /// Answers what waits: the server is shutting down.
+    /// Answers the waiting LEASE requests with the server's shutdown.
     pub(super) fn drain(&mut self) {
         let waiting: Vec<u32> = self.waits.keys().copied().collect();
         for id in waiting {
@@ -330,8 +340,8 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // What waits is taken back, so that no lease is granted to nobody; the event loop gives back one that was
-        // granted in this instant.
+        // Waiting requests are cancelled, so that no lease is granted to a closed connection. The event loop gives a lease back
+        // that was granted before the cancellation.
         for wait in self.waits.values() {
             wait.session.cancel_wait(wait.ticket);
         }
@@ -342,7 +352,7 @@ impl Drop for Connection {
     }
 }
 
-/// A socket's error, with what an operator can do about it.
+/// Returns the text of a socket's error, with the remedy if there is one.
 fn explained(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ETOOMANYREFS) => format!(
@@ -353,7 +363,7 @@ fn explained(error: &io::Error) -> String {
     }
 }
 
-/// A decoder's answer: something, not yet, or never.
+/// Returns the decoded value, `None` if bytes are missing, or an error if the bytes are malformed.
 fn whole<T>(decoded: Result<T, DecodeError>) -> io::Result<Option<T>> {
     match decoded {
         Ok(value) => Ok(Some(value)),
@@ -362,8 +372,8 @@ fn whole<T>(decoded: Result<T, DecodeError>) -> io::Result<Option<T>> {
     }
 }
 
-/// Responses are built within the limits; should one ever not be, the peer gets nothing and its
-/// deadline passes, and the log says why.
+/// Logs a response that could not be encoded. Responses are built within the limits; for one beyond them the peer gets no
+/// answer before its deadline.
 fn encoded(result: Result<(), objmapper_proto::EncodeError>) {
     if let Err(e) = result {
         log::error!("a response could not be encoded: {e}");

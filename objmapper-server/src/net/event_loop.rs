@@ -1,4 +1,7 @@
-//! A thread that serves its share of the connections.
+//! A thread that serves its share of the connections (`objm-loop-N`).
+//!
+//! The loop waits for sockets and for its inbox. Connections with more input take turns, a bounded number of bytes each. A
+//! drain answers the waiting requests, and ends when the connections have ended or its deadline has passed.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -22,7 +25,7 @@ pub(super) struct EventLoop {
     inbox: Arc<Inbox>,
     shared: Arc<Shared>,
     connections: HashMap<usize, Connection>,
-    /// Connections with more to do, in turn.
+    /// Connections with more input or output that can be handled without waiting, in the order of their turns.
     ready: VecDeque<usize>,
     /// Refused connections, with the instant at which they are closed, answered or not.
     refused: VecDeque<(Instant, usize)>,
@@ -135,7 +138,7 @@ impl EventLoop {
                     if connection.is_some_and(|connection| connection.lease_outcome(id, &mut outcome)) {
                         self.ready.push_back(number);
                     } else if let Some(grant) = grant {
-                        // It came about in the instant in which the connection went.
+                        // The outcome was decided while the connection was being closed.
                         asker.withdraw(grant);
                     }
                 }
@@ -163,7 +166,7 @@ impl EventLoop {
             return;
         }
         if refusal.is_some() {
-            self.refused.push_back((Instant::now() + refusal::TIME, number));
+            self.refused.push_back((Instant::now() + refusal::MAX_WAIT, number));
         }
         let connection = Connection::new(stream, number, self.shared.clone(), self.inbox.clone(), refusal);
         self.connections.insert(number, connection);

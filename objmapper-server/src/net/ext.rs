@@ -1,4 +1,7 @@
-//! What an extension request means. EXTENSIONS.md of the crate `objmapper-proto` is its definition.
+//! Carries out extension requests in the store, and maps the store's types and errors to those of the wire.
+//!
+//! EXTENSIONS.md of the crate `objmapper-proto` defines the requests. ATTACH, DETACH, LEASE and LOST change the connection as
+//! well (`connection::extended`). A failure is a status and a message; the connection continues.
 
 use std::time::Duration;
 
@@ -9,21 +12,21 @@ use objmapper_proto::ext::{
 use objmapper_proto::limits::{MAX_FDS, MAX_PAYLOAD};
 use objmapper_proto::{ObjUri, Status};
 
-use super::handover::{self, Handover};
+use super::handover::{Handover, Revocable};
 use crate::store::{
     Commit, Entry, Grant, LeaseCallback, LeaseOutcome, Session, Store, StoreError, TierChoice, TierKind,
 };
 
-/// Most entries of a listing page.
+/// The maximum number of entries of a listing page.
 const MAX_PAGE: usize = 1024;
 
-/// A failure: its status and a message for the peer's log.
+/// The status of a failed request, and a message for the peer's log.
 pub(super) type Failure = (Status, String);
 
-/// What an operation other than LEASE answers, without what it hands over.
+/// The reply to an operation other than LEASE, without its descriptors and grants.
 pub(super) enum Done {
     Reply(Reply<'static>),
-    /// A page borrows from the store's listing until it is encoded.
+    /// A listing, from which the reply borrows until it is encoded.
     Page(crate::store::Listing),
 }
 
@@ -82,7 +85,8 @@ fn wire_tier(kind: TierKind) -> Tier {
     }
 }
 
-/// ATTACH: begins or joins a session. `connection` makes the connection's number in it, if the client wants one.
+/// Carries out ATTACH: begins or joins a session. `connection` returns the connection's number in that session, if the client
+/// asked for one.
 pub(super) fn attach(
     store: &Store,
     token: ext::Token,
@@ -94,9 +98,9 @@ pub(super) fn attach(
     let session = store.session(token).map_err(failure)?;
     match attached(store, &session, (directories, board), connection) {
         Ok((reply, handover)) => {
-            // A client that does not learn the name of its new session will not come back to it.
-            let grant = token.is_none().then(|| handover::Grant::Session(session.clone()));
-            Ok((session, reply, handover.with_grant(grant)))
+            // A client that does not receive the token of its new session cannot use the session.
+            let new = token.is_none().then(|| Revocable::Session(session.clone()));
+            Ok((session, reply, handover.with_revocable(new)))
         }
         Err(failure) => {
             if token.is_none() {
@@ -140,7 +144,7 @@ fn attached(
     Ok((reply, Handover::of(fds)))
 }
 
-/// Every operation but ATTACH, DETACH, LEASE and BATCH.
+/// Carries out an operation other than ATTACH, DETACH, LEASE and BATCH.
 pub(super) fn perform(store: &Store, session: &Session, request: &Request<'_>) -> Answered {
     match request {
         Request::Lookup { uri, want } => lookup(store, session, uri, *want),
@@ -216,7 +220,7 @@ fn lookup(store: &Store, session: &Session, uri: &ObjUri<'_>, want: Want) -> Ans
             Err(e) => {
                 session.withdraw(Grant::Pin(entry.object));
                 if e.kind() == std::io::ErrorKind::NotFound {
-                    // Drops what has lost its file.
+                    // Removes the object from the index if its file is missing.
                     session.open(uri.as_bytes(), false).map_err(failure)?;
                     return Err(failure(StoreError::NotFound));
                 }
@@ -255,7 +259,7 @@ fn stat(store: &Store) -> Reply<'static> {
     })
 }
 
-/// A listing as its reply: it ends early where it would pass the largest payload.
+/// Builds the reply to LIST. The page ends early where its payload would pass the limit.
 pub(super) fn page(listing: &crate::store::Listing) -> Reply<'_> {
     const ROOM: usize = MAX_PAYLOAD - crate::store::MAX_URI - 64;
     let mut size = 0;
@@ -265,7 +269,7 @@ pub(super) fn page(listing: &crate::store::Listing) -> Reply<'_> {
         if size > ROOM {
             break;
         }
-        // Everything in the store passed the same rules on its way in.
+        // The store checked each URI by the same rules.
         if let Ok(uri) = ObjUri::parse(&uri[..]) {
             items.push((uri, wire_entry(entry)));
         }
@@ -276,7 +280,7 @@ pub(super) fn page(listing: &crate::store::Listing) -> Reply<'_> {
     Reply::List(ListPage { items, cursor })
 }
 
-/// A batch: each operation for itself, in order.
+/// Carries out the operations of a batch, in order. A failed operation does not affect the other operations.
 pub(super) fn batch(store: &Store, session: &Session, requests: &[Request<'_>]) -> (Reply<'static>, Handover) {
     let mut fds: Vec<std::os::fd::OwnedFd> = Vec::new();
     let mut replies = Vec::with_capacity(requests.len());
@@ -308,14 +312,14 @@ pub(super) fn batch(store: &Store, session: &Session, requests: &[Request<'_>]) 
     (Reply::Batch(replies), Handover::of(fds))
 }
 
-/// What a reply to `request` gives its client.
+/// Returns what a reply to `request` gives its client.
 pub(super) fn grants(request: &Request<'_>, reply: &Reply<'_>) -> Vec<Grant> {
     let mut grants = Vec::new();
     match (request, reply) {
         (Request::Batch(requests), Reply::Batch(replies)) => {
             for (request, reply) in requests.iter().zip(replies) {
                 if let Request::Release { objects } = request {
-                    // What an operation before it in the batch pinned is not held any more.
+                    // The pins of earlier operations in the batch are released.
                     grants.retain(|grant| !matches!(grant, Grant::Pin(object) if objects.contains(object)));
                 }
                 if let BatchReply::Done { reply, .. } = reply {
@@ -339,7 +343,7 @@ fn grant(request: &Request<'_>, reply: &Reply<'_>) -> Option<Grant> {
     }
 }
 
-/// What the outcome of a LEASE gives its client.
+/// Returns what the outcome of a LEASE gives its client.
 pub(super) fn lease_grant(outcome: &Result<LeaseOutcome, StoreError>, pin: bool) -> Option<Grant> {
     match outcome {
         Ok(LeaseOutcome::Granted(lease)) => Some(Grant::Lease(*lease)),
@@ -348,7 +352,7 @@ pub(super) fn lease_grant(outcome: &Result<LeaseOutcome, StoreError>, pin: bool)
     }
 }
 
-/// LEASE, up to its outcome or the wait for it.
+/// Carries out LEASE until its outcome is known or it waits.
 pub(super) fn lease(
     session: &Session,
     request: (u32, u32, &ObjUri<'_>, Want),
@@ -359,7 +363,7 @@ pub(super) fn lease(
     session.lease(uri.as_bytes(), wait, hold, want.pin, callback).map_err(failure)
 }
 
-/// The reply to a LEASE whose outcome is known.
+/// Builds the reply to a LEASE whose outcome is known.
 pub(super) fn leased(
     session: &Session,
     outcome: Result<LeaseOutcome, StoreError>,
@@ -370,14 +374,14 @@ pub(super) fn leased(
         LeaseOutcome::Present(entry) => {
             if fd {
                 let file = session.store().open_body(entry.tier, entry.object);
-                // Evicted in between: as if nobody had fetched it.
+                // The object was evicted in between: the outcome is that of a fetch that has not ended in time.
                 let gone = |e| (Status::Timeout, format!("the object went again at once: {e}"));
                 handover = Handover::of(vec![file.map_err(gone)?]);
             }
             ext::LeaseOutcome::Present(wire_entry(&entry))
         }
         LeaseOutcome::Granted(lease) => {
-            handover = handover.with_grant(Some(handover::Grant::Lease(session.clone(), lease)));
+            handover = handover.with_revocable(Some(Revocable::Grant(session.clone(), Grant::Lease(lease))));
             ext::LeaseOutcome::Granted { lease }
         }
         LeaseOutcome::Refused(retry) => {

@@ -1,17 +1,19 @@
-//! What a reply hands over besides its bytes: descriptors, and something that the store keeps for the peer.
+//! What a reply hands over besides its bytes: descriptors, and what the store takes back if the reply cannot be sent.
+//!
+//! A reply that cannot be sent closes its descriptors first, then takes back what it grants: an object that is aborted is
+//! charged until its last writer is gone. A pin is not taken back here: it stays until RELEASE, LOST or the session's end.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
-use crate::store::{OutgoingWriter, Session, StoreError};
+use crate::store::{Grant, OutgoingWriter, Session};
 
 /// The descriptors of one reply, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Descriptors {
     owned: Vec<OwnedFd>,
-    /// CREATE's, the only descriptor of its reply.
+    /// The writable descriptor of CREATE, the only one of its reply.
     writer: Option<Arc<OutgoingWriter>>,
 }
 
@@ -20,15 +22,15 @@ impl Descriptors {
         self.owned.len() + usize::from(self.writer.is_some())
     }
 
-    /// They will not be sent.
+    /// Closes descriptors that will not be sent.
     pub(crate) fn close(self) {
         if let Some(writer) = self.writer {
             writer.close();
         }
     }
 
-    /// Has `send` send them and closes them, unless it fails. A COMMIT never meets a writer that is sent already and not
-    /// closed yet.
+    /// Calls `send` with the descriptors, and closes them unless it fails. A COMMIT never finds a writer that is sent and not
+    /// yet closed.
     pub(crate) fn hand_over(&mut self, send: impl FnOnce(&[BorrowedFd<'_>]) -> io::Result<usize>) -> io::Result<usize> {
         let sent = match &self.writer {
             Some(writer) => writer.hand_over(|file| send(&[file]))?,
@@ -39,40 +41,29 @@ impl Descriptors {
     }
 }
 
-/// What the store keeps for the reader of a reply. A reply that cannot be sent gives it back.
+/// What is taken back if a reply cannot be sent.
 #[derive(Debug)]
-pub(crate) enum Grant {
-    /// ATTACH: a new session.
+pub(crate) enum Revocable {
+    /// ATTACH: the new session.
     Session(Session),
-    /// CREATE: a private object, its space and its descriptor.
-    Private(Session, u64),
-    /// LEASE: the lease.
-    Lease(Session, u64),
+    /// CREATE, LEASE: the grant, and its session.
+    Grant(Session, Grant),
 }
 
-impl Grant {
+impl Revocable {
     pub(crate) fn take_back(self) {
-        let taken_back = match self {
-            Grant::Session(session) => {
-                session.end();
-                Ok(())
-            }
-            Grant::Private(session, handle) => session.abort(handle),
-            Grant::Lease(session, lease) => session.unlease(lease, Duration::ZERO),
-        };
-        match taken_back {
-            // It ended by itself, or with its session.
-            Ok(()) | Err(StoreError::UnknownHandle | StoreError::UnknownSession) => {}
-            Err(e) => log::error!("taking back what an unsent reply grants: {e}"),
+        match self {
+            Revocable::Session(session) => session.end(),
+            Revocable::Grant(session, grant) => session.withdraw(grant),
         }
     }
 }
 
-/// What goes with a reply.
+/// The descriptors of a reply, and what is taken back if it cannot be sent.
 #[derive(Debug, Default)]
 pub(crate) struct Handover {
     pub(crate) descriptors: Descriptors,
-    pub(crate) grant: Option<Grant>,
+    pub(crate) revocable: Option<Revocable>,
 }
 
 impl Handover {
@@ -81,33 +72,33 @@ impl Handover {
     }
 
     pub(crate) fn of(owned: Vec<OwnedFd>) -> Self {
-        Handover { descriptors: Descriptors { owned, writer: None }, grant: None }
+        Handover { descriptors: Descriptors { owned, writer: None }, revocable: None }
     }
 
-    /// The writable file of a new private object, which is aborted if the reply cannot be sent.
+    /// Returns the handover of a new private object: its writable file. The object is aborted if the reply cannot be sent.
     pub(crate) fn private(session: Session, handle: u64, writer: Arc<OutgoingWriter>) -> Self {
         let descriptors = Descriptors { owned: Vec::new(), writer: Some(writer) };
-        Handover { descriptors, grant: Some(Grant::Private(session, handle)) }
+        Handover { descriptors, revocable: Some(Revocable::Grant(session, Grant::Private(handle))) }
     }
 
-    pub(crate) fn with_grant(self, grant: Option<Grant>) -> Self {
-        Handover { grant, ..self }
+    pub(crate) fn with_revocable(self, revocable: Option<Revocable>) -> Self {
+        Handover { revocable, ..self }
     }
 
     pub(crate) fn count(&self) -> usize {
         self.descriptors.count()
     }
 
-    /// The descriptors that a BATCH collects: those of operations that may be in one.
+    /// Returns the descriptors for the reply of a BATCH, whose operations have neither a writer nor anything to revoke.
     pub(crate) fn into_owned(self) -> Vec<OwnedFd> {
         self.descriptors.owned
     }
 
-    /// The reply is not sent: takes back what it grants.
+    /// Closes the descriptors and takes back what the reply grants, because it is not sent.
     pub(crate) fn take_back(self) {
         self.descriptors.close();
-        if let Some(grant) = self.grant {
-            grant.take_back();
+        if let Some(revocable) = self.revocable {
+            revocable.take_back();
         }
     }
 }

@@ -1,4 +1,6 @@
-//! A server without a listening socket: for clients in the same process.
+//! A server without a listening socket, for clients in the same process.
+//!
+//! Clients get one end of a socket pair. The other end is served by the same event loops as accepted connections.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,14 +11,14 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use super::workers::Workers;
 use crate::store::Store;
 
-/// Most connections of an [`InProcess`] server: a client holds at most 64.
+/// The maximum number of connections of an [`InProcess`] server; a client holds at most 64.
 const MAX_CONNECTIONS: usize = 1024;
 
 /// Serves a store on socket pairs, so that other parts of this process reach it as clients of a daemon would:
-/// the same protocol, sessions and leases, whatever libraries they were linked into. No path, no file mode,
-/// no credentials: who can call [`InProcess::connect`] may connect.
+/// the same protocol, sessions and leases, whatever libraries they were linked into. There is no path, no file mode and
+/// no check of credentials: any caller of [`InProcess::connect`] is served.
 ///
-/// Dropped, it closes all connections and ends its threads.
+/// Dropping it closes all connections and ends its threads.
 ///
 /// ```
 /// use objmapper_server::net::InProcess;
@@ -43,12 +45,12 @@ impl InProcess {
     /// Starts `threads` threads (`objm-loop-N`), at least one.
     ///
     /// # Errors
-    /// If they or their pollers cannot be made.
+    /// If a thread or its poller cannot be created.
     pub fn start(store: Store, threads: u8) -> io::Result<Self> {
         Ok(InProcess { workers: Workers::start(store, threads, MAX_CONNECTIONS)? })
     }
 
-    /// A new connection: the client's end of a socket pair, close-on-exec.
+    /// Returns a new connection: the client's end of a socket pair, close-on-exec.
     ///
     /// # Errors
     /// If there are no descriptors, or too many connections.
@@ -58,7 +60,7 @@ impl InProcess {
         Ok(client)
     }
 
-    /// Serves a connected Unix stream socket, whoever is at its other end.
+    /// Serves a connected Unix stream socket, without a check of its peer.
     ///
     /// # Errors
     /// As [`Self::connect`].
@@ -66,13 +68,13 @@ impl InProcess {
         self.workers.adopt(socket)
     }
 
-    /// Connections now.
+    /// Returns the number of open connections.
     pub fn connections(&self) -> usize {
         self.workers.shared.connections.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// Stops: takes no more connections, lets the present ones finish what they have begun (replies, private
-    /// objects) for at most `timeout`.
+    /// Stops the server. It accepts no further connections; open ones may finish what they have begun (replies, private
+    /// objects) within `timeout`.
     pub fn drain(self, timeout: Duration) {
         self.workers.drain(timeout);
     }

@@ -1,4 +1,4 @@
-//! The way into an event loop from other threads.
+//! The queue by which other threads pass messages to an event loop, and wake it.
 
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream as StdStream;
@@ -10,36 +10,36 @@ use parking_lot::Mutex;
 use super::refusal::Refusal;
 use crate::store::{LeaseOutcome, Session, StoreError};
 
-/// What other threads have for a loop.
+/// A message to an event loop.
 pub(super) enum Message {
     Connection(StdStream),
-    /// To be told why it is not served.
+    /// A connection that is answered with its refusal.
     Refused(StdStream, Refusal),
     Lease {
         number: usize,
         id: u32,
         outcome: Result<LeaseOutcome, StoreError>,
         asker: Session,
-        /// Whether a pin was asked for.
+        /// True if the request asked for a pin.
         pin: bool,
     },
-    /// Serve until the instant at the latest, then end.
+    /// Drains: the loop ends at this instant at the latest.
     Drain(Instant),
 }
 
-/// The way into a loop.
+/// The queue of one event loop.
 pub(super) struct Inbox {
     messages: Mutex<VecDeque<Message>>,
     waker: Waker,
 }
 
 impl Inbox {
-    /// For a loop that wakes by this.
+    /// Makes an empty queue; `waker` wakes its loop.
     pub(super) fn new(waker: Waker) -> Self {
         Self { messages: Mutex::default(), waker }
     }
 
-    /// The oldest message that was not taken yet.
+    /// Takes the oldest message.
     pub(super) fn take(&self) -> Option<Message> {
         self.messages.lock().pop_front()
     }

@@ -1,4 +1,8 @@
-//! The socket: where it is, who may connect, how many; and the server as a whole.
+//! The listening socket (path, mode, owner), the admission of clients (uid, gid, number), and the [`Server`] as a whole.
+//!
+//! The socket is bound under a temporary name and renamed, so that it is never reachable with a wrong mode or owner. The thread
+//! `objm-accept` accepts, checks credentials and number, and passes each connection to an event loop. When the process is out
+//! of descriptors, accepting pauses.
 
 use std::fs;
 use std::io;
@@ -23,24 +27,24 @@ const STOP: Token = Token(1);
 /// How long accepting pauses when the process is out of descriptors.
 const BACKOFF: Duration = Duration::from_millis(100);
 
-/// Where to listen and for whom.
+/// The socket, and the clients that may connect.
 #[derive(Debug, Clone)]
 pub struct ListenConfig {
     /// Path of the Unix socket.
     pub socket: PathBuf,
-    /// Its permission bits.
+    /// Permission bits of the socket.
     pub mode: u32,
-    /// Its owner; `None` leaves the process's.
+    /// Owner of the socket; `None` is the process's user.
     pub owner: Option<u32>,
-    /// Its group; `None` leaves the process's.
+    /// Group of the socket; `None` is the process's group.
     pub group: Option<u32>,
-    /// Users that may connect. With both lists empty, whoever the socket's mode lets.
+    /// Users that may connect. If both lists are empty, the socket's mode alone decides.
     pub allow_uids: Vec<u32>,
-    /// Groups (primary) that may connect.
+    /// Primary groups that may connect.
     pub allow_gids: Vec<u32>,
-    /// Most connections at a time; more are told so and closed.
+    /// The maximum number of connections; further ones are refused with a message.
     pub max_connections: usize,
-    /// Threads that serve them.
+    /// Threads that serve connections.
     pub threads: u8,
 }
 
@@ -48,20 +52,20 @@ pub struct ListenConfig {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NetError {
-    /// Somebody answers on the socket.
+    /// A running server answers on the socket.
     #[error("the socket {0} is in use by a running server; remedy: stop it, or choose another --socket")]
     InUse(PathBuf),
-    /// The path is something else than a socket.
-    #[error("{0} exists and is no socket; remedy: remove it, or choose another --socket")]
+    /// The path exists and is not a socket.
+    #[error("{0} exists and is not a socket; remedy: remove it, or choose another --socket")]
     NotASocket(PathBuf),
     /// A step of the set-up failed.
     #[error("the socket {path}: {what}: {source}")]
     Socket {
         /// The socket's path.
         path: PathBuf,
-        /// The step.
+        /// The step that failed.
         what: &'static str,
-        /// Its error.
+        /// The step's error.
         source: io::Error,
     },
     /// A thread or its poller could not be made.
@@ -74,7 +78,7 @@ pub enum NetError {
 pub struct Server {
     workers: Arc<Workers>,
     path: PathBuf,
-    /// Of the socket file that is ours.
+    /// Device and inode of the socket file that this server made.
     identity: (u64, u64),
     stop: Arc<Waker>,
     accepting: Option<JoinHandle<()>>,
@@ -102,8 +106,7 @@ impl Server {
         Ok(Server { workers, path, identity, stop, accepting: Some(accepting) })
     }
 
-    /// Serves a connected Unix stream socket beside those that are accepted, whoever is at its other end: its
-    /// credentials are not looked at.
+    /// Serves a connected Unix stream socket like an accepted one, without a check of its peer's credentials.
     ///
     /// # Errors
     /// If there are too many connections, or the server is shutting down.
@@ -111,29 +114,29 @@ impl Server {
         self.workers.adopt(socket)
     }
 
-    /// Connections now.
+    /// Returns the number of open connections.
     pub fn connections(&self) -> usize {
         self.workers.shared.connections.load(Relaxed)
     }
 
-    /// Connections refused so far: by credentials or by number.
+    /// Returns the number of connections refused since the start, by credentials or by number.
     pub fn refused(&self) -> u64 {
         self.workers.shared.refused.load(Relaxed)
     }
 
-    /// Connections ended so far because of what they sent.
+    /// Returns the number of connections ended since the start because the peer broke the protocol.
     pub fn protocol_errors(&self) -> u64 {
         self.workers.shared.protocol_errors.load(Relaxed)
     }
 
-    /// Connections ended so far because a reply could not be sent, although the peer was there: no descriptor can be
-    /// sent while too many of this user are unread, or there is no memory.
+    /// Returns the number of connections ended since the start because a reply could not be sent to a live peer: the kernel
+    /// has no memory, or too many descriptors of this user are sent and unread.
     pub fn send_failures(&self) -> u64 {
         self.workers.shared.send_failures.load(Relaxed)
     }
 
-    /// Stops: takes no more connections, removes the socket, lets the present connections finish
-    /// what they have begun (replies, private objects) for at most `timeout`.
+    /// Stops the server. It accepts no further connections and removes the socket; open connections may finish
+    /// what they have begun (replies, private objects) within `timeout`.
     pub fn drain(mut self, timeout: Duration) {
         self.workers.shared.draining.store(true, Relaxed);
         if let Err(e) = self.stop.wake() {
@@ -158,8 +161,8 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((stat.dev(), stat.ino()))
 }
 
-/// Binds beside the path and renames, so that nobody meets the socket before its mode and owner
-/// are right, or finds none while a stale one is replaced.
+/// Binds beside the path and renames, so that no client finds the socket before its mode and owner
+/// are set, or finds none while a stale one is replaced.
 fn bind(config: &ListenConfig) -> Result<StdListener, NetError> {
     let path = &config.socket;
     let error = |what| {
@@ -175,9 +178,9 @@ fn bind(config: &ListenConfig) -> Result<StdListener, NetError> {
                 log::info!("replacing the stale socket {}", path.display());
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            // Somebody answers, or may: it is not ours to remove.
+            // A server answers, or may answer: its socket must stay.
             Ok(_) => return Err(NetError::InUse(path.clone())),
-            Err(e) => return Err(error("asking whether somebody answers")(e)),
+            Err(e) => return Err(error("connecting to see if a server answers")(e)),
         },
     }
     let mut temporary = path.as_os_str().to_owned();
@@ -222,12 +225,12 @@ impl Acceptor {
                 log::error!("accepting ends: poll: {e}");
                 return;
             }
-            // Edge-triggered: accept until there is nobody, also after a pause.
+            // Edge-triggered: accept until the backlog is empty, also after a pause.
             backoff = self.accept_all(backoff.is_some());
         }
     }
 
-    /// Returns how long to pause where the process is out of descriptors.
+    /// Accepts until the backlog is empty. Returns the pause that is needed if the process is out of descriptors.
     fn accept_all(&self, paused: bool) -> Option<Duration> {
         while !self.workers.shared.draining.load(Relaxed) {
             // Not mio's accept, whose stream would have to be registered here first.

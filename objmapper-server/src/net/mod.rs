@@ -4,15 +4,15 @@
 //! |---|---|
 //! | `workers` | the threads that serve connections |
 //! | `in_process` | a server for clients in the same process |
-//! | `listener` | the socket, who may connect, how many; the accepting thread |
-//! | `refusal` | connections that are not served, and what they are told |
+//! | `listener` | the socket, the admission of clients, the accepting thread |
+//! | `refusal` | connections that are not served, and the reply that they get |
 //! | `event_loop` | a thread that serves its share of the connections |
-//! | `inbox` | what other threads have for such a loop |
-//! | `connection` | one peer: its bytes in, its protocol, its replies out |
+//! | `inbox` | messages of other threads to an event loop |
+//! | `connection` | one connection: its input bytes, its protocol, its replies |
 //! | `output` | replies that wait to be sent, and the only `sendmsg` |
-//! | `handover` | what a reply hands over: descriptors, and what is taken back if it cannot be sent |
-//! | `v1` | what a v0.1 request means (V1, and V2's request frame) |
-//! | `ext` | what an extension request means |
+//! | `handover` | a reply's descriptors, and what is taken back if the reply cannot be sent |
+//! | `v1` | v0.1 requests (V1, and V2's request frame) |
+//! | `ext` | extension requests |
 
 mod connection;
 mod event_loop;
@@ -35,26 +35,26 @@ use objmapper_log::RateLimited;
 
 use crate::store::Store;
 
-/// What the network threads have in common.
+/// State that the network threads share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) connections: AtomicUsize,
     pub(crate) draining: AtomicBool,
     pub(crate) loops: u8,
-    /// Connections admitted so far.
+    /// Connections admitted since the start.
     pub(crate) accepted: AtomicUsize,
-    /// Connections refused: by credentials, by number.
+    /// Connections refused since the start, by credentials or by number.
     pub(crate) refused: AtomicU64,
     /// Refused connections that wait for their first request.
     pub(crate) refusing: AtomicUsize,
-    /// Bounds the lines about refused connections.
+    /// Limits the rate of lines about refused connections.
     pub(crate) refusal_log: RateLimited,
-    /// Bounds the lines about connections that broke the protocol.
+    /// Limits the rate of lines about connections that broke the protocol.
     pub(crate) protocol_log: RateLimited,
-    /// Connections ended because of what they sent.
+    /// Connections ended because the peer broke the protocol.
     pub(crate) protocol_errors: AtomicU64,
-    /// Connections ended because a reply could not be sent, although the peer was there.
+    /// Connections ended because a reply could not be sent to a live peer.
     pub(crate) send_failures: AtomicU64,
 }
 

@@ -1,4 +1,8 @@
-//! Replies that wait for a peer to read them.
+//! Replies that wait to be sent, and the server's only `sendmsg`.
+//!
+//! Replies are gathered into chunks. A chunk ends with the byte that carries descriptors, if it has any: the descriptors go with
+//! the last bytes of their chunk, in one `sendmsg`. What a reply grants is kept with its end in the chunk, and is taken back if
+//! the output is dropped before the kernel has all of the reply.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -9,36 +13,36 @@ use objmapper_proto::FD_BYTE;
 use objmapper_proto::limits::MAX_FDS;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use super::handover::{Descriptors, Grant, Handover};
+use super::handover::{Descriptors, Handover, Revocable};
 
-/// Most bytes in one `sendmsg` that carries descriptors (EXTENSIONS.md, "Frames"); one socket
-/// buffer of the kernel, so it is taken whole or not at all.
+/// The maximum number of bytes in one `sendmsg` that carries descriptors (EXTENSIONS.md, "Frames"). They fit one socket
+/// buffer of the kernel, which takes them whole or not at all.
 const WITH_FDS: usize = 16 << 10;
-/// Plain bytes are gathered up to this much.
+/// Bytes that a chunk without descriptors gathers.
 const GATHER: usize = 64 << 10;
 
-/// Bytes, then descriptors that go with the last of them.
+/// Bytes, and the descriptors that are sent with the last of them.
 #[derive(Debug, Default)]
 struct Chunk {
     bytes: Vec<u8>,
     sent: usize,
     descriptors: Descriptors,
-    /// Where the replies end that grant something.
-    grants: Vec<(usize, Grant)>,
+    /// Ends of the replies that grant something, as offsets into `bytes`.
+    revocable: Vec<(usize, Revocable)>,
 }
 
-/// A connection's unsent replies, in order. Dropped, it takes back what the unsent ones grant.
+/// A connection's unsent replies, in order. Dropping it takes back what the unsent replies grant.
 #[derive(Debug, Default)]
 pub(crate) struct Output {
     chunks: VecDeque<Chunk>,
     bytes: usize,
     fds: usize,
-    /// The peer takes `58` and its descriptors out of the same `recvmsg` as the reply before them.
+    /// True if the peer takes `58` and its descriptors out of the same `recvmsg` as the reply before them.
     joined: bool,
 }
 
 impl Output {
-    /// The peer has negotiated the extensions: from here on a reply and its descriptors are one `sendmsg`.
+    /// Sends each further reply in one `sendmsg` with its descriptors: the peer has negotiated the extensions.
     ///
     /// Before, `58` and its descriptors are a `sendmsg` of their own, which the kernel keeps apart from the bytes before
     /// it: a v0.1 client reads the reply with `read`, and a `read` that reaches into a message with descriptors drops them.
@@ -48,7 +52,7 @@ impl Output {
 
     /// Appends a reply that `encode` writes, and its descriptors with their byte `58`.
     pub(crate) fn push(&mut self, handover: Handover, encode: impl FnOnce(&mut Vec<u8>)) {
-        let Handover { descriptors, grant } = handover;
+        let Handover { descriptors, revocable } = handover;
         let fds = descriptors.count();
         let room = if fds > 0 && self.joined { WITH_FDS / 2 } else { GATHER };
         let fits = self.chunks.back().is_some_and(|c| c.descriptors.count() == 0 && c.bytes.len() < room);
@@ -65,16 +69,16 @@ impl Output {
             self.bytes += 1;
             self.fds += fds;
         }
-        chunk.grants.extend(grant.map(|grant| (chunk.bytes.len(), grant)));
+        chunk.revocable.extend(revocable.map(|revocable| (chunk.bytes.len(), revocable)));
         self.chunks.push_back(chunk);
     }
 
-    /// Bytes that the peer has not read.
+    /// Returns the number of bytes that wait to be sent.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Descriptors that the peer has not read.
+    /// Returns the number of descriptors that wait to be sent.
     pub(crate) fn fds(&self) -> usize {
         self.fds
     }
@@ -83,7 +87,7 @@ impl Output {
         self.chunks.is_empty()
     }
 
-    /// Sends what the socket takes. `WouldBlock` is not an error: what is left, is left.
+    /// Sends what the socket takes. Returns `Ok` with bytes left if the socket takes no more now.
     pub(crate) fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         while let Some(chunk) = self.chunks.front_mut() {
             let unsent = &chunk.bytes[chunk.sent..];
@@ -94,7 +98,7 @@ impl Output {
             let fds = chunk.descriptors.count();
             let with_fds = fds > 0 && unsent.len() <= WITH_FDS;
             let sent = if with_fds {
-                // The kernel has them afterwards, also where it took only some of the bytes.
+                // The kernel has the descriptors afterwards, even if it took only some of the bytes.
                 chunk.descriptors.hand_over(|fds| send(socket, unsent, fds))
             } else if fds == 0 {
                 send(socket, unsent, &[])
@@ -104,7 +108,7 @@ impl Output {
             match sent {
                 Ok(sent) => {
                     chunk.sent += sent;
-                    chunk.grants.retain(|(end, _)| *end > chunk.sent);
+                    chunk.revocable.retain(|(end, _)| *end > chunk.sent);
                     self.bytes -= sent;
                     if with_fds {
                         self.fds -= fds;
@@ -122,10 +126,10 @@ impl Output {
 impl Drop for Output {
     fn drop(&mut self) {
         for chunk in self.chunks.drain(..) {
-            // Closed before an object that is given back looks for writers.
+            // The descriptors are closed first: an object that is aborted is charged until its last writer is gone.
             chunk.descriptors.close();
-            for (_, grant) in chunk.grants {
-                grant.take_back();
+            for (_, revocable) in chunk.revocable {
+                revocable.take_back();
             }
         }
     }

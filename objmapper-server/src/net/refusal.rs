@@ -1,17 +1,17 @@
-//! Connections that are not served: they are told why in their own protocol, and closed.
+//! Connections that are not served: their first request is answered with the reason, then they are closed.
 //!
-//! A client that is merely hung up on cannot tell a refusal from an old peer, or from one in trouble. So a refused
-//! connection is answered: HELLO as usual, then its first request with a status and a text that names the remedy
-//! (EXTENSIONS.md, "Refusals"). Few of them are kept for that, for a short time.
+//! A client whose connection is closed without an answer cannot tell a refusal from an old peer, or from a failing one. So a
+//! refused connection is answered: HELLO as usual, then its first request with a status and a text that names the remedy
+//! (EXTENSIONS.md, "Refusals"). At most [`MAX_REFUSING`] connections wait for that, each for at most [`MAX_WAIT`].
 
 use std::time::Duration;
 
 use objmapper_proto::Status;
 
-/// Most refused connections that wait for their first request at a time; more are closed at once.
+/// The maximum number of refused connections that wait for their first request; further ones are closed at once.
 pub(super) const MAX_REFUSING: usize = 64;
-/// How long one of them waits.
-pub(super) const TIME: Duration = Duration::from_secs(1);
+/// The maximum time that a refused connection waits for its first request.
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(1);
 
 /// Why a connection is not served. The text names the option that changes it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,7 +29,7 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    /// The status of the reply; `known`: the client understands [`Status::Refused`].
+    /// Returns the status of the reply. `known` is true if the client understands [`Status::Refused`].
     pub(super) fn status(&self, known: bool) -> Status {
         match self {
             Refusal::NotAllowed { .. } | Refusal::NoCredentials(_) if known => Status::Refused,

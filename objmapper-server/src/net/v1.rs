@@ -1,7 +1,7 @@
-//! What a v0.1 request means: V1 connections, and V2's request frames.
+//! Carries out v0.1 requests: those of V1 connections, and V2's request frames.
 //!
-//! The statuses and the lengths of the error texts are those of the public v0.1 server, which its
-//! clients may have come to rely on; the wire tests hold them fast.
+//! The statuses and the lengths of the error texts are those of the public v0.1 server, because its
+//! clients may depend on them; `tests/vectors.rs` checks them.
 
 use std::os::fd::OwnedFd;
 
@@ -25,7 +25,7 @@ impl Answer {
         Answer { status, content_len: 0, error: error.into(), fd: None }
     }
 
-    /// Builds the response and hands it to `encode`.
+    /// Builds the response and calls `encode` with it.
     pub(super) fn with_response(&self, encode: impl FnOnce(v1::Response<'_>)) {
         let mut text = self.error.as_str();
         while text.len() > 256 {
@@ -40,7 +40,7 @@ impl Answer {
     }
 }
 
-/// Carries a request out. `ephemeral` is V2's flag 2.
+/// Carries out a request. `ephemeral` is V2's flag 2.
 pub(super) fn answer(store: &Store, mode: u8, uri: &[u8], ephemeral: bool) -> Answer {
     if uri.is_empty() {
         return Answer::failure(Status::Storage, "Failed to create object");
@@ -54,7 +54,7 @@ pub(super) fn answer(store: &Store, mode: u8, uri: &[u8], ephemeral: bool) -> An
     let Ok(mode) = Mode::try_from(mode) else {
         return Answer::failure(Status::InvalidMode, "Invalid mode");
     };
-    // v0.1's ephemeral tier is memory, its other one keeps: ours are used alike where both exist.
+    // v0.1 keeps ephemeral objects in memory and other objects on disk. The tiers are used alike where both exist.
     let choice =
         if !ephemeral && store.has_tier(TierKind::Disk) { TierChoice::Only(TierKind::Disk) } else { TierChoice::Any };
     match (store.get_or_create(choice, uri), mode) {
@@ -64,7 +64,7 @@ pub(super) fn answer(store: &Store, mode: u8, uri: &[u8], ephemeral: bool) -> An
     }
 }
 
-/// `/delete/` and a URI, with its leading slash or, as v0.1 takes it too, without.
+/// Deletes the URI behind `/delete/`. v0.1 accepts it with its leading slash and without.
 fn delete(store: &Store, rest: &[u8]) -> Answer {
     let path = rest.strip_prefix(b"/").unwrap_or(rest);
     match store.delete(&[b"/", path].concat(), ANY_VERSION) {

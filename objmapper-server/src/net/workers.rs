@@ -1,4 +1,4 @@
-//! The threads that serve connections, and the way of a connected socket to one of them.
+//! The threads that serve connections, and the admission and distribution of connected sockets among them.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,7 +16,7 @@ use super::inbox::Inbox;
 use super::refusal::{MAX_REFUSING, Refusal};
 use crate::store::Store;
 
-/// The event loops of a server. Dropped, they end and their connections with them.
+/// The event loops of a server. Dropping it ends them and closes their connections.
 #[derive(Debug)]
 pub(super) struct Workers {
     pub(super) shared: Arc<Shared>,
@@ -43,11 +43,11 @@ impl From<Refusal> for io::Error {
 }
 
 impl Workers {
-    /// Starts `threads` of them (`objm-loop-N`), at least one.
+    /// Starts `threads` event loops (`objm-loop-N`), at least one.
     pub(super) fn start(store: Store, threads: u8, max_connections: usize) -> io::Result<Self> {
         let threads = threads.max(1);
         let shared = Arc::new(Shared::new(store, threads));
-        // Dropping it ends those that were started, should a later one fail.
+        // If a later thread fails to start, dropping this ends the threads that were started.
         let mut workers = Workers { shared, loops: Vec::new(), max_connections };
         for i in 0..threads {
             let (event_loop, inbox) = EventLoop::new(workers.shared.clone())?;
@@ -57,7 +57,7 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Has a connected stream socket served, whatever is at its other end.
+    /// Serves a connected stream socket, without a check of its peer.
     pub(super) fn adopt(&self, socket: OwnedFd) -> io::Result<()> {
         let stream = UnixStream::from(socket);
         stream.set_nonblocking(true)?;
@@ -68,7 +68,7 @@ impl Workers {
         Ok(())
     }
 
-    /// Takes a place among the connections, for [`Self::serve`].
+    /// Counts one more connection, for [`Self::serve`].
     pub(super) fn admit(&self) -> Result<(), Refusal> {
         if self.shared.draining.load(Relaxed) {
             return Err(Refusal::Draining);
@@ -87,7 +87,7 @@ impl Workers {
         }
     }
 
-    /// Has a non-blocking stream told why it is not served; one too many is closed at once.
+    /// Passes a non-blocking stream to a loop that answers it with `refusal`. Beyond [`MAX_REFUSING`] it is closed at once.
     pub(super) fn refuse(&self, stream: UnixStream, refusal: Refusal) {
         self.shared.refused.fetch_add(1, Relaxed);
         if let Some(left_out) = self.shared.refusal_log.admit() {
@@ -105,7 +105,7 @@ impl Workers {
         self.loops.get(turn % self.loops.len().max(1))
     }
 
-    /// Lets the connections finish what they have begun for at most `timeout`, and ends the threads.
+    /// Lets the connections finish what they have begun within `timeout`, then ends the threads.
     pub(super) fn drain(&self, timeout: Duration) {
         self.shared.draining.store(true, Relaxed);
         let deadline = Instant::now() + timeout;

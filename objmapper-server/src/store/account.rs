@@ -1,4 +1,8 @@
 //! Exact accounting of a tier's bytes.
+//!
+//! A reservation succeeds only if bodies and index then stay at or below the bound, which is the lower of the operator's limit
+//! and the file system's ceiling. The bytes of bodies are one atomic that a reservation changes by compare-and-swap, so that
+//! no interleaving of reservations passes the bound.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -6,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// The unit of accounting: a page of page cache, a block of the usual file systems.
 pub(crate) const PAGE: u64 = 4096;
 
-/// `bytes` rounded up to whole pages; saturates.
+/// Rounds `bytes` up to whole pages; saturates.
 pub(crate) fn page_round(bytes: u64) -> u64 {
     bytes.saturating_add(PAGE - 1) / PAGE * PAGE
 }
@@ -16,11 +20,11 @@ pub(crate) fn page_round(bytes: u64) -> u64 {
 /// `ceiling`, whichever is lower.
 #[derive(Debug)]
 pub(crate) struct Account {
-    /// What the operator allows.
+    /// The limit that the operator configured, in bytes.
     pub(crate) limit: u64,
-    /// What the file system has room for ([`super::room`]); `u64::MAX` while that is more than the limit.
+    /// Bytes that the file system has room for ([`super::room`]); `u64::MAX` while that is more than the limit.
     ceiling: AtomicU64,
-    /// Bytes of the disk tier's index, which is on the same file system. It counts itself.
+    /// Bytes of the disk tier's index, which is on the same file system. The index updates the number.
     pub(crate) index: Arc<AtomicU64>,
     bodies: AtomicU64,
     pub(crate) pinned: AtomicU64,
@@ -43,17 +47,17 @@ impl Account {
         }
     }
 
-    /// The most bytes that the tier may hold now.
+    /// Returns the number of bytes that the tier may hold now.
     pub(crate) fn bound(&self) -> u64 {
         self.limit.min(self.ceiling.load(Relaxed))
     }
 
-    /// Sets what the file system has room for.
+    /// Sets the number of bytes that the file system has room for.
     pub(crate) fn set_ceiling(&self, bytes: u64) {
         self.ceiling.store(bytes, Relaxed);
     }
 
-    /// Takes `bytes` if they fit below the bound; all or nothing.
+    /// Reserves `bytes`. Returns false, and reserves nothing, if they do not fit below the bound.
     pub(crate) fn try_add(&self, bytes: u64) -> bool {
         let room = self.bound().saturating_sub(self.index.load(Relaxed));
         self.bodies
@@ -61,8 +65,8 @@ impl Account {
             .is_ok()
     }
 
-    /// Counts what a restarted disk tier holds already, even above a limit that was lowered
-    /// meanwhile: the first reservation then evicts down to it.
+    /// Counts what a restarted disk tier holds, even above a limit that was lowered
+    /// since. The first reservation then evicts down to the limit.
     pub(crate) fn add_existing(&self, bytes: u64) {
         self.bodies.fetch_add(bytes, Relaxed);
     }
@@ -72,12 +76,12 @@ impl Account {
         debug_assert!(before >= bytes, "account below zero");
     }
 
-    /// Bytes of bodies and index.
+    /// Returns the bytes of bodies and index.
     pub(crate) fn used(&self) -> u64 {
         self.bodies().saturating_add(self.index.load(Relaxed))
     }
 
-    /// Bytes of bodies.
+    /// Returns the bytes of bodies.
     pub(crate) fn bodies(&self) -> u64 {
         self.bodies.load(Relaxed)
     }

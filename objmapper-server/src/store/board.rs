@@ -1,6 +1,9 @@
-//! The board: counters in shared memory, and the fences on it that keep what was fetched before a
-//! delete from being published after it. EXTENSIONS.md of the crate `objmapper-proto` is its
-//! definition.
+//! The board: counters in shared memory, among them the fences, which keep what was fetched before a
+//! delete from being published after it. EXTENSIONS.md of the crate `objmapper-proto` defines it.
+//!
+//! A commit with a fence holds the fence's gate for reading from its check until it is visible. A delete holds the gate for
+//! writing while it moves the fence. So the delete finds the commit's object, or the commit fails. Clients map the same memory
+//! and may write to it; the store reads and writes it by atomic operations only.
 
 use std::fs::File;
 use std::io;
@@ -28,8 +31,8 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    /// A new one, whose numbers begin anywhere: what somebody remembers of a former board means
-    /// nothing on this one.
+    /// Makes a board whose counters begin at random values, so that a value that a client remembers of a former board does not
+    /// match on this one.
     pub(crate) fn new() -> Result<Self, StoreError> {
         let image = image()?;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -46,7 +49,7 @@ impl Board {
         Ok(Board { fd, map, gates: std::array::from_fn(|_| RwLock::new(())) })
     }
 
-    /// For clients.
+    /// Returns the board's descriptor, which ATTACH sends.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -57,8 +60,8 @@ impl Board {
         // SAFETY: `map` is SIZE bytes, readable and writable, page-aligned, and lives as long as
         // `self`, from which the reference borrows; the file is sealed at SIZE bytes, so that no access
         // raises SIGBUS. `Word::offset` is a multiple of 8 and at most SIZE - 8 for every number (its unit
-        // tests), so the word is aligned and inside. Everybody who maps the board changes it by atomic
-        // operations of 8 bytes only; here no reference to its memory is made but this kind.
+        // tests), so the word is aligned and inside. Every value is valid. Processes that map the board change it by atomic
+        // operations of 8 bytes only, and this crate makes no other reference to its memory.
         unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().add(at).cast()) }
     }
 
@@ -66,14 +69,14 @@ impl Board {
         &self.gates[shard as usize % GATES]
     }
 
-    /// Lets a commit through if the fence is where it was seen. A delete that moves the fence waits
-    /// until what is returned is dropped: the caller drops it when the commit is visible.
+    /// Returns the gate's read lock if the fence still has the value that the committer saw, else `None`. A delete that moves the
+    /// fence waits until the lock is dropped; the caller drops it when the commit is visible.
     pub(crate) fn pass(&self, fence: Fence) -> Option<RwLockReadGuard<'_, ()>> {
         let guard = self.gate(fence.shard).read();
         (self.fence(fence.shard).load(SeqCst) == fence.value).then_some(guard)
     }
 
-    /// Moves the fence of a URI: commits that passed are visible when it returns, others fail.
+    /// Moves the fence of a URI. Commits that passed the fence are visible when this returns; later ones fail.
     pub(crate) fn advance(&self, uri: &[u8]) {
         let shard = Fence::shard_of_bytes(uri);
         let _exclusive = self.gate(shard).write();
@@ -81,7 +84,7 @@ impl Board {
     }
 }
 
-/// The bytes of a new board.
+/// Returns the bytes of a new board.
 fn image() -> Result<Vec<u8>, StoreError> {
     let mut image = vec![0; SIZE];
     image[..MAGIC.len()].copy_from_slice(&MAGIC);
@@ -96,7 +99,7 @@ fn image() -> Result<Vec<u8>, StoreError> {
     for slot in 0..SLOTS {
         let mut value = [0; 8];
         random(&mut value)?;
-        // Equal: nothing is announced that is not recorded.
+        // The two are equal: no announced ban is unrecorded.
         for word in [Word::Announced(slot), Word::Recorded(slot)] {
             image[word.offset()..word.offset() + 8].copy_from_slice(&value);
         }

@@ -1,4 +1,4 @@
-//! What the replies on one connection gave, for as long as the client may not have read them.
+//! The delivery of one connection: what its replies gave, for as long as the client may not have read them.
 //!
 //! A reply can give its client something: a lease, a private object, a pin. A reply that the client never reads (its
 //! deadline has passed, the connection was cut) would leave that held for as long as the session lives. The client alone
@@ -12,35 +12,23 @@
 //! | the session ends | it goes with the session |
 //!
 //! A delivery's lock is held while a request is carried out and its reply recorded, so that LOST finds all of a request or
-//! nothing of it. It is taken before every other lock of the store, and never two of them at once.
+//! nothing of it. It is taken before every other lock of the store, and a thread never holds two of them.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::object::ObjectId;
-use super::pin::Claim;
+use super::grant::Grant;
 use super::session::Session;
 
-/// Ended connections whose deliveries a session keeps for LOST. Of more, the oldest counts as read.
+/// The maximum number of ended connections whose deliveries a session keeps for LOST. Beyond it the replies of the oldest
+/// count as read.
 const MAX_ENDED: usize = 64;
 
-/// What a reply gave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Grant {
-    /// A lease, by its number.
-    Lease(u64),
-    /// A private object, by its handle.
-    Private(u64),
-    /// A pin of this object.
-    Pin(ObjectId),
-}
-
-/// A connection's delivery; see the module.
+/// The record of one connection's replies; see the module.
 #[derive(Debug)]
 pub struct Delivery {
     number: u64,
@@ -50,44 +38,46 @@ pub struct Delivery {
 
 #[derive(Debug, Default)]
 struct State {
-    /// LOST named it.
+    /// True once LOST has named the connection.
     closed: bool,
-    /// The connection has ended.
+    /// True once the connection has ended.
     ended: bool,
     requests: u64,
     replies: u64,
-    /// With the number of the reply that gave it; in that order. At most `depth` replies' worth.
+    /// Grants of replies that may be unread, each with its reply's number, in that order: those of at most `depth` replies.
     unread: VecDeque<(u64, Grant)>,
 }
 
-/// A request that is being carried out. Dropped without [`Turn::replied`], nothing is recorded.
-pub struct Turn<'a> {
+/// A request that is being carried out: it holds the delivery's lock. Dropping it without [`RequestGuard::replied`] records
+/// nothing.
+pub struct RequestGuard<'a> {
     delivery: &'a Delivery,
     state: MutexGuard<'a, State>,
 }
 
 impl Delivery {
-    /// The connection's number.
+    /// Returns the connection's number.
     pub fn number(&self) -> u64 {
         self.number
     }
 
-    /// A request has arrived. `None`: the client has given the connection up; nothing is to be carried out.
-    pub fn request(&self, session: &Session) -> Option<Turn<'_>> {
+    /// Notes that a request has arrived, and with it which replies have been read. Returns `None` if LOST has named the
+    /// connection: the request must not be carried out.
+    pub fn request(&self, session: &Session) -> Option<RequestGuard<'_>> {
         let mut state = self.state.lock();
         state.requests += 1;
         let read = state.requests.saturating_sub(self.depth);
         self.confirm(&mut state, session, read);
-        (!state.closed).then_some(Turn { delivery: self, state })
+        (!state.closed).then_some(RequestGuard { delivery: self, state })
     }
 
-    /// The outcome of a request that waited is there. `None` as for [`Self::request`].
-    pub fn outcome(&self) -> Option<Turn<'_>> {
+    /// Locks the delivery for the outcome of a request that waited. Returns `None` as [`Self::request`] does.
+    pub fn outcome(&self) -> Option<RequestGuard<'_>> {
         let state = self.state.lock();
-        (!state.closed).then_some(Turn { delivery: self, state })
+        (!state.closed).then_some(RequestGuard { delivery: self, state })
     }
 
-    /// What the first `read` replies gave is the client's.
+    /// Notes that the client has read the first `read` replies: it keeps what they gave.
     fn confirm(&self, state: &mut State, session: &Session, read: u64) {
         while let Some(&(reply, grant)) = state.unread.front()
             && reply <= read
@@ -100,9 +90,9 @@ impl Delivery {
     }
 }
 
-impl Turn<'_> {
-    /// A reply goes out that gives `grants`. False if one of the pins was given back meanwhile by another connection:
-    /// then nothing is recorded, and the request is to be carried out again or refused.
+impl RequestGuard<'_> {
+    /// Records a reply that gives `grants`. Returns false, and records nothing, if another connection has given back one of the
+    /// pins in the meantime; the caller must carry the request out again or refuse it.
     #[must_use]
     pub fn replied(&mut self, session: &Session, grants: &[Grant]) -> bool {
         let reply = self.state.replies + 1;
@@ -125,15 +115,15 @@ impl Turn<'_> {
     }
 }
 
-/// A number for a connection. Random, so that one of a former process, which a session of the disk tier may outlive, names
-/// nothing in this one.
+/// Makes a number for a connection. Numbers are random, so that one of a former process does not match here: a session of the
+/// disk tier survives the process.
 fn number() -> u64 {
     static MADE: AtomicU64 = AtomicU64::new(0);
     RandomState::new().hash_one(MADE.fetch_add(1, Relaxed)).max(1)
 }
 
 impl Session {
-    /// Begins to record what the replies on a connection of this session give. `depth` is the pipeline's.
+    /// Begins to record what the replies on a connection of this session give. `depth` is the depth of its pipeline.
     pub fn begin_delivery(&self, depth: u16) -> Arc<Delivery> {
         let delivery = Arc::new(Delivery { number: number(), depth: depth.into(), state: Mutex::default() });
         let mut state = self.core.state.lock();
@@ -143,7 +133,7 @@ impl Session {
         delivery
     }
 
-    /// The connection has ended. What its replies gave stays until LOST or the session's end.
+    /// Notes that the connection has ended. What its replies gave stays until LOST or the session's end.
     pub fn end_delivery(&self, delivery: &Delivery) {
         let idle = {
             let mut state = delivery.state.lock();
@@ -166,9 +156,9 @@ impl Session {
         }
     }
 
-    /// LOST: the client has given the connection up after `read` replies. What later replies gave is given back, and no
-    /// further request of that connection is carried out. Does nothing for a connection of another session, or one that is
-    /// settled already.
+    /// Carries out LOST: the client has read `read` replies and abandoned the connection. What later replies gave is taken back,
+    /// and no further request of that connection is carried out. Does nothing for a connection of another session, and for one
+    /// that LOST has named before.
     pub fn connection_lost(&self, connection: u64, read: u64) {
         let delivery = {
             let mut state = self.core.state.lock();
@@ -183,22 +173,7 @@ impl Session {
             std::mem::take(&mut state.unread)
         };
         for (reply, grant) in unread {
-            self.give_back(grant, (connection, reply));
-        }
-    }
-
-    /// Gives back what no reply will report.
-    pub fn withdraw(&self, grant: Grant) {
-        // No reply has the number 0: nothing claims it.
-        self.give_back(grant, (0, 0));
-    }
-
-    fn give_back(&self, grant: Grant, claim: Claim) {
-        match grant {
-            // Unknown: it has ended by itself.
-            Grant::Lease(lease) => drop(self.unlease(lease, Duration::ZERO)),
-            Grant::Private(handle) => drop(self.abort(handle)),
-            Grant::Pin(object) => self.drop_claim(object, claim),
+            self.take_back(grant, (connection, reply));
         }
     }
 }

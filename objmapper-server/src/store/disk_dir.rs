@@ -2,7 +2,7 @@
 //!
 //! Everything below `DIR` is opened relative to its parent's descriptor, without following symbolic links, must
 //! belong to this process's user, and gets its mode explicitly: neither the umask nor what another user has prepared
-//! there decides what is opened, or for whom.
+//! there decides which file is opened or who can read it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -29,9 +29,9 @@ const OBJECTS: &str = "objects";
 const INDEX: &str = "index.sqlite3";
 /// The index and the files that SQLite keeps beside it.
 const INDEX_FILES: [&str; 3] = [INDEX, "index.sqlite3-wal", "index.sqlite3-shm"];
-/// What was found damaged and is kept for the operator.
+/// Damaged files that are kept for the operator.
 const DAMAGED: &str = "damaged";
-/// Keeps `objects` from being empty: a cleaner of empty directories would cut the tier off from its readers.
+/// A file that keeps `objects` from being empty: a cleaner of empty directories would detach the tier from its readers.
 const PLACEHOLDER: &str = ".keep";
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -44,7 +44,7 @@ pub(super) struct DiskDir {
     path: PathBuf,
 }
 
-/// What [`DiskDir::free_oldest`] removed.
+/// The files that [`DiskDir::free_oldest`] removed.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Freed {
     pub(super) files: u64,
@@ -52,12 +52,12 @@ pub(super) struct Freed {
 }
 
 impl DiskDir {
-    /// Makes what does not exist of it, and takes its lock.
+    /// Makes the missing parts of the directory, and takes its lock.
     pub(super) fn open(top: &Path) -> Result<Self, StoreError> {
         if !top.is_dir() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(top).map_err(|e| setup("making", top, e))?;
         }
-        // A link to it is the operator's choice; that it can be read is not needed.
+        // `top` may be a symbolic link, which is the operator's choice. O_PATH needs no permission to read it.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = open(top, flags, Mode::empty()).map_err(|e| setup("opening", top, e.into()))?;
         let owner = fstat(&dir).map_err(|e| setup("looking at", top, e.into()))?.st_uid;
@@ -81,18 +81,18 @@ impl DiskDir {
         }
     }
 
-    /// The tier's directory.
+    /// Returns a descriptor of the tier's directory.
     pub(super) fn objects(&self) -> io::Result<OwnedFd> {
         self.objects.try_clone()
     }
 
-    /// The lock, which holds for as long as this descriptor is open.
+    /// Returns the lock, which holds for as long as its descriptor is open.
     pub(super) fn into_lock(self) -> OwnedFd {
         self.lock
     }
 
-    /// Makes the index's file with its mode, if there is none, and returns its path for SQLite, which opens by path
-    /// only, with a descriptor of its directory. `None`: what is there is no file, or none that can be read.
+    /// Makes the index's file with its mode if it is missing. Returns its path, because SQLite opens by path only, and a
+    /// descriptor of its directory; `None` if the path is not a regular file, or one that cannot be read.
     pub(super) fn index_file(&self) -> Result<Option<(PathBuf, OwnedFd)>, StoreError> {
         let path = self.path.join(INDEX);
         for name in INDEX_FILES {
@@ -117,14 +117,14 @@ impl DiskDir {
         Ok(Some((self.real_path().unwrap_or_else(|| self.path.clone()).join(INDEX), directory)))
     }
 
-    /// The path without symbolic links: SQLite is told to follow none.
+    /// Returns the path without symbolic links: SQLite opens with an option that refuses them.
     fn real_path(&self) -> Option<PathBuf> {
         let link = format!("/proc/self/fd/{}", self.private.as_raw_fd());
         let path = readlinkat(rustix::fs::CWD, link, Vec::new()).ok()?;
         Some(OsString::from_vec(path.into_bytes()).into())
     }
 
-    /// Removes the index. The bodies have no rows then; the sweep for orphans removes them.
+    /// Removes the index. The sweep for orphans then removes the bodies, which have no rows.
     pub(super) fn discard_index(&self) -> io::Result<()> {
         for name in INDEX_FILES {
             match unlinkat(&self.private, name, AtFlags::empty()) {
@@ -139,8 +139,8 @@ impl DiskDir {
         Ok(())
     }
 
-    /// Moves index and bodies to a directory beside them and returns its path. `None`: there is one from before, which
-    /// stays, and nothing was moved.
+    /// Moves index and bodies to a directory beside them and returns its path. Returns `None`, and moves nothing, if that
+    /// directory exists.
     pub(super) fn set_aside(&mut self) -> io::Result<Option<PathBuf>> {
         match mkdirat(&self.private, DAMAGED, Mode::from_raw_mode(0o700)) {
             Ok(()) => {}
@@ -161,8 +161,8 @@ impl DiskDir {
 
     /// Removes bodies, the oldest first, until `goal` bytes are free or none is left.
     pub(super) fn free_oldest(&self, goal: u64) -> io::Result<Freed> {
-        /// Inodes may be what is missing.
-        const LEAST: u64 = 64;
+        /// The minimum number of files, for a file system that is out of inodes.
+        const MIN_FILES: u64 = 64;
         let mut ids = Vec::new();
         body_files(self.objects.as_fd(), |_, _, id| {
             ids.push(id);
@@ -171,11 +171,11 @@ impl DiskDir {
         ids.sort_unstable();
         let mut freed = Freed::default();
         for id in ids {
-            if freed.bytes >= goal && freed.files >= LEAST {
+            if freed.bytes >= goal && freed.files >= MIN_FILES {
                 break;
             }
             let path = super::body_path(id);
-            // One that cannot be removed is no reason to keep the others.
+            // A body that cannot be removed does not keep the rest from being removed.
             let stat = rustix::fs::statat(&self.objects, path.as_str(), AtFlags::SYMLINK_NOFOLLOW);
             let (Ok(stat), Ok(())) = (stat, unlinkat(&self.objects, path.as_str(), AtFlags::empty())) else { continue };
             freed.files += 1;
@@ -184,13 +184,13 @@ impl DiskDir {
         Ok(freed)
     }
 
-    /// Returns true if the file system has no room for even a little.
+    /// Returns true if the file system has no room for `MIN_FREE` bytes.
     pub(super) fn is_full(&self) -> bool {
-        const LITTLE: u64 = 256 << 10;
-        make_file(self.objects.as_fd(), LITTLE).is_err_and(|e| is_no_space(&e))
+        const MIN_FREE: u64 = 256 << 10;
+        make_file(self.objects.as_fd(), MIN_FREE).is_err_and(|e| is_no_space(&e))
     }
 
-    /// The highest number that a body's file has; 0 if there is none.
+    /// Returns the highest id that a body's file has; 0 if there is none.
     pub(super) fn highest(&self) -> io::Result<ObjectId> {
         let mut highest = 0;
         body_files(self.objects.as_fd(), |_, _, id| {
@@ -200,18 +200,18 @@ impl DiskDir {
         Ok(highest)
     }
 
-    /// Where it is.
+    /// Returns the path of the directory.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// Bytes of the index's files in `directory`.
+/// Returns the bytes of the index's files in `directory`.
 pub(super) fn index_bytes(directory: BorrowedFd<'_>) -> u64 {
     INDEX_FILES.iter().map(|name| size(directory, name)).sum()
 }
 
-/// Bytes of the index's write-ahead log in `directory`.
+/// Returns the bytes of the index's write-ahead log in `directory`.
 pub(super) fn wal_bytes(directory: BorrowedFd<'_>) -> u64 {
     size(directory, INDEX_FILES[1])
 }

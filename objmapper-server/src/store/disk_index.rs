@@ -5,11 +5,11 @@
 //! committed transaction through the death of this process; through the death of the machine
 //! [`DiskIndex::open`] keeps what was committed before the last checkpoint of the bodies.
 //!
-//! Writers combine: whoever finds the connection free carries out everything that waits, in one
-//! transaction, so many threads pay for one commit.
+//! Writers combine: the thread that finds the connection free carries out all waiting changes in one
+//! transaction, so that many threads share one commit.
 //!
-//! The write-ahead log begins anew only when a checkpoint has moved all of it and no commit has appended meanwhile. A commit that finds
-//! it long has `objm-disk` do that: most of it beside the writers, the rest with the writers' lock. A commit that finds
+//! The write-ahead log begins anew only when a checkpoint has moved all of it and no commit has appended to it during that. A commit
+//! that finds it long wakes `objm-disk` for a checkpoint: most of it beside the writers, the rest with the writers' lock. A commit that finds
 //! it twice as long does it itself. There are no readers: look-ups and listings use the index in memory.
 
 use std::collections::HashSet;
@@ -23,8 +23,8 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 
 use super::disk_dir::{index_bytes, wal_bytes};
-use super::house::Wake;
 use super::index_error::IndexError;
+use super::maintenance::Wake;
 use super::object::{ObjectId, Token};
 use super::room::{LOG_INTERVAL, warn};
 
@@ -37,7 +37,7 @@ CREATE TABLE sessions(token BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE meta(key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
 ";
 
-/// One object's row. `uri` is NULL for what is pinned but no longer listed.
+/// One object's row. `uri` is NULL if the object is pinned but no longer listed.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
     pub(crate) id: ObjectId,
@@ -59,9 +59,9 @@ pub(crate) enum Op {
         pinned_by: Option<Token>,
         replaces: Option<ObjectId>,
     },
-    /// The object cannot be found by its URI any more.
+    /// Removes the object's URI, so that it is not found any more.
     Unlist(ObjectId),
-    /// The object's file is to be removed.
+    /// Removes the object's row, because its file is removed.
     Forget(ObjectId),
     Resize {
         id: ObjectId,
@@ -78,7 +78,7 @@ pub(crate) enum Op {
     Durable(ObjectId),
 }
 
-/// What a start finds.
+/// The content of the index at the start.
 #[derive(Debug, Default)]
 pub(crate) struct Loaded {
     pub(crate) rows: Vec<Row>,
@@ -86,9 +86,9 @@ pub(crate) struct Loaded {
     pub(crate) sessions: Vec<Token>,
     pub(crate) next_id: ObjectId,
     pub(crate) instance: Token,
-    /// There was no index: what files there are have no rows.
+    /// True if there was no index: files that exist have no rows.
     pub(crate) fresh: bool,
-    /// The machine went down: the end of the write-ahead log, with the last ids, may be lost.
+    /// True if the machine went down: the end of the write-ahead log, with the last ids, may be lost.
     pub(crate) cut: bool,
     /// Rows dropped because the machine went down before their bodies were safe.
     pub(crate) lost: usize,
@@ -98,21 +98,21 @@ type Outcome = Result<(), IndexError>;
 type Slot = Arc<Mutex<Option<Outcome>>>;
 type Submission = (Vec<Op>, Option<Slot>);
 
-/// Most queued submissions that are kept for another try after a failure.
+/// The maximum number of queued submissions that are kept for another try after a failure.
 const MAX_KEPT: usize = 1 << 16;
 
-/// Where the index is, and how long its log may grow.
+/// The index's files, the bound of its log, and the values that it updates.
 #[derive(Debug)]
 pub(crate) struct IndexPlace<'a> {
-    /// For SQLite.
+    /// Path of the database, for SQLite.
     pub(crate) path: &'a Path,
-    /// The same directory.
+    /// Descriptor of the directory that the path names.
     pub(crate) directory: OwnedFd,
     /// Bytes of the write-ahead log from which on it is moved into the database.
     pub(crate) max_wal: u64,
-    /// Told what the index's files take.
+    /// Set to the number of bytes of the index's files.
     pub(crate) bytes: Arc<AtomicU64>,
-    /// Told that the log is long.
+    /// Notified when the log is long.
     pub(crate) wake: Arc<Wake>,
 }
 
@@ -120,18 +120,18 @@ pub(crate) struct IndexPlace<'a> {
 pub(crate) struct DiskIndex {
     queue: Mutex<Vec<Submission>>,
     writer: Mutex<Connection>,
-    /// `None`: the index is in memory.
+    /// `None` if the index is in memory.
     files: Option<Files>,
     log: RateLimited,
 }
 
 struct Files {
-    /// For checkpoints, which then do not stop the writer.
+    /// A connection for checkpoints, so that they do not block the writer.
     checkpointer: Mutex<Connection>,
     directory: OwnedFd,
     max_wal: u64,
     bytes: Arc<AtomicU64>,
-    /// The log is long.
+    /// True if a checkpoint is due because the log is long.
     due: AtomicBool,
     wake: Arc<Wake>,
 }
@@ -143,7 +143,7 @@ impl std::fmt::Debug for DiskIndex {
 }
 
 impl DiskIndex {
-    /// Opens the index, or makes it in an empty file, and reads all of it.
+    /// Opens the index, or creates it in an empty file, and reads all of it.
     pub(crate) fn open(place: IndexPlace<'_>) -> Result<(Self, Loaded), IndexError> {
         let IndexPlace { path, directory, max_wal, bytes, wake } = place;
         let mut writer = connect(path, max_wal)?;
@@ -156,7 +156,7 @@ impl DiskIndex {
         Ok((DiskIndex::new(writer, Some(files)), loaded))
     }
 
-    /// An empty index that ends with the process: for a file system that has no room for one.
+    /// Returns an empty index in memory, for a file system that has no room for its files.
     pub(crate) fn in_memory() -> Result<(Self, Loaded), IndexError> {
         let mut writer = Connection::open_in_memory()?;
         prepare(&mut writer)?;
@@ -168,7 +168,7 @@ impl DiskIndex {
         DiskIndex { queue: Mutex::default(), writer: Mutex::new(writer), files, log: RateLimited::new(1, LOG_INTERVAL) }
     }
 
-    /// Carries `ops` out, in one transaction, and returns when it is committed.
+    /// Carries out `ops` in one transaction, and returns when it is committed.
     pub(crate) fn apply(&self, ops: Vec<Op>) -> Outcome {
         let slot = Slot::default();
         self.queue.lock().push((ops, Some(slot.clone())));
@@ -181,13 +181,13 @@ impl DiskIndex {
         outcome.unwrap_or_else(|| Err(IndexError::Other("a change was not carried out".into())))
     }
 
-    /// Queues `ops` for the next transaction. For changes whose loss through the death of this
-    /// process a restart repairs (rows of removed files, pins of the released).
+    /// Queues `ops` for the next transaction. Used for changes that a restart repairs if they are lost with this
+    /// process (rows of removed files, released pins).
     pub(crate) fn enqueue(&self, ops: Vec<Op>) {
         self.queue.lock().push((ops, None));
     }
 
-    /// Carries out what is queued.
+    /// Carries out the queued changes.
     pub(crate) fn flush(&self) {
         let mut writer = self.writer.lock();
         self.drain(&mut writer);
@@ -212,7 +212,7 @@ impl DiskIndex {
                 (None, Ok(())) => {}
                 (None, Err(error)) => {
                     warn(&self.log, &format_args!("the disk tier's index: {error}"));
-                    // No caller repeats it, and room may be made.
+                    // The callers have returned, so it is queued again: room may be made.
                     if !matches!(error, IndexError::Damaged(_)) && again.len() < MAX_KEPT {
                         again.push((ops, None));
                     }
@@ -225,7 +225,7 @@ impl DiskIndex {
         self.bound_log();
     }
 
-    /// Has a long log moved. The caller has the writers' lock.
+    /// Moves a long log into the database, or requests that from `objm-disk`. The caller holds the writers' lock.
     fn bound_log(&self) {
         let Some(files) = &self.files else { return };
         let wal = wal_bytes(files.directory.as_fd());
@@ -277,7 +277,7 @@ impl Files {
 }
 
 fn connect(path: &Path, max_wal: u64) -> rusqlite::Result<Connection> {
-    // The file is there, and so is what was checked about it.
+    // No CREATE: the file exists, and was checked.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
         | OpenFlags::SQLITE_OPEN_NOFOLLOW
@@ -285,7 +285,7 @@ fn connect(path: &Path, max_wal: u64) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(std::time::Duration::from_secs(10))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    // The log is synced at checkpoints: power loss costs the last moments, never the database.
+    // The log is synced at checkpoints: a power failure loses the newest commits, never the database.
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "journal_size_limit", i64::try_from(max_wal).unwrap_or(i64::MAX))?;
@@ -294,7 +294,7 @@ fn connect(path: &Path, max_wal: u64) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Makes the tables where there are none, and says whether that was so.
+/// Creates the tables if they are missing. Returns true if they were.
 fn prepare(writer: &mut Connection) -> Result<bool, IndexError> {
     match writer.pragma_query_value(None, "user_version", |r| r.get::<_, i64>(0))? {
         0 => {
@@ -309,7 +309,7 @@ fn prepare(writer: &mut Connection) -> Result<bool, IndexError> {
     }
 }
 
-/// One transaction; each submission in a savepoint of its own, so that one's failure is its own.
+/// Runs one transaction. Each submission has a savepoint of its own, so that its failure does not affect the rest.
 fn run(writer: &mut Connection, batch: &[Submission]) -> rusqlite::Result<Vec<Outcome>> {
     let mut t = writer.transaction()?;
     let mut outcomes = Vec::with_capacity(batch.len());
@@ -321,7 +321,7 @@ fn run(writer: &mut Connection, batch: &[Submission]) -> rusqlite::Result<Vec<Ou
                 savepoint.commit()?;
                 outcomes.push(Ok(()));
             }
-            // Dropped, a savepoint rolls back.
+            // Dropping a savepoint rolls it back.
             Err(e) => outcomes.push(Err(e.into())),
         }
     }
@@ -395,7 +395,7 @@ fn meta_id(c: &Connection, key: &str) -> rusqlite::Result<ObjectId> {
     Ok(meta(c, key)?.and_then(|v| v.try_into().ok()).map_or(0, ObjectId::from_be_bytes))
 }
 
-/// The kernel's name for this boot; empty where it has none (every start then counts as a reboot).
+/// Returns the kernel's id of this boot; empty if it has none, and every start then counts as a reboot.
 fn boot_id() -> Vec<u8> {
     std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
@@ -469,7 +469,7 @@ fn read_rows(t: &Transaction<'_>, loaded: &mut Loaded) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Drops the rows of what is unlisted and pinned by nobody: its removal was under way.
+/// Drops the rows of objects that are unlisted and unpinned: their removal had begun.
 fn drop_unpinned(t: &Transaction<'_>, loaded: &mut Loaded) -> rusqlite::Result<()> {
     let unlisted: Vec<_> = loaded.rows.iter().filter(|row| row.uri.is_none()).map(|row| row.id).collect();
     let mut gone = HashSet::new();

@@ -1,11 +1,11 @@
-//! What can go wrong in the store.
+//! Errors of the store. Every failure of an operation is a [`StoreError`]; `net` maps it to a status of the wire.
 
 use std::io;
 
 use super::TierKind;
 
-/// A failure of a store operation. Every variant says what happened and, where something can be
-/// done about it, what.
+/// A failure of a store operation. The text names what happened and, if there is one, the
+/// remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -16,13 +16,13 @@ pub enum StoreError {
     /// A request contradicts itself or the store's state.
     #[error("invalid request: {0}")]
     Invalid(String),
-    /// No such object.
+    /// There is no such object.
     #[error("object not found")]
     NotFound,
     /// A precondition failed, or the URI was deleted after the private object was created.
     #[error("conflict: {0}")]
     Conflict(&'static str),
-    /// Somebody still holds a writable descriptor or mapping of the file.
+    /// A process still holds a writable descriptor or mapping of the file.
     #[error("the object's file is still open for writing somewhere")]
     Busy,
     /// The session's token is unknown, or the session has ended.
@@ -36,7 +36,7 @@ pub enum StoreError {
         "the {tier} tier is full: {wanted} bytes wanted, {limit} is the limit, and what is left is pinned or private"
     )]
     Full {
-        /// The tier.
+        /// The full tier.
         tier: TierKind,
         /// Bytes asked for.
         wanted: u64,
@@ -46,7 +46,7 @@ pub enum StoreError {
     /// A count limit (private objects, sessions, leases) is reached.
     #[error("limit of {what} reached: {limit}")]
     TooMany {
-        /// What there are too many of.
+        /// What the limit counts.
         what: &'static str,
         /// The configured limit.
         limit: usize,

@@ -1,4 +1,4 @@
-//! Eviction: which object goes when a tier needs room.
+//! Eviction: the order in which a tier's objects are evicted when it needs room.
 //!
 //! The order is least-recently-used (the `lru` crate), as in Varnish itself. Only objects that may
 //! be evicted are in it: a pin takes an object out, its last release puts it back in front. So
@@ -27,7 +27,7 @@ impl std::fmt::Debug for Policy {
 }
 
 impl Policy {
-    /// Makes the object evictable, as the most recently used.
+    /// Makes an object evictable as the most recently used.
     pub(crate) fn insert(&self, object: Arc<Object>) {
         self.0.lock().push(object.id, object);
     }
@@ -42,19 +42,19 @@ impl Policy {
         }
     }
 
-    /// Notes a use. Skipped while another thread holds the order: a look-up never waits for it.
+    /// Notes a use. Does nothing while another thread holds the order's lock: a look-up never waits for it.
     pub(crate) fn touch(&self, object: ObjectId) {
         if let Some(mut order) = self.0.try_lock() {
             order.promote(&object);
         }
     }
 
-    /// Takes the object out: it is pinned now, or gone.
+    /// Makes an object unevictable, because it is pinned or removed.
     pub(crate) fn remove(&self, object: ObjectId) {
         self.0.lock().pop(&object);
     }
 
-    /// Takes least recently used objects out until they weigh `bytes` and are `count`, or none is left.
+    /// Takes least recently used objects out until they have `bytes` bytes and number `count`, or none is left.
     pub(crate) fn victims(&self, bytes: u64, count: usize) -> Vec<Arc<Object>> {
         // Bounded, so that one large reservation does not hold the lock for a million objects.
         const BATCH: usize = 256;

@@ -1,5 +1,6 @@
-//! Objects of v0.1 clients: "get" creates an empty file that is visible at once and written behind
-//! our back. They are measured again while somebody may still write them, so that the limit holds.
+//! Objects of v0.1 clients: "get" creates an empty file that is visible at once, and that the client writes without the store's
+//! knowledge. The store measures such an object again until its last writer is gone, so that the limit holds. An object that
+//! outgrows the tier is deleted.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -13,14 +14,14 @@ use super::object::{Entry, Object, ObjectState, check_uri, now_ms};
 use super::{Inner, StoreError, TierChoice, TierKind};
 use crate::sys;
 
-/// Most growing objects that one sweep measures.
-const SWEEP: usize = 1000;
+/// The maximum number of growing objects that one sweep measures.
+const MAX_SWEEP: usize = 1000;
 
 impl Inner {
-    /// What a v0.1 "get" does: opens the object, creating an empty one where there is none. The
-    /// creator's descriptor is writable; so is the next one of an object that its creator left
-    /// empty, else nobody could ever fill it; any other only if the store was opened with
-    /// `legacy_writable`.
+    /// Carries out a v0.1 "get": opens the object, and creates an empty one if there is none. The
+    /// creator's descriptor is writable. The next descriptor of an object that its creator left
+    /// empty is writable too, because no client could fill the object otherwise. Any other is writable only if the store was
+    /// opened with `legacy_writable`.
     pub(crate) fn get_or_create(&self, choice: TierChoice, uri: &[u8]) -> Result<(Entry, OwnedFd), StoreError> {
         check_uri(uri)?;
         loop {
@@ -60,7 +61,7 @@ impl Inner {
         }
     }
 
-    /// `None` if somebody else created it meanwhile.
+    /// Creates an empty object. Returns `None` if another client has created it in the meantime.
     fn create_foreign(&self, choice: TierChoice, uri: &[u8]) -> Result<Option<(Entry, OwnedFd)>, StoreError> {
         let tier = self.reserve_in(choice, PAGE)?;
         let shard = self.index.shard(uri);
@@ -110,10 +111,10 @@ impl Inner {
         }
     }
 
-    /// Brings length and charge of a growing object up to date. False if it is gone, or had to go
-    /// because the tier has no room for what its writer made of it.
+    /// Updates length and charge of a growing object. Returns false if it is gone, or was deleted
+    /// because the tier has no room for what its writer has written.
     pub(crate) fn remeasure(&self, object: &Arc<Object>) -> bool {
-        // One at a time, so that a difference is charged once.
+        // One thread at a time, so that a difference is charged once.
         let _measuring = self.measuring.lock();
         let Ok(tier) = self.tier(object.tier) else { return false };
         let file = match tier.open_body(object.id) {
@@ -127,14 +128,14 @@ impl Inner {
                 return false;
             }
         };
-        // First: what is measured after the last writer is gone is final.
+        // Before the measurement: what is measured after the last writer is gone is final.
         let settled = !self.legacy_writable && sys::has_no_writers(file.as_fd()).unwrap_or(false);
         let Ok(now) = tier.measure(file.as_fd()) else { return false };
         let before = object.charge();
         if now.charge > before && self.make_room(tier, now.charge - before).is_err() {
             self.foreign_overruns.fetch_add(1, Relaxed);
             self.discard(object);
-            // Its writers go on, and so may readers that have pinned it.
+            // The file may live on: with its writers, and with readers that have pinned it.
             self.cut(tier, file.as_fd(), before, "the object of a v0.1 client deleted");
             return false;
         }
@@ -142,7 +143,7 @@ impl Inner {
         {
             let state = object.state.lock();
             if !state.listed && state.pins == 0 {
-                // Freed meanwhile, with its old charge.
+                // The object was freed in the meantime, with its old charge.
                 tier.account.sub(now.charge.saturating_sub(before));
                 return false;
             }
@@ -164,14 +165,14 @@ impl Inner {
         true
     }
 
-    /// Measures growing objects, a bounded number at a time, in turn.
+    /// Measures growing objects in turn, at most [`MAX_SWEEP`] of them.
     pub(crate) fn sweep_foreign(&self) {
         let after = self.foreign_cursor.load(Relaxed);
         let some: Vec<_> = {
             let foreign = self.foreign.lock();
-            foreign.range(after..).take(SWEEP).map(|(_, object)| object.clone()).collect()
+            foreign.range(after..).take(MAX_SWEEP).map(|(_, object)| object.clone()).collect()
         };
-        let next = if some.len() < SWEEP { 0 } else { some.last().map_or(0, |o| o.id + 1) };
+        let next = if some.len() < MAX_SWEEP { 0 } else { some.last().map_or(0, |o| o.id + 1) };
         self.foreign_cursor.store(next, Relaxed);
         for object in some {
             self.remeasure(&object);

@@ -1,8 +1,8 @@
-//! The index: which URI names which object now, for both tiers.
+//! The index: the object of each URI, for both tiers.
 //!
-//! Shards by hash of the URI. Each has two locks: `publish` orders everything that changes what a
-//! URI names (commit, delete, eviction; system calls and the disk index's transaction run under
-//! it), `map` guards the table itself and is never held across a system call, so a look-up waits
+//! URIs are divided into shards by their hash. Each shard has two locks: `publish` orders everything that changes the object of
+//! a URI (commit, delete, eviction; system calls and the disk index's transaction run under
+//! it). `map` guards the table itself and is never held across a system call, so that a look-up waits
 //! for memory operations only.
 
 use std::collections::{BTreeSet, HashMap};
@@ -22,7 +22,7 @@ const SHARDS: usize = 32;
 pub(crate) struct Index {
     shards: Vec<Shard>,
     hasher: RandomState,
-    /// Whether every shard's `order` is complete; a restart completes it in the background.
+    /// True if every shard's `order` is complete; after a restart it is completed in the background.
     ordered: AtomicBool,
     ordering: Mutex<()>,
 }
@@ -38,7 +38,7 @@ pub(crate) struct ShardMap {
     objects: HashMap<Arc<[u8]>, Arc<Object>>,
     /// The same URIs in byte order, for listings.
     order: BTreeSet<Arc<[u8]>>,
-    /// Private objects created for a URI: a delete of the URI dooms them.
+    /// Private objects created for a URI: after a delete of the URI they cannot be committed.
     pub(crate) privates: HashMap<Arc<[u8]>, Vec<Weak<Private>>>,
 }
 
@@ -60,9 +60,9 @@ impl Index {
         self.shard(uri).map.read().get(uri).cloned()
     }
 
-    /// Puts what a restart found into the index, in the order of their ids; of two rows for one URI
-    /// the later wins and the other is returned. The order for listings is made by
-    /// [`Index::complete_order`]: sorting a million URIs takes longer than a restart may.
+    /// Enters the objects that a restart found, in the order of their ids. Of two objects of one URI
+    /// the newer is entered and the older is returned. [`Index::complete_order`] makes the order for listings later, because
+    /// sorting a million URIs would delay the start.
     pub(crate) fn fill(&self, objects: Vec<Arc<Object>>) -> Vec<Arc<Object>> {
         self.ordered.store(false, Release);
         let each = objects.len() / SHARDS * 9 / 8;
@@ -82,7 +82,7 @@ impl Index {
             return;
         }
         for shard in &self.shards {
-            // Sorted without the lock; what changes meanwhile is told apart below.
+            // Sorted without the lock; the changes of that time are merged below.
             let mut uris: Vec<_> = shard.map.read().objects.keys().cloned().collect();
             uris.sort_unstable();
             let mut map = shard.map.write();
@@ -93,8 +93,8 @@ impl Index {
         self.ordered.store(true, Release);
     }
 
-    /// Up to `max` objects whose URI begins with `prefix` and comes after `cursor`, in byte order,
-    /// and whether that was all.
+    /// Returns up to `max` objects whose URI begins with `prefix` and comes after `cursor`, in byte order,
+    /// and true if no further ones exist.
     pub(crate) fn page(&self, prefix: &[u8], cursor: &[u8], max: usize) -> (Vec<Arc<Object>>, bool) {
         let start =
             if cursor >= prefix && !cursor.is_empty() { Bound::Excluded(cursor) } else { Bound::Included(prefix) };
@@ -135,7 +135,7 @@ impl ShardMap {
         self.objects.remove(uri);
     }
 
-    /// The live private objects of a URI; forgets the dead ones.
+    /// Returns the live private objects of a URI, and drops the dead entries.
     pub(crate) fn privates_of(&mut self, uri: &[u8]) -> Vec<Arc<Private>> {
         let Some(list) = self.privates.get_mut(uri) else { return Vec::new() };
         let live: Vec<_> = list.iter().filter_map(Weak::upgrade).collect();

@@ -1,4 +1,4 @@
-//! What a failure of the disk tier's index means for the store.
+//! Failures of the disk tier's index, classified by the store's reaction: evict and retry, start empty, or report.
 
 use std::io;
 
@@ -6,16 +6,16 @@ use rusqlite::ErrorCode;
 
 use super::StoreError;
 
-/// A failure of the index, by what can be done about it.
+/// A failure of the index, classified by the store's reaction.
 #[derive(Debug, Clone)]
 pub(crate) enum IndexError {
-    /// The file system or the quota has no room: make some and try again.
+    /// The file system or the quota has no room: the store evicts and tries again.
     NoSpace(String),
     /// A read or write failed: the file system has no room (SQLite reports EDQUOT so), or the disk is bad.
     Io(String),
-    /// What the files hold cannot be used: start empty.
+    /// The files' content cannot be used: the store starts empty.
     Damaged(String),
-    /// Anything else: memory, descriptors, permissions.
+    /// Any other failure: memory, descriptors, permissions.
     Other(String),
 }
 
@@ -35,14 +35,15 @@ impl From<rusqlite::Error> for IndexError {
                 | ErrorCode::NoLargeFileSupport
                 | ErrorCode::FileLockingProtocolFailed,
             ) => IndexError::Other(text),
-            // Corrupt, no database, no such table, another type; and rusqlite's own, of values that cannot be.
+            // Corrupt, not a database, no such table, another type; and rusqlite's errors for impossible values.
             _ => IndexError::Damaged(text),
         }
     }
 }
 
 impl IndexError {
-    /// As the store's callers see it. `full` tells whether an input or output error is one of want of room.
+    /// Converts it for the store's callers. `full` returns true if the file system has no room, which is then the cause of an
+    /// I/O error.
     pub(crate) fn into_store_error(self, full: impl FnOnce() -> bool) -> StoreError {
         match self {
             IndexError::NoSpace(text) => no_space(text),

@@ -1,4 +1,13 @@
-//! Leases on missing URIs: one client fetches, the others wait for its commit.
+//! Leases on missing URIs: one client fetches, further clients wait for its commit.
+//!
+//! | state of a URI | next |
+//! |---|---|
+//! | no entry | LEASE grants a lease |
+//! | held | COMMIT: the waiters get the object; UNLEASE, the end of `hold`, the holder's last connection: the next waiter is granted; UNLEASE with `refuse`: refused |
+//! | refused | COMMIT or the end of the time: no entry |
+//!
+//! One lock guards the table. Outcomes are collected under it and delivered after it is released, because a callback may own a
+//! handle of a session. Each waiter gets exactly one outcome, unless it cancels first.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -10,33 +19,33 @@ use super::object::{Entry, Token, check_uri};
 use super::session::{Session, SessionCore};
 use super::{Inner, StoreError};
 
-/// Most leases (held, refused or waited for) that a store keeps.
+/// The maximum number of URIs with an entry (held, refused or waited for).
 const MAX_LEASES: usize = 1 << 16;
-/// Most leases of one session: one client does not take those of the others.
+/// The maximum number of leases of one session, so that one client leaves leases for the rest.
 const MAX_SHARE: usize = MAX_LEASES / 4;
-/// Most callers that wait in all.
+/// The maximum number of waiting requests of all sessions.
 const MAX_WAITERS: usize = 1 << 16;
-/// The longest that a lease is held, that a refusal lasts, and that a caller waits: what is asked for beyond it is cut. A
-/// client that does not come back keeps other clients waiting for that long at most.
+/// The maximum time that a lease is held, that a refusal lasts, and that a caller waits; longer times are cut to it. So a
+/// client that does not come back delays other clients for a bounded time.
 const MAX_TIME: Duration = Duration::from_secs(3600);
 
-/// What became of a request for a lease.
+/// The outcome of a request for a lease.
 #[derive(Debug)]
 pub enum LeaseOutcome {
-    /// There is an object.
+    /// The URI has an object.
     Present(Entry),
-    /// The caller is the one to fetch; end it by a commit or [`Session::unlease`].
+    /// The caller holds this lease and should fetch the object. A commit or [`Session::unlease`] ends the lease.
     Granted(u64),
-    /// A former holder said that there is nothing to share, for this much longer.
+    /// A former holder has reported that there is nothing to share. This is the rest of the time for which that holds.
     Refused(Duration),
-    /// The time to wait passed without an outcome.
+    /// The waiting time passed without an outcome.
     TimedOut,
-    /// The callback will tell; the ticket cancels it ([`Session::cancel_wait`]).
+    /// The request waits: the callback gets the outcome. The ticket cancels the wait ([`Session::cancel_wait`]).
     Waiting(u64),
 }
 
-/// Told once, on whatever thread brings the outcome about, with no lock of the store held. The
-/// outcome is never [`LeaseOutcome::Waiting`]; it is `UnknownSession` when the session ended.
+/// Called once with the outcome, on the thread that causes it, with no lock of the store held. The
+/// outcome is never [`LeaseOutcome::Waiting`]; it is the error `UnknownSession` if the session has ended.
 pub type LeaseCallback = Box<dyn FnOnce(Result<LeaseOutcome, StoreError>) + Send>;
 
 #[derive(Default)]
@@ -45,7 +54,7 @@ pub(crate) struct Leases(Mutex<Table>);
 #[derive(Default)]
 struct Table {
     uris: HashMap<Arc<[u8]>, State>,
-    /// What happens when, by time and a number that makes it unique.
+    /// Timers, by their time and a number that makes the key unique.
     timers: BTreeMap<(Instant, u64), Timer>,
     by_lease: HashMap<u64, Arc<[u8]>>,
     by_ticket: HashMap<u64, Arc<[u8]>>,
@@ -53,7 +62,7 @@ struct Table {
     last: u64,
 }
 
-/// What one session has of the table.
+/// One session's part of the table.
 #[derive(Default)]
 struct Share {
     leases: HashSet<u64>,
@@ -63,7 +72,7 @@ struct Share {
 #[derive(Default)]
 struct State {
     holder: Option<Holder>,
-    /// By their tickets, which grow: the first one waits the longest.
+    /// Waiters by ticket. Tickets grow, so that the first waiter is the oldest.
     waiters: BTreeMap<u64, Waiter>,
     refused_until: Option<Instant>,
 }
@@ -99,12 +108,12 @@ impl std::fmt::Debug for Leases {
 }
 
 impl Leases {
-    /// Leases held now.
+    /// Returns the number of held leases.
     pub(crate) fn held(&self) -> usize {
         self.0.lock().by_lease.len()
     }
 
-    /// When the next timer is due.
+    /// Returns the time of the next timer.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.0.lock().timers.keys().next().map(|(at, _)| *at)
     }
@@ -126,7 +135,7 @@ impl Table {
         lease
     }
 
-    /// Ends the lease and grants the next waiter, or refuses all for `refuse`.
+    /// Ends the lease and grants it to the next waiter, or refuses all waiters if `refuse` is not zero.
     fn end(&mut self, lease: u64, refuse: Duration, due: &mut Due) -> bool {
         let Some(uri) = self.by_lease.remove(&lease) else { return false };
         let Some(state) = self.uris.get_mut(&uri) else { return false };
@@ -192,15 +201,15 @@ impl Table {
     }
 }
 
-/// `after` from now, at most [`MAX_TIME`].
+/// Returns the instant `after` from now, or [`MAX_TIME`] from now if that is earlier.
 fn later(after: Duration) -> Instant {
     Instant::now() + after.min(MAX_TIME)
 }
 
 impl Session {
-    /// Asks for the lease on `uri` unless there is an object. Waits (by `callback`, which is
-    /// dropped unused with any outcome but `Waiting`) up to `wait` for the present holder; a lease
-    /// that is granted ends after `hold`. Both are an hour at most.
+    /// Requests the lease on `uri`, or returns its object. If another client holds the lease, the request waits for up to `wait`
+    /// and `callback` gets the outcome; `callback` is dropped unused if this returns anything but `Waiting`. A granted lease
+    /// ends after `hold`. Both times are an hour at most.
     pub fn lease(
         &self,
         uri: &[u8],
@@ -221,7 +230,7 @@ impl Session {
             if self.is_ended() {
                 return Err(StoreError::UnknownSession);
             }
-            // A commit enters the index first and comes here second, so this order misses none.
+            // A commit enters the index before it takes the lease table's lock, so this order misses none.
             if inner.index.get(&uri).is_some_and(|o| !o.expired(super::object::now_ms())) {
                 continue;
             }
@@ -260,8 +269,8 @@ impl Session {
         }
     }
 
-    /// Ends a lease without a commit: the next waiter is granted, or with `refuse` above zero
-    /// everybody who asks is refused for that long, an hour at most.
+    /// Ends a lease without a commit. The next waiter is granted the lease. If `refuse` is not zero, all requests for the URI are
+    /// refused for that time, an hour at most.
     pub fn unlease(&self, lease: u64, refuse: Duration) -> Result<(), StoreError> {
         let mut due = Due::new();
         let ended = {
@@ -277,8 +286,8 @@ impl Session {
         if ended { Ok(()) } else { Err(StoreError::UnknownHandle) }
     }
 
-    /// Takes a waiting request back; its callback is not called any more. False if it is being, or
-    /// was, called.
+    /// Cancels a waiting request: its callback is not called. Returns false if the callback was called, or is being
+    /// called.
     pub fn cancel_wait(&self, ticket: u64) -> bool {
         // Dropped with the table unlocked: the callback may own a handle of a session.
         let waiter = self.store.inner.leases.0.lock().take_waiter(ticket);
@@ -287,7 +296,7 @@ impl Session {
 }
 
 impl Inner {
-    /// A commit for `uri`: its lease ends, its waiters get the object.
+    /// Ends the lease of `uri` after a commit: its waiters get the object.
     pub(crate) fn lease_committed(&self, uri: &[u8]) {
         let waiters = {
             let mut table = self.leases.0.lock();
@@ -306,7 +315,7 @@ impl Inner {
         for waiter in waiters.into_values() {
             let outcome = match self.lookup_for(&waiter.session, uri, waiter.pin) {
                 Ok(Some(entry)) => Ok(LeaseOutcome::Present(entry)),
-                // Gone again already: the caller may as well fetch.
+                // The object is gone again: the caller may fetch it.
                 Ok(None) => Ok(LeaseOutcome::TimedOut),
                 Err(e) => Err(e),
             };
@@ -314,7 +323,7 @@ impl Inner {
         }
     }
 
-    /// Gives up what a session held and asked for.
+    /// Ends the leases and the waiting requests of a session that has ended.
     pub(crate) fn lease_session_ended(&self, session: &Token) {
         let mut due = Due::new();
         {
@@ -332,12 +341,12 @@ impl Inner {
         self.deliver(due);
     }
 
-    /// Gives up the leases of a session whose last connection has ended.
+    /// Ends the leases of a session whose last connection has ended.
     pub(crate) fn lease_session_detached(&self, session: &SessionCore) {
         let mut due = Due::new();
         {
             let mut table = self.leases.0.lock();
-            // A client that has come back meanwhile may hold new ones.
+            // The client may have come back in the meantime, with new leases.
             if session.state.lock().attached > 0 {
                 return;
             }
@@ -349,7 +358,7 @@ impl Inner {
         self.deliver(due);
     }
 
-    /// Carries out the timers that are due.
+    /// Carries out due timers.
     pub(crate) fn lease_timers(&self) {
         let mut due = Due::new();
         {

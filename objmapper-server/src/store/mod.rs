@@ -2,22 +2,23 @@
 //!
 //! | file | concept |
 //! |---|---|
-//! | `object` | one object, its [`Entry`], canonical URIs |
-//! | `index` | which URI names which object |
+//! | `object` | one published object, its [`Entry`], canonical URIs |
+//! | `index` | the object of each URI |
 //! | `tier` | a directory of body files |
-//! | `mount`, `tmpfs`, `userns` | the memory tier's file system; how it is made, and by whom |
-//! | `account`, `evict` | a tier's bytes; what goes when room is needed |
+//! | `mount`, `tmpfs`, `userns` | the memory tier's file system, and the ways to make it |
+//! | `account`, `evict` | the accounting of a tier's bytes; the order of eviction |
 //! | `board` | counters shared with clients; the fences that order commits with deletes |
 //! | `private`, `publish` | create, reserve, abort; commit, delete, evict |
-//! | `session`, `lease` | pins and their owner; who fetches a missing URI |
+//! | `session`, `lease` | a client's session; leases on missing URIs |
 //! | `pin` | a session's pins |
-//! | `delivery` | what replies gave that the client may not have read |
+//! | `grant`, `delivery` | what a reply gives its client; the grants of replies that the client may not have read |
 //! | `foreign` | objects of v0.1 clients |
 //! | `writers` | files that a client can still write, held to what the account carries for them |
+//! | `open` | opening a store, and what a restart finds on disk |
 //! | `disk_dir` | the disk tier's directory, its lock and its owner |
-//! | `disk_index`, `index_error` | the disk tier's database, and what its failures mean |
+//! | `disk_index`, `index_error` | the disk tier's database, and its failures |
 //! | `room` | a file system with less room than the limit |
-//! | `house` | the store's threads |
+//! | `maintenance` | the store's threads |
 //!
 //! Locks, in the order in which one may be taken while another is held: a delivery's state, a private object's state, a
 //! fence's gate, `measuring`, `evicting`, a shard's `publish`, the lease table, a shard's `map` or a session's
@@ -52,10 +53,11 @@ mod disk_index;
 mod error;
 mod evict;
 mod foreign;
-mod house;
+mod grant;
 mod index;
 mod index_error;
 mod lease;
+mod maintenance;
 mod mount;
 mod object;
 mod open;
@@ -79,8 +81,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-pub use delivery::{Delivery, Grant, Turn};
+pub use delivery::{Delivery, RequestGuard};
 pub use error::StoreError;
+pub use grant::Grant;
 pub use lease::{LeaseCallback, LeaseOutcome};
 pub use mount::{MemoryMount, MountKind, ShmDirectory};
 pub use object::{ANY_VERSION, Entry, MAX_URI, ObjectId, TierChoice, TierKind, Token, check_uri};
@@ -94,8 +97,8 @@ pub use tmpfs::MountAccess;
 
 use board::Board;
 use disk_index::DiskIndex;
-use house::Wake;
 use index::Index;
+use maintenance::Wake;
 use object::Object;
 use publish::{Deletion, Ids};
 use room::Room;
@@ -105,48 +108,48 @@ use tier::Tier;
 /// The memory tier's configuration.
 #[derive(Debug)]
 pub struct MemoryTier {
-    /// Bytes of bodies, in whole pages, that it never passes.
+    /// The limit in bytes, for bodies in whole pages.
     pub limit: u64,
-    /// Its file system, if it was made before; `None` makes one.
+    /// The tier's file system, if the caller has made it; `None` makes one.
     pub mount: Option<MemoryMount>,
 }
 
 /// The disk tier's configuration.
 #[derive(Debug, Clone)]
 pub struct DiskTier {
-    /// The directory; made (mode 0700) if it does not exist. All of the store is in
+    /// The directory; created with mode 0700 if it does not exist. The store uses only
     /// `objmapper-store` below it.
     pub dir: PathBuf,
-    /// Bytes of bodies, in whole pages, and of the index, that no reservation takes it past.
+    /// The limit in bytes, for bodies in whole pages and for the index. No reservation passes it.
     pub limit: u64,
 }
 
-/// What happens to a disk tier whose index cannot be read, or is of another format. The store starts empty in either case.
+/// Treatment of a disk tier whose index cannot be read, or is of another format. The store starts empty in either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnDamage {
     /// Its files are removed.
     #[default]
     Discard,
-    /// Its files are moved to `objmapper-store/damaged`, outside the limit, unless there are some already.
+    /// Its files are moved to `objmapper-store/damaged`, outside the limit. If that exists, they are removed.
     Keep,
 }
 
-/// How to open a store. At least one tier is needed.
+/// Configuration of a store. It needs at least one tier.
 #[derive(Debug)]
 pub struct StoreConfig {
     /// The memory tier.
     pub memory: Option<MemoryTier>,
     /// The disk tier.
     pub disk: Option<DiskTier>,
-    /// For a disk tier that cannot be read.
+    /// Treatment of a disk tier that cannot be read.
     pub on_damage: OnDamage,
-    /// How long a session without connections lives.
+    /// The time that a session lives without connections.
     pub session_grace: Duration,
-    /// Most private objects at a time; each holds a descriptor of this process.
+    /// The maximum number of private objects; each holds a descriptor of this process.
     pub max_private: usize,
-    /// Most sessions at a time.
+    /// The maximum number of sessions.
     pub max_sessions: usize,
-    /// Give v0.1 clients writable descriptors of objects that exist, as v0.1 does.
+    /// If true, v0.1 clients get writable descriptors of existing objects, as from v0.1.
     pub legacy_writable: bool,
 }
 
@@ -170,11 +173,11 @@ pub const MIN_LIMIT: u64 = 1 << 20;
 /// A tier's figures at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TierStats {
-    /// The tier.
+    /// The tier that the figures are of.
     pub tier: TierKind,
     /// The limit in bytes.
     pub limit: u64,
-    /// What bounds it now: the limit, or less where the file system has less room.
+    /// The bound now: the limit, or less if the file system has less room.
     pub bound: u64,
     /// Bytes of all live files, in whole pages (listed, pinned, private, or still open for writing), and of the index. Never
     /// above the limit.
@@ -198,21 +201,21 @@ pub struct Stats {
     pub tiers: Vec<TierStats>,
     /// Sessions, those in their grace time included.
     pub sessions: usize,
-    /// Private objects, and files that were given up and that a client can still write.
+    /// Private objects, and files of former private objects that a client can still write.
     pub private: usize,
-    /// Leases held.
+    /// Leases that are held.
     pub leases: usize,
-    /// Objects whose file was found missing.
+    /// Objects whose file was missing.
     pub lost_files: u64,
     /// Objects of v0.1 clients deleted because they outgrew the tier.
     pub foreign_overruns: u64,
-    /// Files cut because a client had written more to them than it was charged for, and the tier had no room for it.
+    /// Files truncated because a client had written more than was charged for them, and the tier had no room for it.
     pub writer_overruns: u64,
-    /// Operations that met a file system or a quota without room; most were carried out after an eviction.
+    /// Operations that found no room in the file system or the quota; most succeeded after an eviction.
     pub no_space: u64,
     /// Operations that failed because of another error of a disk or of the index.
     pub storage_errors: u64,
-    /// Files without a row that had a new body's name.
+    /// Files without a row that had the name for a new body.
     pub orphan_names: u64,
 }
 
@@ -221,40 +224,40 @@ pub struct Stats {
 pub struct Listing {
     /// URIs and their objects, in byte order of the URIs.
     pub entries: Vec<(Arc<[u8]>, Entry)>,
-    /// Whether this was the last page; else the last URI is the cursor of the next.
+    /// True if this is the last page. Otherwise the last URI is the cursor of the next page.
     pub last: bool,
 }
 
-/// A handle of the store; clones are handles of the same store, usable from all threads at once.
+/// A handle of a store. Clones are handles of the same store; all threads may use them at once.
 #[derive(Debug, Clone)]
 pub struct Store {
     pub(crate) inner: Arc<Inner>,
-    /// Behind `inner`: joins the threads once the last handle has let go of it, so that the store
-    /// is closed when the last handle's drop returns.
-    _threads: Arc<house::Threads>,
+    /// Declared after `inner`, so that it is dropped after it: the last handle joins the threads, and the store
+    /// is closed when its drop returns.
+    _threads: Arc<maintenance::Threads>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Inner {
     memory: Option<Tier>,
     disk: Option<Tier>,
-    /// Kept: the fallback directory goes with it.
+    /// Held because its drop removes the fallback directory.
     _mount: Option<MemoryMount>,
-    /// Locked: one process per disk directory.
+    /// The lock of the disk tier's directory, which one process at a time may use.
     _lock: Option<OwnedFd>,
     disk_index: Option<DiskIndex>,
     instance: Token,
     board: Board,
     index: Index,
     ids: Mutex<Ids>,
-    /// Ids below it are of former runs.
+    /// Ids below this one are of former runs.
     first_id: ObjectId,
-    /// What the disk index held, in the order of the ids, until the sweep for orphans is done.
+    /// Objects that the disk index held at the start, in the order of their ids, until the sweep for orphans ends.
     found_at_start: Mutex<Vec<Arc<Object>>>,
-    /// Those of it that died with their session, until the same sweep removes them.
+    /// Ephemeral objects among them whose session has ended, until the same sweep removes them.
     leftovers: Mutex<Vec<Arc<Object>>>,
     room: Room,
-    /// Whether what was found at the start is in the eviction order.
+    /// True once the objects found at the start are in the eviction order.
     policy_filled: AtomicBool,
     next_handle: AtomicU64,
     sessions: Mutex<HashMap<Token, Arc<SessionCore>>>,
@@ -264,14 +267,14 @@ pub(crate) struct Inner {
     foreign: Mutex<BTreeMap<ObjectId, Arc<Object>>>,
     foreign_cursor: AtomicU64,
     foreign_overruns: AtomicU64,
-    /// Without a name, and still open for writing somewhere.
+    /// Files without a name that are still open for writing.
     given_up: Mutex<Vec<writers::GivenUp>>,
     writer_overruns: AtomicU64,
     lost_files: AtomicU64,
     measuring: Mutex<()>,
     evicting: Mutex<()>,
     private_count: AtomicUsize,
-    /// Bodies were committed to disk since the last checkpoint.
+    /// True if bodies were committed to disk since the last checkpoint.
     unsynced: AtomicBool,
     session_grace: Duration,
     max_private: usize,
@@ -305,15 +308,15 @@ impl Drop for Inner {
 }
 
 impl Store {
-    /// Opens a store and starts its threads (`objm-house`, and `objm-disk` with a disk tier). They
+    /// Opens a store and starts its threads (`objm-maintain`, and `objm-disk` with a disk tier). They
     /// end when the last handle of the store is dropped, which also closes the disk tier cleanly.
     pub fn open(config: StoreConfig) -> Result<Self, StoreError> {
         let inner = Arc::new(open::open(config)?);
-        let threads = Arc::new(house::start(&inner)?);
+        let threads = Arc::new(maintenance::start(&inner)?);
         Ok(Store { inner, _threads: threads })
     }
 
-    /// Names this run of the store: changes whenever the memory tier starts empty.
+    /// Returns the store's instance, which changes whenever the memory tier starts empty.
     pub fn instance(&self) -> Token {
         self.inner.instance
     }
@@ -323,66 +326,66 @@ impl Store {
         self.inner.attach(self, token)
     }
 
-    /// Finds what `uri` names, without a session.
+    /// Looks up the object of `uri`, without a session.
     pub fn lookup(&self, uri: &[u8]) -> Result<Option<Entry>, StoreError> {
         check_uri(uri)?;
         Ok(self.inner.find(None, uri, false)?.map(|(object, _)| object.entry(false)))
     }
 
-    /// As [`Store::lookup`], with a read-only descriptor of the body.
+    /// Looks up as [`Store::lookup`] does, and opens the body read-only.
     pub fn open_uri(&self, uri: &[u8]) -> Result<Option<(Entry, OwnedFd)>, StoreError> {
         check_uri(uri)?;
         self.inner.open_for(None, uri, false)
     }
 
-    /// What a v0.1 "get" does: opens what `uri` names; creates an empty, writable, at once visible
-    /// object where there is nothing.
+    /// Carries out a v0.1 "get": opens the object of `uri`, and creates an empty, writable, immediately visible
+    /// object if there is none.
     pub fn get_or_create(&self, tier: TierChoice, uri: &[u8]) -> Result<(Entry, OwnedFd), StoreError> {
         self.inner.get_or_create(tier, uri)
     }
 
-    /// A read-only descriptor of an object's body. Not found means that it was evicted or deleted
-    /// meanwhile; that of a pinned object is always there.
+    /// Opens an object's body read-only. The error `NotFound` means that the object was evicted or deleted in the
+    /// meantime; the body of a pinned object can always be opened.
     pub fn open_body(&self, tier: TierKind, object: ObjectId) -> io::Result<OwnedFd> {
         self.inner.tier(tier).map_err(io::Error::other)?.open_body(object)
     }
 
-    /// A tier's directory; bodies are at [`body_path`] below it.
+    /// Returns a tier's directory; bodies are at [`body_path`] below it.
     pub fn tier_dir(&self, tier: TierKind) -> Result<BorrowedFd<'_>, StoreError> {
         Ok(self.inner.tier(tier)?.dir.as_fd())
     }
 
-    /// Whether such a tier is configured.
+    /// Returns true if the tier is configured.
     pub fn has_tier(&self, tier: TierKind) -> bool {
         self.inner.tier(tier).is_ok()
     }
 
-    /// Deletes what `uri` names, if `if_version` is [`ANY_VERSION`] or its version. Private objects
-    /// created for it before can no longer be committed, and its fence moves, whatever the outcome.
+    /// Deletes the object of `uri`, if `if_version` is [`ANY_VERSION`] or its version. Whatever the outcome, private objects
+    /// created for the URI before can no longer be committed, and its fence moves.
     pub fn delete(&self, uri: &[u8], if_version: u64) -> Result<(), StoreError> {
         self.inner.delete(uri, if_version, Deletion::Purge)
     }
 
-    /// As [`Store::delete`], but for a reader's housekeeping (a damaged body, say): neither does the
-    /// fence move nor are private objects concerned.
+    /// Deletes one object that is of no more use, such as one with a damaged body. Unlike [`Store::delete`] it neither moves the
+    /// fence nor affects private objects.
     pub fn evict(&self, uri: &[u8], if_version: u64) -> Result<(), StoreError> {
         self.inner.delete(uri, if_version, Deletion::Housekeeping)
     }
 
-    /// The board's file, for mapping: see EXTENSIONS.md of the crate `objmapper-proto`.
+    /// Returns the board's file, for mapping: see EXTENSIONS.md of the crate `objmapper-proto`.
     pub fn board(&self) -> BorrowedFd<'_> {
         self.inner.board.fd()
     }
 
-    /// Up to `max` objects whose URIs begin with `prefix`, after the URI `cursor` (empty: from the
-    /// start). What exists during a whole walk is listed exactly once.
+    /// Lists up to `max` objects whose URIs begin with `prefix` and come after the URI `cursor`; an empty cursor begins at the
+    /// start. An object that exists during all of a walk is listed exactly once.
     pub fn list(&self, prefix: &[u8], cursor: &[u8], max: usize) -> Listing {
         let (objects, last) = self.inner.index.page(prefix, cursor, max);
         let entries = objects.iter().map(|o| (o.uri.clone(), o.entry(false))).collect();
         Listing { entries, last }
     }
 
-    /// Figures.
+    /// Returns the store's figures.
     pub fn stats(&self) -> Stats {
         let inner = &self.inner;
         let tiers = inner.memory.iter().chain(&inner.disk).map(|tier| {

@@ -1,5 +1,5 @@
-//! The memory tier's file system: a tmpfs of our own.
-//! With the ways to get it: mounted by ourselves, by a helper, or a directory on `/dev/shm`.
+//! The memory tier's file system, and the ways to get it, in this order: a detached tmpfs mounted by this process, one mounted
+//! by a helper in a user namespace, a directory on `/dev/shm`. Each failure is logged and kept for the operator.
 
 use std::fs;
 use std::io;
@@ -15,19 +15,19 @@ use super::{StoreError, userns};
 const SHM: &str = "/dev/shm";
 const SHM_PREFIX: &str = "objmapper-";
 
-/// Which way the memory tier's file system was obtained.
+/// The way in which the memory tier's file system was obtained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MountKind {
     /// A detached tmpfs, mounted by this process.
     Direct,
     /// A detached tmpfs, mounted by a helper child in a user namespace of its own.
     UserNamespace,
-    /// A private directory on `/dev/shm`: its mount's size limits us too.
+    /// A private directory on `/dev/shm`, whose size limits the tier as well.
     SharedMemoryDirectory,
 }
 
-/// A file system for one memory tier. Make it early (as root, before privileges are dropped) and
-/// hand it to [`super::Store::open`], or let the store make it.
+/// A file system for one memory tier. A process that drops privileges makes it before (as root) and
+/// passes it to [`super::Store::open`]; otherwise the store makes it.
 #[derive(Debug)]
 pub struct MemoryMount {
     root: OwnedFd,
@@ -37,15 +37,15 @@ pub struct MemoryMount {
 }
 
 impl MemoryMount {
-    /// Makes a file system that takes at least `limit` bytes of bodies. Tries a mount of our own,
-    /// then one made by a helper in a user namespace, then a directory on `/dev/shm`; each failure
+    /// Makes a file system that takes at least `limit` bytes of bodies. Tries a mount by this process,
+    /// then one by a helper in a user namespace, then a directory on `/dev/shm`. Each failure
     /// is logged and kept in [`MemoryMount::failures`].
     pub fn new(limit: u64, access: MountAccess) -> Result<Self, StoreError> {
         Self::detached(limit, access).or_else(|failures| Self::directory(limit, access, failures))
     }
 
-    /// The first two ways of [`MemoryMount::new`], which may need privileges that the process is about to give up. `Err`:
-    /// the failures.
+    /// Tries the first two ways of [`MemoryMount::new`], which may need privileges that the process is about to drop. The error
+    /// lists the failures.
     pub fn detached(limit: u64, access: MountAccess) -> Result<Self, Vec<String>> {
         let options = Options::new(limit, access);
         let mut failures = Vec::new();
@@ -62,7 +62,7 @@ impl MemoryMount {
         Err(failures)
     }
 
-    /// The last way of [`MemoryMount::new`], after the `failures` of [`MemoryMount::detached`]. Only the user that makes
+    /// Tries the last way of [`MemoryMount::new`], after the `failures` of [`MemoryMount::detached`]. Only the user that makes
     /// the directory, or root, can remove it.
     pub fn directory(limit: u64, access: MountAccess, mut failures: Vec<String>) -> Result<Self, StoreError> {
         match ShmDirectory::new(access) {
@@ -88,29 +88,29 @@ impl MemoryMount {
         }
     }
 
-    /// How the file system was obtained.
+    /// Returns the way in which the file system was obtained.
     pub fn kind(&self) -> MountKind {
         self.kind
     }
 
-    /// Why the better ways did not work, best first; empty for [`MountKind::Direct`].
+    /// Returns the failures of the ways that were tried before, in their order; empty for [`MountKind::Direct`].
     pub fn failures(&self) -> &[String] {
         &self.failures
     }
 
-    /// The directory on `/dev/shm`, if it is one, for a process that ends without dropping its store.
+    /// Takes the directory on `/dev/shm`, if it is one, for a process that ends without dropping its store.
     pub fn take_directory(&mut self) -> Option<ShmDirectory> {
         self.shm.take()
     }
 
-    /// The root directory.
+    /// Returns the root directory.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 }
 
-/// `/dev/shm/objmapper-XXXXXXXX` (0700, locked for as long as we live) and `objects` in it. Removed when dropped; files
-/// that are open stay readable.
+/// `/dev/shm/objmapper-XXXXXXXX` (mode 0700, locked while this value lives) and `objects` in it. Dropping it removes both;
+/// open files stay readable.
 #[derive(Debug)]
 pub struct ShmDirectory {
     path: PathBuf,
@@ -123,8 +123,8 @@ impl ShmDirectory {
         let mut random = [0u8; 8];
         getrandom::fill(&mut random).map_err(|e| io::Error::other(e.to_string()))?;
         let path = Path::new(SHM).join(format!("{SHM_PREFIX}{:016x}", u64::from_ne_bytes(random)));
-        // The parent is searchable only for its owner, unless another user will need it later; the
-        // descriptor of `objects` works for anyone who was given it.
+        // The parent is searchable only for its owner, unless another user needs it later. A
+        // descriptor of `objects` works for every process that receives it.
         fs::DirBuilder::new().mode(0o700).create(&path)?;
         let lock = open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
@@ -148,7 +148,7 @@ impl Drop for ShmDirectory {
     }
 }
 
-/// Removes directories whose owner was killed: nobody holds their lock.
+/// Removes the directories of killed processes, which are not locked any more.
 fn remove_abandoned() {
     let Ok(entries) = fs::read_dir(SHM) else { return };
     for entry in entries.flatten() {

@@ -1,4 +1,6 @@
-//! One published object, and what callers see of it.
+//! A published object, and the [`Entry`] that callers get of it.
+//!
+//! The file is named by the object's id and is freed exactly once: when the object is neither listed (found by its URI) nor pinned.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -8,25 +10,25 @@ use parking_lot::Mutex;
 
 use super::StoreError;
 
-/// Names a body's file for ever; never reused by one store instance.
+/// The id of an object, which names its file. One store instance never uses an id twice.
 pub type ObjectId = u64;
 
-/// `if_version` of an operation without a precondition.
+/// The value of `if_version` for an operation without a precondition.
 pub const ANY_VERSION: u64 = u64::MAX;
 
 /// A session's name: 16 random bytes.
 pub type Token = [u8; 16];
 
-/// Longest URI in bytes (objmapper v0.1's limit).
+/// Maximum length of a URI in bytes (objmapper v0.1's limit).
 pub const MAX_URI: usize = 4096;
 
-/// Where an object's body lives.
+/// The tier of an object's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum TierKind {
-    /// The private tmpfs.
+    /// The memory tier: a tmpfs.
     Memory = 1,
-    /// The directory on disk.
+    /// The disk tier: a directory.
     Disk = 2,
 }
 
@@ -39,44 +41,44 @@ impl std::fmt::Display for TierKind {
     }
 }
 
-/// Where to put a new object.
+/// The tier for a new object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TierChoice {
-    /// Memory if there is such a tier and it can make room, else disk.
+    /// The memory tier if it is configured and can make room, else the disk tier.
     Any,
-    /// This tier or nothing.
+    /// This tier; the operation fails if it has no room.
     Only(TierKind),
 }
 
-/// What the store tells about an object: a copy, valid for the moment it was made.
+/// A copy of an object's attributes at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// Names the body's file.
+    /// The object's id, which names the body's file.
     pub object: ObjectId,
     /// Grows with every commit of the store.
     pub version: u64,
     /// The tier that holds the body.
     pub tier: TierKind,
-    /// Dies with its session.
+    /// True if the object is deleted with its session.
     pub ephemeral: bool,
-    /// Pinned by the session that asked.
+    /// True if the requesting session pins the object.
     pub pinned: bool,
-    /// Written by a v0.1 client: no commit, the length may change.
+    /// True if a v0.1 client writes the object: there was no commit, and the length may change.
     pub foreign: bool,
     /// Bytes of the body.
     pub length: u64,
-    /// Milliseconds since 1970 of the commit.
+    /// Time of the commit in milliseconds since 1970.
     pub mtime: i64,
     /// Milliseconds since 1970 after which the object is a miss; 0 is never.
     pub expires: i64,
 }
 
-/// Milliseconds since 1970.
+/// Returns the time in milliseconds since 1970.
 pub(crate) fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// Refuses what v0.1 would alias, cut or let escape.
+/// Checks that a URI is canonical. Refuses URIs that v0.1 would alias, truncate or resolve outside of its directory.
 pub fn check_uri(uri: &[u8]) -> Result<(), StoreError> {
     let problem = if uri.is_empty() {
         "it is empty"
@@ -101,20 +103,20 @@ pub(crate) struct Object {
     pub(crate) uri: Arc<[u8]>,
     pub(crate) tier: TierKind,
     pub(crate) length: AtomicU64,
-    /// Bytes that the tier's account carries for it.
+    /// Bytes that the tier's account is charged for it.
     pub(crate) charge: AtomicU64,
     pub(crate) mtime: i64,
     pub(crate) expires: i64,
-    /// The session that it dies with.
+    /// The session whose end deletes the object.
     pub(crate) ephemeral: Option<Token>,
     pub(crate) foreign: bool,
-    /// Foreign, and a writable descriptor of it may be open somewhere: it must be measured again.
+    /// True if the object is foreign and a writable descriptor of it may be open: it must be measured again.
     pub(crate) growing: AtomicBool,
     pub(crate) state: Mutex<ObjectState>,
 }
 
-/// Who keeps the object. The file is freed by whoever brings it to `!listed && pins == 0`; that
-/// happens once, because both change only under this lock and never come back from there.
+/// What keeps the object's file. The thread that brings it to `!listed && pins == 0` frees the file. That
+/// happens once, because both change only under this lock and that state is final.
 #[derive(Debug)]
 pub(crate) struct ObjectState {
     pub(crate) pins: u32,

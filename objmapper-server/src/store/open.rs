@@ -1,4 +1,8 @@
 //! Opening a store: the tiers' directories, and what a restart finds on disk.
+//!
+//! The memory tier starts empty. The disk tier starts with what its index holds: a row is enough, no body is opened or read.
+//! What the disk holds never keeps the store from opening. Without room, the oldest bodies are removed, then the index is kept
+//! in memory; a damaged index is removed or set aside.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
@@ -10,10 +14,10 @@ use parking_lot::Mutex;
 use super::board::Board;
 use super::disk_dir::DiskDir;
 use super::disk_index::{DiskIndex, IndexPlace, Loaded, Op, Row};
-use super::house::Wake;
 use super::index::Index;
 use super::index_error::IndexError;
 use super::lease::Leases;
+use super::maintenance::Wake;
 use super::mount::MemoryMount;
 use super::object::{Object, ObjectId, ObjectState, now_ms};
 use super::pin::Pin;
@@ -27,9 +31,9 @@ use super::{DiskTier, Inner, MIN_LIMIT, OnDamage, StoreConfig, StoreError, TierK
 /// The write-ahead log of the index is a 128th of the tier at most, within these bounds; twice that in a burst.
 const MIN_WAL: u64 = 128 << 10;
 const MAX_WAL: u64 = 16 << 20;
-/// What is freed first for the index of a full disk.
+/// Bytes that are freed first for the index of a full disk.
 const FIRST_GOAL: u64 = 4 << 20;
-/// Ids that may have been given out and are not in an index whose end was lost.
+/// Ids that may have been given out and that an index without its end does not have.
 const LOST_IDS: ObjectId = 4 * ID_BLOCK;
 
 pub(super) fn open(config: StoreConfig) -> Result<Inner, StoreError> {
@@ -117,13 +121,13 @@ fn check_limit(kind: TierKind, limit: u64) -> Result<(), StoreError> {
     if limit >= MIN_LIMIT {
         return Ok(());
     }
-    Err(StoreError::Setup(format!("the {kind} tier's size is {limit} bytes, the least is {MIN_LIMIT} (1M)")))
+    Err(StoreError::Setup(format!("the {kind} tier's size is {limit} bytes, the minimum is {MIN_LIMIT} (1M)")))
 }
 
 type OpenedDisk = (Tier, OwnedFd, DiskIndex, Loaded);
 
-/// Makes or opens the directory, takes its lock, reads its index. What is on the disk never keeps it from being opened: a
-/// full file system is freed from the oldest bodies before anything is written, an index that cannot be used is put away.
+/// Makes or opens the directory, takes its lock, and reads its index. If the file system is full, the oldest bodies are
+/// removed before anything is written; an index that cannot be used is removed or set aside.
 fn open_disk(config: &DiskTier, on_damage: OnDamage, wake: &Arc<Wake>) -> Result<OpenedDisk, StoreError> {
     let mut dir = DiskDir::open(&config.dir)?;
     let mut goal = FIRST_GOAL;
@@ -159,7 +163,7 @@ fn open_disk(config: &DiskTier, on_damage: OnDamage, wake: &Arc<Wake>) -> Result
         goal = goal.saturating_mul(4);
     };
     if loaded.fresh {
-        // A client may still know a number of the index that is gone.
+        // A client may still use an id of the removed index.
         let highest = dir.highest().map_err(StoreError::io("looking for bodies"))?;
         if highest > 0 {
             loaded.next_id = loaded.next_id.max(highest.saturating_add(ID_BLOCK));
@@ -200,7 +204,7 @@ fn new_tier(dir: &DiskDir, limit: u64) -> Result<Tier, StoreError> {
     Ok(Tier::new(TierKind::Disk, objects, limit))
 }
 
-/// Opens an empty tier on a file system that has no room even for an empty index: bodies are taken as soon as there is.
+/// Opens an empty tier on a file system without room for an empty index. The tier takes bodies as soon as there is room.
 fn open_without_room(dir: &DiskDir, limit: u64, why: &str) -> Result<(Tier, DiskIndex, Loaded), StoreError> {
     if let Err(e) = dir.discard_index() {
         log::warn!("disk tier: removing the index: {e}");
@@ -246,10 +250,10 @@ fn unusable(dir: &DiskDir, why: &str) -> StoreError {
 }
 
 impl Inner {
-    /// Enters what the disk index holds. Reads no body and opens no file: a row is proof enough.
+    /// Enters the objects that the disk index holds. Opens no file: a row proves that its body was published.
     fn restore(&self, loaded: Loaded) -> Result<(), StoreError> {
         let disk = self.tier(TierKind::Disk)?;
-        // Without a grace time no client comes back to a session.
+        // Without a grace time no client can resume a session.
         let sessions: HashMap<_, _> = if self.session_grace.is_zero() {
             self.forget_sessions(&loaded.sessions);
             HashMap::new()
@@ -308,12 +312,12 @@ impl Inner {
             self.replaced(old);
         }
         for object in objects.iter().filter(|object| object.uri.is_empty() && !pins.contains_key(&object.id)) {
-            // Only its session knew it.
+            // The object was known to its session only.
             self.forget_row(object);
             self.remove_file(object);
         }
         if self.session_grace.is_zero() {
-            // They may be many, and are evictable until they are removed.
+            // There may be many of them, so the sweep removes them; until then they are evictable.
             *self.leftovers.lock() = orphaned;
         } else {
             orphaned.iter().for_each(|object| self.discard(object));
@@ -321,7 +325,7 @@ impl Inner {
         log::info!("disk tier: {} objects, {bytes} bytes", objects.len());
         *self.found_at_start.lock() = objects;
         self.policy_filled.store(false, Relaxed);
-        // The limit may be lower than it was, and the file system fuller.
+        // The limit may have been lowered since, and the file system may have less room.
         if let Err(e) = self.make_room(disk, 0) {
             log::warn!("at the start {e}");
         }
@@ -335,14 +339,14 @@ impl Inner {
         }
     }
 
-    /// Makes what a restart found evictable, once: before the first eviction, or in the background.
+    /// Makes the objects that a restart found evictable, once: before the first eviction, or in the background.
     /// The caller holds `evicting`.
     pub(super) fn fill_policy(&self) {
         if self.policy_filled.load(Relaxed) {
             return;
         }
         if let Some(disk) = &self.disk {
-            // The newest first, each behind the last: what was used since the start stays in front.
+            // The newest first, each as the least recently used: objects used since the start stay ahead of them.
             for object in self.found_at_start.lock().iter().rev() {
                 let state = object.state.lock();
                 if state.listed && state.pins == 0 {
@@ -364,7 +368,7 @@ fn object_of(row: Row) -> Object {
         expires: row.expires,
         ephemeral: row.session,
         foreign: row.foreign,
-        // Its writers may still be there: they are other processes.
+        // Its writers are other processes, which may still run.
         growing: AtomicBool::new(row.foreign),
         state: Mutex::new(ObjectState { pins: 0, listed: row.uri.is_some() }),
         uri: row.uri.unwrap_or_default(),

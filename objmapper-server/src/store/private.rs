@@ -1,4 +1,13 @@
-//! Private objects: created, written, then committed or aborted; seen by nobody before the commit.
+//! Private objects: created, written, then committed or aborted. No look-up finds one before its commit.
+//!
+//! | state | legal calls |
+//! |---|---|
+//! | open | write, reserve, commit, abort |
+//! | open after a failed commit (busy, full, wrong length, a conflict with a fence) | the same |
+//! | closed: committed, aborted, its session ended, or a conflict without a fence | none: the handle is unknown |
+//!
+//! A client has the writable descriptor, so the store cannot stop it from writing (see `writers`). The tier's account is charged
+//! the reservation, and for an aborted object what it takes until its last writer is gone.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -20,19 +29,19 @@ use super::{Inner, StoreError, TierChoice, TierKind};
 pub(crate) struct Private {
     pub(crate) handle: u64,
     pub(crate) tier: TierKind,
-    /// Read-only, so that it does not count as a writer; links the file at commit.
+    /// Read-only descriptor, which does not count as a writer. The commit links the file by it.
     pub(crate) reader: Arc<OwnedFd>,
     pub(crate) uri: Option<Arc<[u8]>>,
-    /// The writable descriptor, while a server has it for its client.
+    /// The writable descriptor, while the server has not sent it to the client.
     pub(crate) outgoing: Arc<OutgoingWriter>,
-    /// Its URI was deleted after it was created.
-    pub(crate) doomed: AtomicBool,
+    /// True once the URI was deleted after the object was created.
+    pub(crate) uri_deleted: AtomicBool,
     pub(crate) state: Mutex<PrivateState>,
 }
 
 #[derive(Debug)]
 pub(crate) struct PrivateState {
-    /// Bytes that the tier's account carries for it.
+    /// Bytes that the tier's account is charged for it.
     pub(crate) reserved: u64,
     /// False once committed or aborted.
     pub(crate) open: bool,
@@ -40,15 +49,15 @@ pub(crate) struct PrivateState {
 
 /// The server's copy of a private object's writable descriptor, on its way to the client.
 ///
-/// The copy is a writer that the client knows nothing of: the client can have its own, close it, and commit over another
+/// The copy is a writer that the client does not know of: the client can receive its own, close it, and commit over another
 /// connection before the server's thread has returned from the `sendmsg` and closed the copy. Therefore both happen under
-/// this lock, and a commit takes it before it looks for writers. Nothing waits for the peer under it.
+/// this lock, and a commit takes it before it looks for writers. No thread waits for the peer under it.
 #[derive(Debug, Default)]
 pub(crate) struct OutgoingWriter(Mutex<Option<OwnedFd>>);
 
 #[cfg(feature = "daemon")]
 impl OutgoingWriter {
-    /// Has `send` send the descriptor, and closes it if that succeeds.
+    /// Calls `send` with the descriptor, and closes it if that succeeds.
     pub(crate) fn hand_over<T>(&self, send: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<T>) -> std::io::Result<T> {
         let mut file = self.0.lock();
         let gone = || std::io::Error::other("a private object's descriptor was sent before");
@@ -64,39 +73,39 @@ impl OutgoingWriter {
 }
 
 impl OutgoingWriter {
-    /// True if the descriptor is not sent yet. Returns once one that is being sent is closed here.
+    /// Returns true if the descriptor is not sent yet. Waits for a `send` that is running.
     pub(crate) fn is_pending(&self) -> bool {
         self.0.lock().is_some()
     }
 }
 
-/// How to publish a private object.
+/// The arguments of a commit.
 #[derive(Debug, Clone, Copy)]
 pub struct Commit<'a> {
-    /// The name; a canonical URI (see [`check_uri`]).
+    /// The object's name, a canonical URI (see [`check_uri`]).
     pub uri: &'a [u8],
-    /// Bytes; must be the file's size.
+    /// Bytes of the body; must be the file's size.
     pub length: u64,
     /// Milliseconds since 1970 after which the object is a miss; 0 is never.
     pub expires: i64,
-    /// [`ANY_VERSION`], 0 (there must be none), or the version that is to be replaced.
+    /// [`ANY_VERSION`], 0 (the URI must have no object), or the version to replace.
     pub if_version: u64,
-    /// Pin it for the session at once.
+    /// Pins the object for the session.
     pub pin: bool,
-    /// Delete it when the session ends.
+    /// Deletes the object when the session ends.
     pub ephemeral: bool,
-    /// Where a fence must be. With it, a conflict leaves the object private.
+    /// The value that a fence must have. With it, a conflict leaves the object private.
     pub fence: Option<Fence>,
 }
 
 impl<'a> Commit<'a> {
-    /// An unconditional commit without expiry, not pinned, not ephemeral, without a fence.
+    /// Returns an unconditional commit without expiry, pin, session and fence.
     pub fn new(uri: &'a [u8], length: u64) -> Self {
         Commit { uri, length, expires: 0, if_version: ANY_VERSION, pin: false, ephemeral: false, fence: None }
     }
 }
 
-/// A private object and its writable file. Dropping it aborts.
+/// A private object and its writable file. Dropping it aborts the object.
 #[derive(Debug)]
 pub struct PrivateObject {
     pub(super) session: Session,
@@ -106,26 +115,26 @@ pub struct PrivateObject {
 }
 
 impl PrivateObject {
-    /// The read-write file; `None` after a commit was tried.
+    /// Returns the read-write file; `None` once a commit was tried.
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_ref().map(AsFd::as_fd)
     }
 
-    /// The tier that it is in.
+    /// Returns the object's tier.
     pub fn tier(&self) -> TierKind {
         self.private.tier
     }
 
     /// Sets the reservation to `total` bytes, up or down, but not below what the file takes. [`StoreError::Full`] leaves it
-    /// as it was.
+    /// unchanged.
     pub fn reserve(&self, total: u64) -> Result<(), StoreError> {
         self.session.reserve(self.private.handle, total)
     }
 
-    /// Publishes it: atomically visible under its URI, replacing what was there. Gives back what
-    /// is allocated beyond the end and closes the writable file first; every duplicate and writable
-    /// mapping of it must be gone, else [`StoreError::Busy`]. After an error that leaves the object
-    /// private (busy, full, wrong length, a conflict where a fence was given) it may be tried again.
+    /// Publishes the object: it becomes visible under its URI atomically, and replaces the former object. First the
+    /// space beyond the end is freed and the writable file is closed; if a duplicate or a writable
+    /// mapping of it exists, the error is [`StoreError::Busy`]. After an error that leaves the object
+    /// private (busy, full, wrong length, a conflict with a fence) the caller may try again.
     pub fn commit(&mut self, commit: Commit<'_>) -> Result<Entry, StoreError> {
         if let Some(file) = self.file.take()
             && let Err(e) = Tier::trim(file.as_fd(), commit.length)
@@ -137,14 +146,14 @@ impl PrivateObject {
         Ok(entry)
     }
 
-    /// Hands the parts out: the handle for [`Session::commit`] and the file. Nothing aborts it any
-    /// more but [`Session::abort`] and the session's end.
+    /// Returns the handle for [`Session::commit`], and the file. From then on only [`Session::abort`] and the session's end abort
+    /// the object.
     pub fn into_parts(mut self) -> Option<(u64, OwnedFd)> {
         self.armed = false;
         self.file.take().map(|file| (self.private.handle, file))
     }
 
-    /// As [`Self::into_parts`], for a server that sends the file to its client.
+    /// Returns the same parts as [`Self::into_parts`], for a server that sends the file to its client.
     #[cfg(feature = "daemon")]
     pub(crate) fn into_outgoing(mut self) -> Option<(u64, Arc<OutgoingWriter>)> {
         self.armed = false;
@@ -164,7 +173,7 @@ impl Drop for PrivateObject {
 }
 
 impl Inner {
-    /// Reserves and creates; the caller registers it with its session.
+    /// Reserves space and creates the object; the caller registers it with its session.
     pub(crate) fn create_private(
         &self,
         choice: TierChoice,
@@ -183,7 +192,7 @@ impl Inner {
         })
     }
 
-    /// Counts one more private object, if there may be one.
+    /// Counts one more private object. Returns false at the limit.
     pub(crate) fn count_private(&self) -> bool {
         self.private_count.fetch_update(SeqCst, SeqCst, |count| (count < self.max_private).then_some(count + 1)).is_ok()
     }
@@ -205,7 +214,7 @@ impl Inner {
             reader: Arc::new(reader),
             uri: uri.clone(),
             outgoing: Arc::default(),
-            doomed: AtomicBool::new(false),
+            uri_deleted: AtomicBool::new(false),
             state: Mutex::new(PrivateState { reserved, open: true }),
         });
         if let Some(uri) = uri {
@@ -215,7 +224,7 @@ impl Inner {
         Ok((private, writer))
     }
 
-    /// Takes `bytes` of the chosen tier and says which it was.
+    /// Reserves `bytes` in the chosen tier, and returns the tier.
     pub(crate) fn reserve_in(&self, choice: TierChoice, bytes: u64) -> Result<&Tier, StoreError> {
         let (first, second) = match choice {
             TierChoice::Only(kind) => (Some(self.tier(kind)?), None),
@@ -241,7 +250,7 @@ impl Inner {
         }
         let tier = self.tier(private.tier)?;
         let measure = tier.measure(private.reader.as_fd()).map_err(StoreError::io("fstat"))?;
-        // What is written already is not given back.
+        // The reservation stays above what is written.
         let total = page_round(total).max(measure.allocated);
         if total > state.reserved {
             self.make_room(tier, total - state.reserved)?;
@@ -252,11 +261,11 @@ impl Inner {
         Ok(())
     }
 
-    /// Gives the reservation back, once the file has no writer any more; the file goes with its last descriptor.
+    /// Frees the reservation when the file has no writer any more. The kernel frees the file with its last descriptor.
     pub(crate) fn abort_private(&self, private: &Private) {
         if private.tier == TierKind::Disk {
-            // Its writer may have found no room.
-            self.suspect();
+            // The writer may have found the file system without room.
+            self.suspect_no_space();
         }
         let mut state = private.state.lock();
         if state.open && has_writer(private.reader.as_fd()) {
@@ -267,7 +276,7 @@ impl Inner {
         }
     }
 
-    /// Ends a private object without a writer: returns what is left of its reservation and forgets its URI.
+    /// Closes a private object that has no writer: frees the rest of its reservation and removes it from its URI's list.
     pub(crate) fn close_private(&self, private: &Private, state: &mut PrivateState) {
         if !state.open {
             return;

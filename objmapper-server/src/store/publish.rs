@@ -1,4 +1,8 @@
-//! What changes the meaning of a URI: commit, delete, eviction; and the removal of files.
+//! Changes of a URI's object (commit, delete, eviction), and the removal of files.
+//!
+//! The index in memory changes under the shard's `publish` lock only. A commit gives the file its name first, then commits the row
+//! in the disk index, then enters the object. So a look-up finds complete objects only, and a crash between the steps leaves
+//! a file without a row, which the next start removes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,30 +21,30 @@ use super::tier::Tier;
 use super::{Inner, StoreError, TierKind};
 use crate::sys;
 
-/// Ids are taken from the disk index in blocks, one transaction each.
+/// Number of ids that one transaction of the disk index reserves.
 pub(super) const ID_BLOCK: u64 = 1 << 16;
 
-/// Why something is deleted.
+/// The reason of a deletion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Deletion {
-    /// What the URI stands for has changed: nothing older may be published any more.
+    /// The URI's content has changed: nothing older may be published.
     Purge,
-    /// This one body is of no use.
+    /// This one body is of no more use.
     Housekeeping,
 }
 
-/// The source of object ids, which are the versions too: both grow, neither comes back.
+/// The source of object ids, which are also the versions. Ids grow, and none is given out twice.
 #[derive(Debug)]
 pub(crate) struct Ids {
     pub(crate) next: ObjectId,
     /// Ids below this one are reserved in the disk index.
     pub(crate) until: ObjectId,
-    /// Not given out, because files had them; until those are removed.
+    /// Ids that are not given out because files have them, until the files are removed.
     pub(crate) skipped: Vec<Range<ObjectId>>,
 }
 
 impl Inner {
-    /// Makes room for `bytes` and takes them. Fails only when nothing evictable is left.
+    /// Evicts until `bytes` fit, and reserves them. Fails only if no evictable object is left.
     pub(crate) fn make_room(&self, tier: &Tier, bytes: u64) -> Result<(), StoreError> {
         let account = &tier.account;
         if account.try_add(bytes) {
@@ -50,8 +54,8 @@ impl Inner {
         if bytes > account.bound() {
             return Err(full());
         }
-        // One at a time: what another thread has taken out of the order is not free yet, and must
-        // not look to us as if nothing evictable were left.
+        // One thread at a time: objects that another thread has taken out of the order are not freed yet, and
+        // an empty order would be taken for a tier without evictable objects.
         let _evicting = self.evicting.lock();
         self.fill_policy();
         loop {
@@ -68,7 +72,7 @@ impl Inner {
         }
     }
 
-    /// Takes an unpinned object out of the index. False if it was pinned or gone meanwhile.
+    /// Evicts an unpinned object. Returns false if it was pinned or removed in the meantime.
     pub(super) fn evict(&self, object: &Arc<Object>) -> bool {
         let shard = self.index.shard(&object.uri);
         let _publishing = shard.publish.lock();
@@ -79,8 +83,8 @@ impl Inner {
         freed
     }
 
-    /// Takes the object out of the index if it is in it and `only_if` holds; the caller has the
-    /// shard's publish lock. Tells whether nobody keeps the file any more.
+    /// Takes the object out of the index if it is listed and `only_if` holds. The caller holds the
+    /// shard's publish lock. Returns true if the file has no pin and is to be removed.
     pub(crate) fn unlist(
         &self,
         shard: &Shard,
@@ -102,8 +106,8 @@ impl Inner {
         Some(state.pins == 0)
     }
 
-    /// Removes the file of an object that is unlisted and unpinned, and everything that knows it.
-    /// Its row in the disk index is the caller's business ([`Inner::forget_row`]).
+    /// Removes the file of an object that is unlisted and unpinned, and every reference to the object.
+    /// The caller removes its row in the disk index ([`Inner::forget_row`]).
     pub(crate) fn remove_file(&self, object: &Object) {
         let Ok(tier) = self.tier(object.tier) else { return };
         tier.policy.remove(object.id);
@@ -127,7 +131,7 @@ impl Inner {
             }
             Err(e) => self.note_error(&StoreError::io("removing a body")(e)),
         }
-        // Else it is carried until the last writer is gone.
+        // With a writer, the charge stays until the last writer is gone.
         if !has_writer {
             tier.account.sub(object.charge());
         }
@@ -146,8 +150,8 @@ impl Inner {
         }
     }
 
-    /// Unlists an object of whatever state and frees its file unless it is pinned: expiry, the end
-    /// of an ephemeral object, a file that was found missing.
+    /// Unlists an object in any state, and frees its file unless it is pinned. Used for expiry, the end
+    /// of an ephemeral object, and a missing file.
     pub(crate) fn discard(&self, object: &Arc<Object>) {
         let shard = self.index.shard(&object.uri);
         let freed = {
@@ -183,11 +187,11 @@ impl Inner {
         Ok(id)
     }
 
-    /// Gives the file an id and its name. A file that has the name already is of a run whose index is lost: it is
-    /// removed, and its id is not used again, because a client may still know it.
+    /// Gives the file an id and the id's name. An existing file of that name is from a run whose index is lost: it is
+    /// removed, and its id is not used, because a client may still know it.
     pub(crate) fn link_new(&self, tier: &Tier, file: BorrowedFd<'_>) -> Result<ObjectId, StoreError> {
-        /// Behind so many others it is likely that many more follow.
-        const STEPS: u32 = 64;
+        /// Number of existing files in a row after which the rest of the block is skipped: more are likely to follow.
+        const MAX_STEPS: u32 = 64;
         let mut met = 0;
         loop {
             let id = self.next_id()?;
@@ -199,7 +203,7 @@ impl Inner {
                         log::debug!("removing a file without a row: {e}");
                     }
                     met += 1;
-                    if met % STEPS == 0 {
+                    if met % MAX_STEPS == 0 {
                         self.skip_block();
                     }
                 }
@@ -208,7 +212,7 @@ impl Inner {
         }
     }
 
-    /// Leaves the next block of ids out: files of another run have them. They are removed in the background.
+    /// Skips the next block of ids, because files of another run have them. `objm-disk` removes those files.
     fn skip_block(&self) {
         let mut ids = self.ids.lock();
         let from = ids.next;
@@ -219,7 +223,7 @@ impl Inner {
         self.disk_wake.notify();
     }
 
-    /// Returns true if this run has not given `id` out, which a file has, and sees to it that it never does.
+    /// Returns true if this run has not given out `id`, which a file has, and excludes the id from use.
     pub(crate) fn skip_id(&self, id: ObjectId) -> bool {
         let mut ids = self.ids.lock();
         if id < ids.next {
@@ -231,7 +235,7 @@ impl Inner {
         true
     }
 
-    /// Publishes a private object. The handle is used up on success, and on a conflict of a commit without
+    /// Publishes a private object. Success closes the object, and so does a conflict of a commit without
     /// a fence.
     pub(crate) fn commit(
         &self,
@@ -246,7 +250,7 @@ impl Inner {
         }
         let tier = self.tier(private.tier)?;
         let file = private.reader.as_fd();
-        // First: once the server's own copy is closed, a writer is the client's.
+        // First: after the server's own copy is closed, any writer is the client's.
         if private.outgoing.is_pending() {
             return Err(StoreError::Busy);
         }
@@ -278,7 +282,7 @@ impl Inner {
         let outcome = self.with_room(tier, || self.publish(session, private, tier, measure.charge, commit));
         match &outcome {
             Ok(_) => {
-                // The charge went over to the object; the rest is given back.
+                // The published object has taken its charge over; the rest is freed.
                 state.reserved -= measure.charge;
                 self.close_private(private, &mut state);
             }
@@ -303,7 +307,7 @@ impl Inner {
         charge: u64,
         commit: Commit<'_>,
     ) -> Result<Arc<Object>, StoreError> {
-        // Held until the object is visible: a delete that moves the fence meanwhile waits, and then finds it.
+        // Held until the object is visible: a delete that moves the fence in the meantime waits, and then finds the object.
         let _passed = match commit.fence {
             None => None,
             Some(fence) => {
@@ -314,7 +318,7 @@ impl Inner {
         let now = now_ms();
         let (object, old) = {
             let _publishing = shard.publish.lock();
-            if private.doomed.load(SeqCst) {
+            if private.uri_deleted.load(SeqCst) {
                 return Err(StoreError::Conflict("the URI was deleted after the object was created"));
             }
             let current = shard.map.read().get(commit.uri).cloned();
@@ -347,7 +351,7 @@ impl Inner {
         Ok(object)
     }
 
-    /// Writes the rows that a new object needs: its own, and the end of the one it replaces.
+    /// Writes the changes of the disk index for a new object: its row, and the removal of the replaced object's URI.
     pub(crate) fn record(
         &self,
         object: &Object,
@@ -375,7 +379,7 @@ impl Inner {
         }
     }
 
-    /// Enters a new object into the index and returns the one it replaces, unlisted.
+    /// Enters a new object into the index. Returns the replaced object, unlisted.
     pub(crate) fn enter(&self, shard: &Shard, tier: &Tier, object: &Arc<Object>) -> Option<Arc<Object>> {
         let pinned = object.state.lock().pins > 0;
         tier.account.objects.fetch_add(1, Relaxed);
@@ -387,7 +391,7 @@ impl Inner {
         }
         let old = shard.map.write().insert(object.clone());
         if !pinned {
-            // Behind the insertion: a victim must be found in the index.
+            // After the insertion: an object in the eviction order must be in the index.
             let state = object.state.lock();
             if state.pins == 0 && state.listed {
                 tier.policy.insert(object.clone());
@@ -415,7 +419,7 @@ impl Inner {
         }
     }
 
-    /// Deletes what `uri` names; a purge also dooms the private objects created for it and moves its fence.
+    /// Deletes the object of `uri`. A purge also moves its fence and keeps private objects created for it from being committed.
     pub(crate) fn delete(&self, uri: &[u8], if_version: u64, deletion: Deletion) -> Result<(), StoreError> {
         check_uri(uri)?;
         match &self.disk {
@@ -427,7 +431,7 @@ impl Inner {
 
     fn delete_once(&self, uri: &[u8], if_version: u64, deletion: Deletion) -> Result<(), StoreError> {
         if deletion == Deletion::Purge {
-            // First: what passed it is visible now, so the deletion meets it; what has not will not pass.
+            // First: commits that passed the fence are visible now, so the deletion finds them. Later commits fail.
             self.board.advance(uri);
         }
         let shard = self.index.shard(uri);
@@ -440,11 +444,11 @@ impl Inner {
             }
             if deletion == Deletion::Purge && (if_version == ANY_VERSION || live.is_some()) {
                 for private in shard.map.write().privates_of(uri) {
-                    private.doomed.store(true, SeqCst);
+                    private.uri_deleted.store(true, SeqCst);
                 }
             }
             let Some(object) = current else {
-                // An eviction that a crash would undo must not bring back what we call absent.
+                // An earlier eviction may be queued only. A crash must not bring back an object that is reported as absent.
                 if let Some(index) = &self.disk_index {
                     index.flush();
                 }

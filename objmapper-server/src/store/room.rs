@@ -1,13 +1,13 @@
-//! What a file system has room for, where that is less than a tier's limit.
+//! The room of the disk tier's file system, for the case that it is less than the tier's limit.
 //!
 //! ENOSPC, EDQUOT and exhausted inodes are limits like the operator's: something is evicted, and the operation is tried
 //! again. So that this stays rare, `objm-disk` looks at the file system once per second and sets the account's
-//! *ceiling* below what is free there. A quota shows only when something fails; after a failure, or a private object
-//! that was given up (its writer may have met the quota), a file is allocated to see whether there is room, and the
-//! ceiling comes down to what is held, then rises again as far as allocations succeed.
+//! *ceiling* below what is free there. A quota shows only when an operation fails. After a failure, or an aborted private
+//! object (its writer may have reached the quota), a file is allocated to see if there is room. If not, the
+//! ceiling is lowered to what is held, then raised as far as allocations succeed.
 //!
 //! The ceiling leaves a 64th of the file system free, bytes and inodes, for the index, for directories, and for what other
-//! programs write there meanwhile.
+//! programs write.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -24,42 +24,42 @@ use super::private::Private;
 use super::tier::Tier;
 use super::{Inner, StoreError, TierKind};
 
-/// A line of each kind at most so often.
+/// Minimum interval between two log lines of one kind.
 pub(crate) const LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// How often something is evicted for one operation before it fails.
-const ROUNDS: u32 = 8;
-/// The least that is evicted at a time.
+/// Evictions for one operation before it fails.
+const MAX_ROUNDS: u32 = 8;
+/// Minimum number of bytes of one eviction.
 const MIN_SHARE: u64 = 1 << 20;
-/// The least number of bodies that is evicted at a time: inodes may be what is missing.
+/// Minimum number of bodies of one eviction, for a file system that is out of inodes.
 const MIN_FILES: usize = 16;
-/// What is left free on the file system.
+/// Bounds of the bytes and inodes that are left free on the file system.
 const MIN_RESERVE: u64 = 256 << 10;
 const MAX_RESERVE: u64 = 1 << 30;
 const MIN_INODES: u64 = 16;
 const MAX_INODES: u64 = 1024;
-/// What is allocated to see whether there is room.
+/// Bounds of the bytes that are allocated to see if there is room.
 const MIN_TRIAL: u64 = 256 << 10;
 const MAX_TRIAL: u64 = 16 << 20;
 
-/// What is known of the disk tier's file system.
+/// The state of the disk tier's file system.
 #[derive(Debug)]
 pub(crate) struct Room {
-    /// Operations that met a full file system, since the start.
+    /// Operations that found the file system full, since the start.
     pub(crate) no_space: AtomicU64,
-    /// Storage errors other than those, since the start.
+    /// Other storage errors, since the start.
     pub(crate) errors: AtomicU64,
-    /// Names that files without a row had, found when a new body was to get one.
+    /// Files without a row that had the name for a new body, since the start.
     pub(crate) orphan_names: AtomicU64,
-    /// Something failed, or may have failed, for want of room.
+    /// True if an operation failed, or may have failed, because the file system has no room.
     suspected: AtomicBool,
-    /// There is less than the file system says.
+    /// True if there is less room than the file system reports.
     by_quota: AtomicBool,
-    /// The ceiling is below the limit, as the log was told.
+    /// True if the last log line said that the ceiling is below the limit.
     reported: Mutex<bool>,
     log: RateLimited,
     error_log: RateLimited,
     lost_files: RateLimited,
-    /// Pins and sessions that a restart will not know.
+    /// Limits the lines about pins and sessions that the index could not record, and that a restart loses.
     pub(crate) unsaved: RateLimited,
 }
 
@@ -89,23 +89,23 @@ pub(crate) fn warn(kind: &RateLimited, message: &dyn Display) {
 }
 
 impl Inner {
-    /// Carries `act` out; where the file system has no room for it, evicts and tries again. The caller holds no lock
-    /// behind `evicting` in the order of locks.
+    /// Carries out `act`. If the file system has no room for it, evicts and tries again. The caller holds no lock
+    /// that comes after `evicting` in the order of locks.
     pub(crate) fn with_room<T>(
         &self,
         tier: &Tier,
         mut act: impl FnMut() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        for _ in 0..ROUNDS {
+        for _ in 0..MAX_ROUNDS {
             match act() {
-                Err(e) if e.is_no_space() && self.relieve(tier) => {}
+                Err(e) if e.is_no_space() && self.evict_share(tier) => {}
                 outcome => return outcome.inspect_err(|e| self.note_error(e)),
             }
         }
         act().inspect_err(|e| self.note_error(e))
     }
 
-    /// The same for changes of the disk tier's index.
+    /// Applies changes to the disk tier's index, with evictions as in [`Inner::with_room`].
     pub(crate) fn apply_with_room(&self, ops: impl Fn() -> Vec<Op>) -> Result<(), StoreError> {
         match &self.disk {
             Some(disk) => self.with_room(disk, || self.apply(ops())),
@@ -113,13 +113,13 @@ impl Inner {
         }
     }
 
-    /// One transaction of the disk tier's index, if there is one.
+    /// Applies changes to the disk tier's index in one transaction. Does nothing without a disk tier.
     pub(crate) fn apply(&self, ops: Vec<Op>) -> Result<(), StoreError> {
         let (Some(index), Some(disk)) = (&self.disk_index, &self.disk) else { return Ok(()) };
         index.apply(ops).map_err(|e| e.into_store_error(|| !disk.has_room(MIN_TRIAL)))
     }
 
-    /// Counts and logs what an operator has to know of.
+    /// Counts and logs an error that an operator has to know of.
     pub(crate) fn note_error(&self, error: &StoreError) {
         match error {
             StoreError::NoSpace { .. } => warn(&self.room.error_log, error),
@@ -131,16 +131,16 @@ impl Inner {
         }
     }
 
-    /// Its file was taken from under us.
+    /// Logs an object whose file was removed by another process.
     pub(crate) fn note_lost_file(&self, object: &Object) {
         warn(&self.room.lost_files, &format_args!("object {:016x} has lost its file", object.id));
     }
 
-    /// The file system had no room: evicts a share of the tier. False if there is nothing to evict.
-    fn relieve(&self, tier: &Tier) -> bool {
+    /// Evicts a share of the tier because the file system has no room. Returns false if no object is evictable.
+    fn evict_share(&self, tier: &Tier) -> bool {
         self.room.no_space.fetch_add(1, Relaxed);
         if tier.kind == TierKind::Disk {
-            self.suspect();
+            self.suspect_no_space();
             self.disk_wake.notify();
         }
         let _evicting = self.evicting.lock();
@@ -149,8 +149,8 @@ impl Inner {
         self.evict_all(tier, tier.policy.victims(share, MIN_FILES)) > 0
     }
 
-    /// Evicts these, which the caller took out of the tier's order, and returns how many it did. The caller holds
-    /// `evicting`.
+    /// Evicts `victims`, which the caller has taken out of the tier's order, and returns the number of evicted objects. The
+    /// caller holds `evicting`.
     pub(super) fn evict_all(&self, tier: &Tier, victims: Vec<Arc<Object>>) -> usize {
         let gone: Vec<_> = victims.into_iter().filter(|v| self.evict(v)).collect();
         self.flush_index(tier.kind);
@@ -162,28 +162,28 @@ impl Inner {
         gone.len()
     }
 
-    /// Something may have failed for want of room: the next look finds out.
-    pub(crate) fn suspect(&self) {
+    /// Requests a check of the room, because an operation may have failed without it.
+    pub(crate) fn suspect_no_space(&self) {
         self.room.suspected.store(true, Relaxed);
     }
 
-    pub(crate) fn is_room_suspected(&self) -> bool {
+    pub(crate) fn is_no_space_suspected(&self) -> bool {
         self.room.suspected.load(Relaxed)
     }
 
-    /// Looks at the disk tier's file system, and says what has changed.
-    pub(crate) fn look_at_room(&self) {
+    /// Checks the disk tier's file system, sets the ceiling, and logs a change.
+    pub(crate) fn check_room(&self) {
         self.set_ceiling();
         if let Some(disk) = &self.disk {
             self.report(disk);
         }
     }
 
-    /// Sets the disk tier's ceiling by what the file system has, and evicts down to it.
+    /// Sets the disk tier's ceiling by the free space of the file system, and evicts down to it.
     pub(crate) fn set_ceiling(&self) {
         let Some(disk) = &self.disk else { return };
         let account = &disk.account;
-        // First: what is written meanwhile must not look as if it were still free.
+        // Read before `statvfs`, so that bytes written in between are not counted as free.
         let used = account.used();
         let stat = match rustix::fs::fstatvfs(&disk.dir) {
             Ok(stat) => stat,
@@ -201,9 +201,9 @@ impl Inner {
             ceiling = ceiling.saturating_sub(self.unwritten());
         }
         if suspected || self.room.by_quota.load(Relaxed) {
-            ceiling = self.try_room(disk, ceiling, free.saturating_sub(reserve));
+            ceiling = self.probe_room(disk, ceiling, free.saturating_sub(reserve));
         }
-        // A file system that makes inodes as it needs them says 0.
+        // A file system that allocates inodes on demand reports 0.
         let inodes = (stat.f_files / 64).clamp(MIN_INODES, MAX_INODES);
         if stat.f_files > 0 && stat.f_favail < inodes {
             let _evicting = self.evicting.lock();
@@ -219,12 +219,12 @@ impl Inner {
         }
     }
 
-    /// Allocates a file to see whether there is as much room as the file system says, and returns the new ceiling.
-    fn try_room(&self, disk: &Tier, ceiling: u64, free: u64) -> u64 {
+    /// Allocates a file to see if there is as much room as the file system reports, and returns the new ceiling.
+    fn probe_room(&self, disk: &Tier, ceiling: u64, free: u64) -> u64 {
         let account = &disk.account;
         let trial = (account.bound() / 32).clamp(MIN_TRIAL, MAX_TRIAL);
         if free < trial || !disk.has_room(0) {
-            // The file system itself says that it is full, of bytes or of files.
+            // The file system itself reports that it is full, of bytes or of inodes.
             self.room.by_quota.store(false, Relaxed);
             return ceiling;
         }
@@ -245,7 +245,7 @@ impl Inner {
         ceiling.min(risen)
     }
 
-    /// Bytes that private objects of the disk tier have reserved and not written.
+    /// Returns the bytes that private objects of the disk tier have reserved and not written.
     fn unwritten(&self) -> u64 {
         let sessions: Vec<_> = self.sessions.lock().values().cloned().collect();
         let mut sum = 0u64;
@@ -261,12 +261,12 @@ impl Inner {
         sum
     }
 
-    /// Says once per change that the file system, and not the limit, decides.
+    /// Logs, once per change, if the file system and not the limit bounds the tier.
     fn report(&self, disk: &Tier) {
         let account = &disk.account;
         let (bound, limit) = (account.bound(), account.limit);
         let mut reported = self.room.reported.lock();
-        // Not back and forth for a few bytes.
+        // A margin, so that a difference of a few bytes does not log both ways.
         let small = bound < if *reported { limit } else { limit - limit / 64 };
         if small == std::mem::replace(&mut *reported, small) {
             return;

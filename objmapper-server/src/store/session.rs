@@ -1,5 +1,13 @@
-//! Sessions: what one client's connections have in common (private objects, pins, ephemeral
-//! objects, leases), and its end.
+//! Sessions: the state that one client's connections share (private objects, pins, ephemeral
+//! objects, leases).
+//!
+//! | state | what ends it |
+//! |---|---|
+//! | attached | the last [`Session`] handle is dropped: its leases end |
+//! | detached | a client attaches with the token; or the grace time passes: ended |
+//! | ended, also by [`Session::end`] | nothing: private objects are aborted, ephemeral ones deleted, pins dropped |
+//!
+//! The session's lock guards its tables. The work on the objects of an ended session is done after the lock is released.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -17,7 +25,7 @@ use super::private::{Commit, Private, PrivateObject};
 use super::room::warn;
 use super::{Inner, Store, StoreError, TierChoice, TierKind};
 
-/// How long a session lives without a connection whose token its client may never have learnt.
+/// The time that a session lives without a connection if its client may not have received its token.
 const UNUSED_GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
@@ -31,21 +39,21 @@ pub(crate) struct SessionState {
     ended: bool,
     /// Live [`Session`] handles (connections).
     pub(super) attached: usize,
-    /// Since when there is none; the grace time runs from here.
+    /// The time at which the last handle was dropped: the beginning of the grace time.
     pub(super) detached_at: Option<Instant>,
     pub(super) pins: HashMap<ObjectId, Pin>,
     pub(super) ephemeral: HashMap<ObjectId, Arc<Object>>,
     pub(super) privates: HashMap<u64, Arc<Private>>,
-    /// Of its connections, and of ended ones whose last replies may be unread; oldest first.
+    /// The deliveries of its connections, and of ended ones whose last replies may be unread; oldest first.
     pub(super) deliveries: VecDeque<Arc<Delivery>>,
-    /// Its client knows its token: it has asked for something in it, or come back with it.
+    /// True once the client is known to have the token: it has sent a request in the session, or attached with the token.
     used: bool,
-    /// Its client counts replies: what is pinned and not claimed is known to be unwanted.
+    /// True if the client counts replies: a pin without a claim that is not kept is then known to be unwanted.
     pub(super) counted: bool,
 }
 
-/// A client's share in a session. When the last one is dropped, its leases end, as a client that is not connected
-/// cannot publish; the rest of the session lives on for the store's grace time, so that the client can come back with the
+/// A handle of a session. When the last one is dropped, its leases end, because a client that is not connected
+/// cannot publish. The rest of the session lives for the store's grace time, so that the client can attach again with the
 /// token.
 #[derive(Debug)]
 pub struct Session {
@@ -75,17 +83,17 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// Its name, for coming back.
+    /// Returns the session's token, by which a client attaches again.
     pub fn token(&self) -> Token {
         self.core.token
     }
 
-    /// The store.
+    /// Returns the session's store.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// Creates a private object with `length` bytes reserved (0 where the length is unknown yet).
+    /// Creates a private object with `length` bytes reserved (0 if the length is unknown).
     /// With `uri`, a delete of that URI from now on makes the commit a conflict.
     pub fn create(&self, tier: TierChoice, length: u64, uri: Option<&[u8]>) -> Result<PrivateObject, StoreError> {
         let (private, file) = self.store.inner.create_private(tier, length, uri)?;
@@ -123,26 +131,26 @@ impl Session {
         self.store.inner.resize_private(&*self.private(handle)?, total)
     }
 
-    /// Publishes a private object by its handle; see [`PrivateObject::commit`].
+    /// Publishes a private object by its handle, as [`PrivateObject::commit`] does.
     pub fn commit(&self, handle: u64, commit: Commit<'_>) -> Result<Entry, StoreError> {
         let private = self.private(handle)?;
         self.store.inner.commit(&self.core, &private, commit)
     }
 
-    /// As [`Session::commit`], with a read-only descriptor of the body, whatever happens to the
-    /// object meanwhile.
+    /// Publishes as [`Session::commit`] does, and returns a read-only descriptor of the body, even if the
+    /// object is replaced at once.
     pub fn commit_open(&self, handle: u64, commit: Commit<'_>) -> Result<(Entry, OwnedFd), StoreError> {
         let private = self.private(handle)?;
         let file = private.reader.try_clone().map_err(StoreError::io("duplicating a descriptor"))?;
         Ok((self.store.inner.commit(&self.core, &private, commit)?, file))
     }
 
-    /// How many private objects it has.
+    /// Returns the number of the session's private objects.
     pub fn private_objects(&self) -> usize {
         self.core.state.lock().privates.len()
     }
 
-    /// Gives a private object up.
+    /// Aborts a private object.
     pub fn abort(&self, handle: u64) -> Result<(), StoreError> {
         let private = self.private(handle)?;
         self.core.state.lock().privates.remove(&handle);
@@ -150,20 +158,20 @@ impl Session {
         Ok(())
     }
 
-    /// Finds what `uri` names. With `pin`, its file stays, whatever happens to the URI, until
-    /// [`Session::release`] or the session's end.
+    /// Looks up the object of `uri`. With `pin`, its file stays until [`Session::release`] or the session's end, whatever happens
+    /// to the URI.
     pub fn lookup(&self, uri: &[u8], pin: bool) -> Result<Option<Entry>, StoreError> {
         check_uri(uri)?;
         self.store.inner.lookup_for(&self.core, uri, pin)
     }
 
-    /// As [`Session::lookup`], with a read-only descriptor of the body.
+    /// Looks up as [`Session::lookup`] does, and opens the body read-only.
     pub fn open(&self, uri: &[u8], pin: bool) -> Result<Option<(Entry, OwnedFd)>, StoreError> {
         check_uri(uri)?;
         self.store.inner.open_for(Some(&self.core), uri, pin)
     }
 
-    /// Drops pins. Ephemeral objects without their pin are deleted; unknown ones are passed over.
+    /// Drops pins. Ephemeral objects without their pin are deleted; unknown ids are ignored.
     pub fn release(&self, objects: &[ObjectId]) {
         let dropped: Vec<_> = {
             let mut state = self.core.state.lock();
@@ -174,7 +182,7 @@ impl Session {
         }
     }
 
-    /// A pin has left the session.
+    /// Completes the release of a pin that was taken out of the session.
     pub(super) fn released(&self, object: &Arc<Object>) {
         let inner = &self.store.inner;
         if let (TierKind::Disk, Some(index)) = (object.tier, &inner.disk_index) {
@@ -183,13 +191,13 @@ impl Session {
         inner.unpin(object);
     }
 
-    /// Its client has asked for something in it.
+    /// Notes that the client has sent a request in the session.
     pub fn mark_used(&self) {
         self.core.state.lock().used = true;
     }
 
-    /// Ends the session now: aborts its private objects, deletes its ephemeral ones, drops its pins,
-    /// gives up its leases. Other handles of it find it unknown.
+    /// Ends the session: aborts its private objects, deletes its ephemeral ones, drops its pins,
+    /// ends its leases. Calls by other handles then fail with `UnknownSession`.
     pub fn end(self) {
         self.store.inner.end_session(&self.core);
     }
@@ -229,7 +237,7 @@ impl Inner {
         Ok(self.add_session(token, false))
     }
 
-    /// Enters a session that nobody is attached to yet: a new one, or one that the client knows from a former run.
+    /// Enters a session without handles: a new one, or one of a former run.
     pub(crate) fn add_session(&self, token: Token, used: bool) -> Arc<SessionCore> {
         let state = SessionState { detached_at: Some(Instant::now()), used, ..SessionState::default() };
         let core = Arc::new(SessionCore { token, state: Mutex::new(state) });
@@ -265,7 +273,7 @@ impl Inner {
         }
     }
 
-    /// Ends the sessions whose grace time is over.
+    /// Ends the sessions whose grace time has passed.
     pub(crate) fn end_abandoned_sessions(&self) {
         let abandoned: Vec<_> = self
             .sessions
@@ -283,7 +291,7 @@ impl Inner {
         }
     }
 
-    /// Looks up; `None` session cannot pin.
+    /// Looks up the object of a URI. Pins it if `pin` is true, which needs a session.
     pub(crate) fn find(
         &self,
         session: Option<&Arc<SessionCore>>,
@@ -293,7 +301,7 @@ impl Inner {
         loop {
             let Some(object) = self.index.get(uri) else { return Ok(None) };
             if object.expired(now_ms()) {
-                return Ok(None); // the sweep frees it
+                return Ok(None); // the sweep for expired objects frees it
             }
             if object.growing.load(Relaxed) && !self.remeasure(&object) {
                 return Ok(None);
@@ -303,7 +311,7 @@ impl Inner {
                     if self.pin(session, &object)? {
                         return Ok(Some((object, true)));
                     }
-                    // Replaced or removed in between: what is there now?
+                    // The object was replaced or removed in between: look up again.
                 }
                 Some(session) => {
                     let pinned = session.state.lock().pins.contains_key(&object.id);
@@ -344,7 +352,7 @@ impl Inner {
             match self.tier(object.tier)?.open_body(object.id) {
                 Ok(file) => return Ok(Some((object.entry(pinned), file))),
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                    // Evicted in between, or its file was taken from under us: then it must not
+                    // The object was evicted in between, or another process has removed its file: then it must not
                     // be found again.
                     if object.state.lock().listed {
                         self.note_lost_file(&object);
@@ -356,7 +364,7 @@ impl Inner {
         }
     }
 
-    /// Pins once per session. False if the object is not listed any more.
+    /// Pins the object, once per session. Returns false if it is not listed any more.
     fn pin(&self, session: &Arc<SessionCore>, object: &Arc<Object>) -> Result<bool, StoreError> {
         {
             let mut session = session.state.lock();

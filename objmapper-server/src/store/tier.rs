@@ -20,13 +20,13 @@ use super::object::ObjectId;
 use super::{StoreError, TierKind};
 use crate::sys;
 
-/// Bodies are read-only for everybody, their owner included.
+/// Mode of bodies: read-only for all users, their owner included.
 const BODY_MODE: u32 = 0o444;
-/// Other users' readers pass through the directories.
+/// Mode of the directories: readers of other users search them.
 const DIR_MODE: u32 = 0o755;
 const FAN_OUT: u32 = 256;
 
-/// Name of the body's file below the tier's directory.
+/// Returns the path of the body's file below the tier's directory.
 pub fn body_path(object: ObjectId) -> String {
     format!("{}/{object:016x}", fan_out(object))
 }
@@ -39,14 +39,14 @@ pub(crate) struct Tier {
     pub(crate) policy: Policy,
 }
 
-/// What a file weighs.
+/// The size and the charge of a file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Measure {
     pub(crate) length: u64,
-    /// Bytes that the account must carry: whole pages of the length, or of what is allocated where
-    /// that is more.
+    /// Bytes that the account is charged: whole pages of the length, or of the allocated bytes if
+    /// these are more.
     pub(crate) charge: u64,
-    /// Bytes that it takes now: holes take nothing.
+    /// Bytes that are allocated now, without holes.
     pub(crate) allocated: u64,
 }
 
@@ -55,8 +55,8 @@ impl Tier {
         Tier { kind, dir, account: Account::new(limit), policy: Policy::default() }
     }
 
-    /// Prepares the fan-out directories and tries every operation that the store will need, so that an unsuitable
-    /// file system is refused now, with its name. [`StoreError::NoSpace`] leaves it usable: directories are made
+    /// Makes the fan-out directories and tries every operation that the store needs, so that an unsuitable
+    /// file system is refused here. After [`StoreError::NoSpace`] the tier is usable: missing directories are made
     /// when they are needed.
     pub(crate) fn prepare(&self) -> Result<(), StoreError> {
         for i in 0..FAN_OUT {
@@ -103,18 +103,18 @@ impl Tier {
         self.unlink(PROBE)
     }
 
-    /// A new unnamed file: its writer's descriptor, and a read-only one that the store keeps to
-    /// link it later (it does not count as a writer).
+    /// Makes an unnamed file. Returns its writable descriptor, and a read-only one by which the store
+    /// links it later (it does not count as a writer).
     pub(crate) fn create(&self) -> io::Result<(OwnedFd, OwnedFd)> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let writer = openat(&self.dir, ".", flags, Mode::from_raw_mode(BODY_MODE))?;
-        // The process's umask must not hide bodies from readers of another user.
+        // Independent of the umask: readers of another user need the mode.
         fchmod(&writer, Mode::from_raw_mode(BODY_MODE))?;
         let reader = openat(CWD, proc_path(writer.as_fd()), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         Ok((writer, reader))
     }
 
-    /// Gives the file its name. Fails if the name exists. A fan-out directory that was removed behind the store's back
+    /// Gives the file its name. Fails if the name exists. A fan-out directory that another process has removed
     /// is made again.
     pub(crate) fn publish(&self, file: BorrowedFd<'_>, object: ObjectId) -> io::Result<()> {
         match self.link(file, object) {
@@ -129,19 +129,19 @@ impl Tier {
     fn link(&self, file: BorrowedFd<'_>, object: ObjectId) -> Result<(), Errno> {
         let to = body_path(object);
         match linkat(CWD, proc_path(file), &self.dir, to.as_str(), AtFlags::SYMLINK_FOLLOW) {
-            // Without /proc: kernels from 6.10 allow it to whoever opened the file.
+            // Without /proc: kernels from 6.10 allow it to the process that opened the file.
             Err(Errno::NOENT | Errno::ACCESS) => linkat(file, "", &self.dir, to.as_str(), AtFlags::EMPTY_PATH),
             other => other,
         }
     }
 
-    /// A read-only descriptor of the body.
+    /// Opens the body read-only.
     pub(crate) fn open_body(&self, object: ObjectId) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         Ok(openat(&self.dir, body_path(object), flags, Mode::empty())?)
     }
 
-    /// A read-write descriptor, for v0.1 clients that overwrite.
+    /// Opens the body read-write, for v0.1 clients that overwrite.
     pub(crate) fn open_writable(&self, object: ObjectId) -> io::Result<OwnedFd> {
         Self::reopen_writable(self.open_body(object)?.as_fd())
     }
@@ -149,7 +149,7 @@ impl Tier {
     fn reopen_writable(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         let open = || openat(CWD, proc_path(file), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         match open() {
-            // Mode 0444 binds its owner too, unless it is root: lift it for the moment.
+            // Mode 0444 applies to the owner too, unless it is root: it is changed for the time of the call.
             Err(Errno::ACCESS) => {
                 fchmod(file, Mode::from_raw_mode(0o644))?;
                 let writer = open();
@@ -160,8 +160,8 @@ impl Tier {
         }
     }
 
-    /// Cuts a file that takes more than `bytes`, and returns what it took. `None` if that was only beyond its end, which is
-    /// given back: some file systems allocate ahead of a writer.
+    /// Truncates a file that takes more than `bytes`, and returns the bytes that it took. Returns `None` if the surplus was only
+    /// allocated beyond the end, which is freed: some file systems allocate ahead of a writer.
     pub(crate) fn cut(&self, file: BorrowedFd<'_>, bytes: u64) -> io::Result<Option<u64>> {
         let writer = Self::reopen_writable(file)?;
         let before = self.measure(file)?;
@@ -181,7 +181,7 @@ impl Tier {
             return Ok(None);
         }
         let hole = seek(file, SeekFrom::Hole(0))?;
-        // A duplicate may go to a client, which begins to read where this one stands.
+        // A client's duplicate shares the offset, and the client reads from it.
         seek(file, SeekFrom::Start(0))?;
         Ok((hole < length).then_some(hole))
     }
@@ -190,7 +190,7 @@ impl Tier {
         Ok(unlinkat(&self.dir, body_path(object), AtFlags::empty())?)
     }
 
-    /// Removes every file: a memory tier starts empty, also in a mount that a former process used.
+    /// Removes every file: a memory tier starts empty, even in a mount that a former process used.
     pub(crate) fn clear(&self) -> io::Result<()> {
         self.for_each_file(|dir, name, _| {
             unlinkat(dir, name, AtFlags::empty())?;
@@ -198,7 +198,7 @@ impl Tier {
         })
     }
 
-    /// Calls `f` with directory, name and object id of every file that looks like a body's.
+    /// Calls `f` with directory, name and object id of every file whose name is a body's.
     pub(crate) fn for_each_file(
         &self,
         f: impl FnMut(BorrowedFd<'_>, &std::ffi::CStr, ObjectId) -> io::Result<()>,
@@ -206,21 +206,21 @@ impl Tier {
         body_files(self.dir.as_fd(), f)
     }
 
-    /// Tells whether `bytes` more could be written now, by this user, and one more file be made.
+    /// Returns true if this user can make one more file now and write `bytes` to it.
     pub(crate) fn has_room(&self, bytes: u64) -> bool {
         !make_file(self.dir.as_fd(), bytes).is_err_and(|e| is_no_space(&e))
     }
 
-    /// Length and weight of a file.
+    /// Measures the length and the charge of a file.
     pub(crate) fn measure(&self, file: BorrowedFd<'_>) -> io::Result<Measure> {
         let stat = rustix::fs::fstat(file)?;
         let length = u64::try_from(stat.st_size).unwrap_or(0);
-        // An empty file weighs a page too: its inode and its index entry are not free, and a limit
+        // An empty file is charged a page: its inode and its index entry take memory, and a limit
         // in bytes must bound their number.
         let pages = page_round(length.max(1));
         let blocks = page_round(u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512));
-        // A disk file system counts its own metadata among the blocks; that is not the body's. What
-        // was allocated beyond the end on purpose is more than this tolerance.
+        // A disk file system counts its own metadata among the blocks, which is not charged. Space
+        // that a client allocates beyond the end is more than this tolerance.
         let tolerance = match self.kind {
             TierKind::Memory => 0,
             TierKind::Disk => 64 * 1024 + pages / 64,
@@ -230,7 +230,7 @@ impl Tier {
         Ok(Measure { length, charge, allocated })
     }
 
-    /// Gives back what is allocated beyond the file's end.
+    /// Frees the space that is allocated beyond the file's end.
     pub(crate) fn trim(file: BorrowedFd<'_>, length: u64) -> io::Result<()> {
         const REST: u64 = 1 << 40;
         let from = page_round(length);
@@ -239,7 +239,7 @@ impl Tier {
     }
 }
 
-/// Calls `f` with directory, name and object id of every file below the tier's directory `tier` that looks like a body's.
+/// Calls `f` with directory, name and object id of every file below the tier's directory `tier` whose name is a body's.
 pub(super) fn body_files(
     tier: BorrowedFd<'_>,
     mut f: impl FnMut(BorrowedFd<'_>, &std::ffi::CStr, ObjectId) -> io::Result<()>,
@@ -263,8 +263,8 @@ pub(super) fn body_files(
     Ok(())
 }
 
-/// Makes an unnamed file of `bytes` bytes and forgets it: an error tells that there is no room for it. A file system
-/// without fallocate says nothing of bytes.
+/// Makes an unnamed file of `bytes` bytes and drops it. An error means that there is no room for it. On a file system
+/// without fallocate only the inode is tested.
 pub(super) fn make_file(dir: BorrowedFd<'_>, bytes: u64) -> io::Result<()> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let file = openat(dir, ".", flags, Mode::from_raw_mode(0o600))?;

@@ -1,23 +1,23 @@
-//! A detached tmpfs: it is in no mount table, nobody can reach it but through its descriptor, and it is gone, with its memory,
-//! when the last descriptor and mapping of it are (`fsopen(2)`, `fsmount(2)`). So the size of `/dev/shm` is not our limit, and
-//! a killed process leaves nothing.
+//! A detached tmpfs (`fsopen(2)`, `fsmount(2)`): it is in no mount table and reachable only through its descriptor. The kernel
+//! frees it and its memory with the last descriptor and mapping. So the size of `/dev/shm` is no limit, and a killed process
+//! leaves nothing.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
 
-/// How tmpfs allocates memory for our bodies: `huge=within_size` takes huge pages only where they
-/// lie wholly inside the file, so accounting by pages stays exact. Measured: see the README.
+/// The option `huge` of the mount. `within_size` uses huge pages only where they
+/// lie wholly inside the file, so that accounting by pages stays exact. The README has measurements.
 pub(crate) const HUGE: &std::ffi::CStr = c"within_size";
 
-/// Who may create files in the mount.
+/// The users that may create files in the mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MountAccess {
-    /// Only the user who made the mount. For a store whose directory is handed to peers.
+    /// Only the user that made the mount: for a store that sends its directory to peers.
     Owner,
-    /// Any user who has the descriptor. For a mount that is made before the process gives up root,
-    /// and that never leaves it.
+    /// Every user that has the descriptor: for a mount that is made before the process drops root,
+    /// and whose descriptor never leaves the process.
     AnyUser,
 }
 
@@ -30,8 +30,8 @@ pub(super) struct Options {
 impl Options {
     pub(super) fn new(limit: u64, access: MountAccess) -> Self {
         // Room above the limit: deleted files that a reader still sends, or a private object whose
-        // writer runs ahead of its reservation, must not make an honest writer fail. A client that
-        // ignores its reservation altogether meets this bound.
+        // writer runs ahead of its reservation, must not make another writer fail. A client that
+        // ignores its reservation altogether reaches this bound.
         let size = limit.saturating_add((limit / 8).max(16 << 20)).min(i64::MAX as u64);
         // Digits have no NUL, so the default (an unlimited size) is never used.
         let size = std::ffi::CString::new(size.to_string()).unwrap_or_default();
@@ -49,9 +49,9 @@ pub(super) fn detached_tmpfs(options: &Options) -> io::Result<OwnedFd> {
     let context = context.as_fd();
     fsconfig_set_string(context, c"size", options.size.as_c_str())?;
     fsconfig_set_string(context, c"mode", options.mode)?;
-    // No limit on the number of files: the byte limit is ours.
+    // No limit on the number of files: the tier's account charges at least a page for each.
     fsconfig_set_string(context, c"nr_inodes", c"0")?;
-    // A kernel without huge pages refuses the option; small pages then do.
+    // A kernel without huge pages refuses the option; the mount then uses small pages.
     let _ = fsconfig_set_string(context, c"huge", HUGE);
     fsconfig_create(context)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID

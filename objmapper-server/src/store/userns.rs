@@ -1,5 +1,5 @@
-//! The helper child that mounts a tmpfs for an unprivileged process: in a user namespace of its
-//! own it may mount, and the mount works for us through its descriptor.
+//! The helper child that mounts a tmpfs for an unprivileged process. In a user namespace of its
+//! own it may mount; it sends the mount's descriptor to its parent and exits.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -48,7 +48,7 @@ pub(super) fn tmpfs_from_helper(options: &Options) -> io::Result<OwnedFd> {
     received
 }
 
-/// Runs in the child; sends either the mount or an errno, returns the exit code.
+/// Runs in the child: sends the mount or an errno, and returns the exit code.
 fn helper(options: &Options, uid_map: &[u8], gid_map: &[u8], to: BorrowedFd<'_>) -> i32 {
     match mount_in_namespace(options, uid_map, gid_map) {
         Ok(mount) => {
@@ -72,7 +72,7 @@ fn mount_in_namespace(options: &Options, uid_map: &[u8], gid_map: &[u8]) -> io::
     // SAFETY: only this child, which has one thread, changes its namespaces; no descriptor table is
     // unshared.
     unsafe { unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?;
-    // A process without CAP_SETGID in the parent namespace must give up setgroups first.
+    // A process without CAP_SETGID in the parent namespace must deny setgroups first.
     write_file(c"/proc/self/setgroups", b"deny")?;
     write_file(c"/proc/self/uid_map", uid_map)?;
     write_file(c"/proc/self/gid_map", gid_map)?;

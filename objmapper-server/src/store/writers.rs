@@ -1,14 +1,15 @@
-//! Files that a client can still write, held to what the account carries for them.
+//! Files that a client can still write, bounded by what the account is charged for them.
 //!
-//! Nothing can stop a client that has a writable descriptor from writing. So a file is weighed until its last writer is
-//! gone: at RESERVE, at COMMIT (which refuses a file with a writer, so what it weighs is final), and by the store's thread.
-//! Between two weighings a writer can take more than it is charged for; on the memory tier the file system's size bounds that.
+//! The store cannot stop a client that has a writable descriptor from writing. So a file is measured until its last writer is
+//! gone: at RESERVE, at COMMIT (which refuses a file with a writer, so that its measurement is final), and by the thread
+//! `objm-maintain`. Between two measurements a writer can take more than is charged; on the memory tier the file system's size
+//! bounds that.
 //!
-//! | file | carried by the account | what it takes beyond that |
+//! | file | charged to the account | bytes beyond that |
 //! |---|---|---|
-//! | private object | its reservation | charged, and others evicted for it; where the tier has no room, cut off, and the session ends |
-//! | given up, with a writer left | what was carried before, until the last writer is gone | cut off |
-//! | object of a v0.1 client (`foreign`) | what it took when it was weighed | charged; where the tier has no room, cut off, and the object deleted |
+//! | private object | its reservation | charged, with evictions; if the tier has no room, the file is truncated and the session ends |
+//! | aborted or deleted, with a writer left | the last charge, until the last writer is gone | truncated |
+//! | object of a v0.1 client (`foreign`) | its last measurement | charged; if the tier has no room, the file is truncated and the object deleted |
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,23 +25,23 @@ use super::tier::Tier;
 use super::{Inner, TierKind};
 use crate::sys;
 
-/// How often such files are weighed.
-pub(super) const WEIGH: Duration = Duration::from_millis(200);
+/// Interval at which such files are measured.
+pub(super) const MEASURE_INTERVAL: Duration = Duration::from_millis(200);
 
 static OVERRUNS: RateLimited = RateLimited::new(5, Duration::from_secs(60));
 static FAILURES: RateLimited = RateLimited::new(5, Duration::from_secs(60));
 
-/// A file that nothing names any more and that a client can still write. It counts as a private object.
+/// A file without a name that a client can still write. It counts as a private object.
 #[derive(Debug)]
 pub(crate) struct GivenUp {
     tier: TierKind,
     file: Arc<OwnedFd>,
-    /// Bytes that the tier's account carries for it.
-    carried: u64,
+    /// Bytes that the tier's account is charged for it.
+    charged: u64,
 }
 
-/// Returns true if the file is open for writing somewhere. A kernel that does not say (which the opening of the tier rules
-/// out) counts as "no": a file must not be carried for ever.
+/// Returns true if a process has the file open for writing. Returns false on an error, which the opening of the tier rules
+/// out: a file must not be charged for ever.
 pub(super) fn has_writer(file: BorrowedFd<'_>) -> bool {
     let without = sys::has_no_writers(file).unwrap_or_else(|e| {
         log_failure("asking for a lease", &e);
@@ -56,8 +57,8 @@ fn log_failure(what: &str, error: &io::Error) {
 }
 
 impl Inner {
-    /// Weighs what clients can write, except objects of v0.1 clients.
-    pub(crate) fn weigh_writers(&self) {
+    /// Measures the files that clients can write, except objects of v0.1 clients.
+    pub(crate) fn measure_writers(&self) {
         let sessions: Vec<_> = self.sessions.lock().values().cloned().collect();
         for session in sessions {
             let privates: Vec<_> = session.state.lock().privates.values().cloned().collect();
@@ -68,10 +69,10 @@ impl Inner {
         self.settle_leftovers();
     }
 
-    /// Charges what a private object takes beyond its reservation. False if the tier has no room for it: then it is cut to
-    /// its reservation.
+    /// Charges what a private object takes beyond its reservation. Returns false if the tier has no room for it; the file is then
+    /// truncated to the reservation.
     fn is_within_limit(&self, private: &Private) -> bool {
-        // A commit or a reservation that is under way weighs it.
+        // A running commit or reservation measures the file itself.
         let Some(mut state) = private.state.try_lock() else { return true };
         let Ok(tier) = self.tier(private.tier) else { return true };
         if !state.open {
@@ -95,16 +96,16 @@ impl Inner {
         !self.cut(tier, file, state.reserved, "its session is ended")
     }
 
-    /// Cuts a file to `carried` bytes. Returns false if it took more only beyond its end, where the file system allocates
-    /// ahead by itself. `consequence` is what else becomes of it.
-    pub(crate) fn cut(&self, tier: &Tier, file: BorrowedFd<'_>, carried: u64, consequence: &str) -> bool {
-        match tier.cut(file, carried) {
+    /// Truncates a file to `charged` bytes. Returns false if the surplus was only allocated beyond its end, which file systems do
+    /// by themselves. `consequence` ends the log line: what else happens to the file.
+    pub(crate) fn cut(&self, tier: &Tier, file: BorrowedFd<'_>, charged: u64, consequence: &str) -> bool {
+        match tier.cut(file, charged) {
             Ok(None) => false,
             Ok(Some(took)) => {
                 self.writer_overruns.fetch_add(1, Relaxed);
                 if let Some(left_out) = OVERRUNS.admit() {
                     log::warn!(
-                        "a client has written {took} bytes to a file that has {carried} bytes of the {} tier, which has no \
+                        "a client has written {took} bytes to a file that has {charged} bytes of the {} tier, which has no \
                          room for more: the file is cut, {consequence}{left_out}",
                         tier.kind
                     );
@@ -118,13 +119,13 @@ impl Inner {
         }
     }
 
-    /// Keeps a private object that is given up in the account, because a client can still write to its file.
-    pub(crate) fn leave_private(&self, private: &Private, carried: u64) {
-        self.given_up.lock().push(GivenUp { tier: private.tier, file: private.reader.clone(), carried });
+    /// Keeps the charge of an aborted private object, because a client can still write to its file.
+    pub(crate) fn leave_private(&self, private: &Private, charged: u64) {
+        self.given_up.lock().push(GivenUp { tier: private.tier, file: private.reader.clone(), charged });
     }
 
-    /// Keeps the file of a v0.1 client's object that is removed in the account while a client can still write to it. False
-    /// if there is no writer, and where there are too many such files: then this one is emptied.
+    /// Keeps the charge of a v0.1 client's removed object while a client can still write to its file. Returns false
+    /// if there is no writer, or if there are too many such files; the file is then emptied.
     pub(crate) fn leave_foreign(&self, tier: &Tier, object: &Object) -> bool {
         let Ok(file) = tier.open_body(object.id) else { return false };
         if !has_writer(file.as_fd()) {
@@ -134,12 +135,12 @@ impl Inner {
             self.cut(tier, file.as_fd(), 0, "and its writer not watched any more (--max-private)");
             return false;
         }
-        let given_up_file = GivenUp { tier: tier.kind, file: Arc::new(file), carried: object.charge() };
+        let given_up_file = GivenUp { tier: tier.kind, file: Arc::new(file), charged: object.charge() };
         self.given_up.lock().push(given_up_file);
         true
     }
 
-    /// Gives back what has no writer any more, and cuts what has grown. Returns true if something was given back.
+    /// Frees the charge of files without a writer, and truncates files that have grown. Returns true if a charge was freed.
     pub(crate) fn settle_leftovers(&self) -> bool {
         let mut given_up = self.given_up.lock();
         let before = given_up.len();
@@ -147,13 +148,13 @@ impl Inner {
             let Ok(tier) = self.tier(given_up_file.tier) else { return false };
             let file = given_up_file.file.as_fd();
             if !has_writer(file) {
-                tier.account.sub(given_up_file.carried);
+                tier.account.sub(given_up_file.charged);
                 self.private_count.fetch_sub(1, SeqCst);
                 return false;
             }
             match tier.measure(file) {
-                Ok(measure) if measure.allocated > given_up_file.carried => {
-                    self.cut(tier, file, given_up_file.carried, "because nothing names it any more");
+                Ok(measure) if measure.allocated > given_up_file.charged => {
+                    self.cut(tier, file, given_up_file.charged, "because nothing names it any more");
                 }
                 Ok(_) => {}
                 Err(e) => log_failure("fstat", &e),

@@ -1,4 +1,8 @@
-//! A connection's extension requests: its session, their answers, and the record of what these give.
+//! A connection's extension requests: its session, their replies, and the record of what the replies give.
+//!
+//! A request takes its delivery's lock before it is carried out and keeps it until the reply is recorded, so that LOST finds
+//! all of a request or nothing of it. LOST itself takes the lock of another connection's delivery: it is carried out before
+//! this connection's own is locked.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -9,7 +13,7 @@ use super::{Connection, Wait};
 use crate::net::ext;
 use crate::net::handover::Handover;
 use crate::net::output::Output;
-use crate::store::{Grant, LeaseOutcome, Session, StoreError, Turn};
+use crate::store::{Grant, LeaseOutcome, RequestGuard, Session, StoreError};
 
 impl Connection {
     pub(super) fn serve_ext(&mut self, frame: &RequestFrame<'_>, pipeline: u16) {
@@ -29,11 +33,11 @@ impl Connection {
             // Before this connection's own delivery is locked: never two at once.
             session.connection_lost(*connection, *read);
         }
-        let mut turn = None;
+        let mut guard = None;
         if let (Some(delivery), Some(session)) = (&delivery, &session) {
-            turn = delivery.request(session);
-            if turn.is_none() {
-                // The client has given this connection up: nothing more of it is carried out or sent.
+            guard = delivery.request(session);
+            if guard.is_none() {
+                // LOST has named this connection: no further request of it is carried out, and no reply is sent.
                 self.output = Output::default();
                 self.closing = true;
                 return;
@@ -42,12 +46,12 @@ impl Connection {
         let request = match parsed {
             Ok(request) => request,
             Err(bad) => {
-                return self.respond(turn, session.as_ref(), id, op, Err((bad.status(), bad.to_string())), &[]);
+                return self.respond(guard, session.as_ref(), id, op, Err((bad.status(), bad.to_string())), &[]);
             }
         };
         if self.refused_while_draining(&request) {
             let failure = (Status::Unavailable, "the server is shutting down".into());
-            return self.respond(turn, session.as_ref(), id, op, Err(failure), &[]);
+            return self.respond(guard, session.as_ref(), id, op, Err(failure), &[]);
         }
         let Some(session) = session else {
             return self.fail(id, op, (Status::UnknownSession, "no session: ATTACH first".into()));
@@ -58,20 +62,20 @@ impl Connection {
         match request {
             Request::Detach => {
                 // Its answer gives nothing; the delivery ends with the session.
-                drop(turn);
+                drop(guard);
                 self.session = None;
                 self.delivery = None;
                 session.end();
                 self.reply(id, Op::Detach, &Reply::Empty, Handover::none());
             }
             Request::Lost { .. } => {
-                self.respond(turn, Some(&session), id, op, Ok((Reply::Empty, Handover::none())), &[]);
+                self.respond(guard, Some(&session), id, op, Ok((Reply::Empty, Handover::none())), &[]);
             }
             Request::Lease { wait, hold, uri, want } => {
                 if self.waits.len() >= usize::from(pipeline) || self.waits.contains_key(&id) {
                     let text = "more waiting requests than the pipeline allows, or an id twice";
                     let failure = (Status::Unavailable, text.into());
-                    return self.respond(turn, Some(&session), id, op, Err(failure), &[]);
+                    return self.respond(guard, Some(&session), id, op, Err(failure), &[]);
                 }
                 let callback = {
                     let (inbox, number, asker) = (self.inbox.clone(), self.number, session.clone());
@@ -82,8 +86,8 @@ impl Connection {
                         let (fd, pin) = (want.fd, want.pin);
                         self.waits.insert(id, Wait { ticket, session, delivery: delivery.clone(), fd, pin });
                     }
-                    Ok(outcome) => self.leased(turn, &session, id, Ok(outcome), want),
-                    Err(failure) => self.respond(turn, Some(&session), id, op, Err(failure), &[]),
+                    Ok(outcome) => self.leased(guard, &session, id, Ok(outcome), want),
+                    Err(failure) => self.respond(guard, Some(&session), id, op, Err(failure), &[]),
                 }
             }
             request => {
@@ -97,12 +101,12 @@ impl Connection {
                 match answered {
                     Ok((ext::Done::Reply(reply), handover)) => {
                         let grants = ext::grants(&request, &reply);
-                        self.respond(turn, Some(&session), id, op, Ok((reply, handover)), &grants);
+                        self.respond(guard, Some(&session), id, op, Ok((reply, handover)), &grants);
                     }
                     Ok((ext::Done::Page(listing), handover)) => {
-                        self.respond(turn, Some(&session), id, op, Ok((ext::page(&listing), handover)), &[]);
+                        self.respond(guard, Some(&session), id, op, Ok((ext::page(&listing), handover)), &[]);
                     }
-                    Err(failure) => self.respond(turn, Some(&session), id, op, Err(failure), &[]),
+                    Err(failure) => self.respond(guard, Some(&session), id, op, Err(failure), &[]),
                 }
             }
         }
@@ -131,7 +135,7 @@ impl Connection {
         }
     }
 
-    /// Takes its leave of its session, which lives on for what it holds.
+    /// Detaches the connection from its session, which continues without it.
     pub(super) fn leave_session(&mut self) {
         let Some(session) = self.session.take() else { return };
         if let Some(delivery) = self.delivery.take() {
@@ -139,10 +143,10 @@ impl Connection {
         }
     }
 
-    /// Sends the answer to a request of a session, and records what it gives.
+    /// Sends the reply to a request of a session, and records what it gives.
     fn respond(
         &mut self,
-        turn: Option<Turn<'_>>,
+        guard: Option<RequestGuard<'_>>,
         session: Option<&Session>,
         id: u32,
         op: u8,
@@ -150,8 +154,8 @@ impl Connection {
         grants: &[Grant],
     ) {
         let mut answered = answered;
-        if let (Some(mut turn), Some(session)) = (turn, session)
-            && !turn.replied(session, grants)
+        if let (Some(mut guard), Some(session)) = (guard, session)
+            && !guard.replied(session, grants)
         {
             if let Ok((_, handover)) = answered {
                 handover.take_back();
@@ -160,7 +164,7 @@ impl Connection {
             for grant in grants.iter().filter(|grant| !matches!(grant, Grant::Pin(_))) {
                 session.withdraw(*grant);
             }
-            let _ = turn.replied(session, &[]);
+            let _ = guard.replied(session, &[]);
         }
         match (answered, Op::try_from(op)) {
             (Ok((reply, handover)), Ok(op)) => self.reply(id, op, &reply, handover),
@@ -173,39 +177,40 @@ impl Connection {
         matches!(request, Request::Create { .. } | Request::Lease { .. }) && self.shared.draining.load(Relaxed)
     }
 
-    /// The outcome of a lease that waited. False if nothing waits for it any more: it is not taken.
+    /// Answers a LEASE that waited. Returns false if the connection does not wait for it any more; the outcome is then not
+    /// taken.
     pub(in crate::net) fn lease_outcome(
         &mut self,
         id: u32,
         outcome: &mut Option<Result<LeaseOutcome, StoreError>>,
     ) -> bool {
         let Some(wait) = self.waits.remove(&id) else { return false };
-        let turn = match &wait.delivery {
+        let guard = match &wait.delivery {
             None => None,
             Some(delivery) => match delivery.outcome() {
                 None => return false,
-                turn => turn,
+                guard => guard,
             },
         };
         if let Some(Ok(LeaseOutcome::Granted(lease))) = outcome
             && self.shared.draining.load(Relaxed)
         {
-            // The connection of its former holder was closed before this one was told of the shutdown.
+            // The former holder's connection was closed before this connection received the shutdown.
             wait.session.withdraw(Grant::Lease(*lease));
             let failure = (Status::Unavailable, "the server is shutting down".into());
-            self.respond(turn, Some(&wait.session), id, Op::Lease.code(), Err(failure), &[]);
+            self.respond(guard, Some(&wait.session), id, Op::Lease.code(), Err(failure), &[]);
             return true;
         }
         if let Some(outcome) = outcome.take() {
             let want = Want { fd: wait.fd, pin: wait.pin };
-            self.leased(turn, &wait.session, id, outcome, want);
+            self.leased(guard, &wait.session, id, outcome, want);
         }
         true
     }
 
     fn leased(
         &mut self,
-        turn: Option<Turn<'_>>,
+        guard: Option<RequestGuard<'_>>,
         session: &Session,
         id: u32,
         outcome: Result<LeaseOutcome, StoreError>,
@@ -214,12 +219,12 @@ impl Connection {
         let grant = ext::lease_grant(&outcome, want.pin);
         let answered = ext::leased(session, outcome, want.fd);
         match (&answered, grant) {
-            // No descriptor could be had.
+            // The body could not be opened.
             (Err(_), Some(grant)) => {
                 session.withdraw(grant);
-                self.respond(turn, Some(session), id, Op::Lease.code(), answered, &[]);
+                self.respond(guard, Some(session), id, Op::Lease.code(), answered, &[]);
             }
-            (_, grant) => self.respond(turn, Some(session), id, Op::Lease.code(), answered, grant.as_slice()),
+            (_, grant) => self.respond(guard, Some(session), id, Op::Lease.code(), answered, grant.as_slice()),
         }
     }
 }

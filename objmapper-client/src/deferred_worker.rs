@@ -1,4 +1,7 @@
-//! The thread that gives up in the background: pins, leases, private objects, and what unread replies gave.
+//! The thread `objm-deferred`, which gives back pins, leases, private objects and what unread replies gave.
+//!
+//! It takes items from the queue `deferred`, sends them in one pipeline, and puts those back whose request failed in a retryable
+//! way. LOST is sent first. Items of another session are dropped: they ended with it.
 
 use std::time::{Duration, Instant};
 
@@ -11,19 +14,19 @@ use crate::deferred::{Deferred, Item};
 use crate::error::{Error, OpName, Result};
 use crate::pool::Pool;
 
-/// Objects of one RELEASE.
-const RELEASES: usize = 4096;
+/// Maximum number of objects of one RELEASE.
+const MAX_RELEASES: usize = 4096;
 
-/// Items taken from the queue at once.
-const ROUND: usize = 16 * RELEASES;
+/// Maximum number of items taken from the queue at once.
+const MAX_ITEMS: usize = 16 * MAX_RELEASES;
 
-/// How long to wait for the store to come back before looking whether the client is to end.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// The time to wait for a connection before the thread checks if the client is ending.
+const RECONNECT_WAIT: Duration = Duration::from_millis(500);
 
-/// The thread's life. When the client ends, one last round is tried.
-pub(crate) fn work(deferred: &Deferred, pool: &Pool) {
-    while let Some((round, last)) = deferred.take(ROUND) {
-        let again = give_up(pool, round);
+/// Runs the thread until the client ends. Then the remaining items are sent once more.
+pub(crate) fn run(deferred: &Deferred, pool: &Pool) {
+    while let Some((round, last)) = deferred.take(MAX_ITEMS) {
+        let again = send(pool, round);
         let wait = !again.is_empty();
         deferred.put_back(again);
         if last {
@@ -31,18 +34,18 @@ pub(crate) fn work(deferred: &Deferred, pool: &Pool) {
             return;
         }
         if wait {
-            // An error here is the reason to wait on.
-            let _ = pool.wait_up(Instant::now() + PATIENCE);
+            // An error means that there is still no connection; the loop waits again.
+            let _ = pool.wait_up(Instant::now() + RECONNECT_WAIT);
         }
     }
 }
 
-/// Sends a round; answers what has to be tried again.
-fn give_up(pool: &Pool, round: Vec<(u64, Item)>) -> Vec<(u64, Item)> {
+/// Sends items, and returns those that have to be tried again.
+fn send(pool: &Pool, round: Vec<(u64, Item)>) -> Vec<(u64, Item)> {
     let connection = match pool.pick_extended(OpName::Ext(Op::Release)) {
         Ok(connection) => connection,
         Err(Error::Unsupported(_)) => {
-            // Another kind of peer has taken the store's place: the session is gone.
+            // A peer without extensions has taken the store's place: the session is gone.
             let items: Vec<Item> = round.into_iter().map(|(_, item)| item).collect();
             Counters::add(&pool.counters.deferred_dropped, held(&items));
             return Vec::new();
@@ -57,14 +60,14 @@ fn give_up(pool: &Pool, round: Vec<(u64, Item)>) -> Vec<(u64, Item)> {
 
     let objects: Vec<u64> =
         mine.iter().filter_map(|(_, i)| if let Item::Release(object) = i { Some(*object) } else { None }).collect();
-    // Lost connections first: nothing that comes later on them is carried out after what follows here.
+    // Lost connections first: after LOST no request of them is carried out, so none follows the requests below.
     let mut requests: Vec<(Request<'_>, Vec<Item>)> = Vec::new();
     for (_, item) in &mine {
         if let Item::Lost { connection, read } = *item {
             requests.push((Request::Lost { connection, read }, vec![*item]));
         }
     }
-    for chunk in objects.chunks(RELEASES) {
+    for chunk in objects.chunks(MAX_RELEASES) {
         let items = chunk.iter().map(|&object| Item::Release(object)).collect();
         requests.push((Request::Release { objects: chunk.to_vec() }, items));
     }
@@ -88,8 +91,8 @@ fn give_up(pool: &Pool, round: Vec<(u64, Item)>) -> Vec<(u64, Item)> {
             Ok(()) => Counters::add(&pool.counters.deferred, held(&items)),
             Err(why) if why.is_retryable() => again.extend(items.into_iter().map(|i| (session, i))),
             Err(why) => {
-                // The store does not know the handle or lease: it has given it up by itself.
-                log::debug!("giving up in the background: {why}");
+                // The store does not know the handle or lease: it has ended by itself.
+                log::debug!("giving back in the background: {why}");
                 Counters::add(&pool.counters.deferred_dropped, held(&items));
             }
         }
@@ -97,7 +100,7 @@ fn give_up(pool: &Pool, round: Vec<(u64, Item)>) -> Vec<(u64, Item)> {
     again
 }
 
-/// How many of them were held by the caller.
+/// Returns how many of the items were held by the caller.
 fn held(items: &[Item]) -> u64 {
     items.iter().filter(|item| !matches!(item, Item::Lost { .. })).count() as u64
 }

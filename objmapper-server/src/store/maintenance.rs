@@ -1,5 +1,12 @@
-//! The store's own threads: `objm-house` (timers, expiry, grace times, sweeps) and `objm-disk` (what
-//! may wait for the disk: checkpoints, orphan files).
+//! The store's own threads.
+//!
+//! | thread | work |
+//! |---|---|
+//! | `objm-maintain` | lease timers, expiry, grace times of sessions, measuring files that clients can write |
+//! | `objm-disk` (with a disk tier) | work that may block on the disk: checkpoints, `syncfs`, orphan files, the file system's room |
+//!
+//! A thread holds a weak reference to the store while it waits, so that it does not keep the store open. Dropping [`Threads`]
+//! stops and joins them.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
@@ -10,15 +17,15 @@ use parking_lot::{Condvar, Mutex};
 
 use super::disk_index::Op;
 use super::object::now_ms;
-use super::writers::WEIGH;
+use super::writers::MEASURE_INTERVAL;
 use super::{Inner, StoreError, TierKind};
 
-/// How often expiry and grace times are looked at, and the disk's room.
+/// Interval of the checks of expiry, grace times and the file system's room.
 const TICK: Duration = Duration::from_secs(1);
-/// How often bodies are brought to stable storage: the most that a power failure costs.
+/// Interval at which bodies are brought to stable storage. A power failure loses at most the bodies of that time.
 const SYNC: Duration = Duration::from_secs(5);
 
-/// Wakes a thread early, or ends it.
+/// Wakes a waiting thread early, or stops it.
 #[derive(Debug, Default)]
 pub(crate) struct Wake {
     state: Mutex<WakeState>,
@@ -42,7 +49,7 @@ impl Wake {
         self.changed.notify_all();
     }
 
-    /// Waits until `deadline`, a notification, or the stop. False at the stop.
+    /// Waits until `deadline`, a notification, or the stop. Returns false at the stop.
     fn wait_until(&self, deadline: Instant) -> bool {
         let mut state = self.state.lock();
         while !state.notified && !state.stopped {
@@ -65,7 +72,7 @@ impl Drop for Threads {
             wake.stop();
         }
         for (_, handle) in self.0.drain(..) {
-            // A lease's callback may hold the last handle of the store: then we are that thread.
+            // A lease's callback may hold the last handle of the store: then this is the thread itself.
             if handle.thread().id() != thread::current().id() && handle.join().is_err() {
                 log::error!("a thread of the store has panicked");
             }
@@ -84,19 +91,19 @@ pub(crate) fn start(inner: &Arc<Inner>) -> Result<Threads, StoreError> {
             .map(|handle| threads.0.push((wake, handle)))
             .map_err(StoreError::io("starting a thread of the store"))
     };
-    spawn("objm-house", &inner.wake, housekeeping)?;
+    spawn("objm-maintain", &inner.wake, maintain)?;
     if inner.disk.is_some() {
-        spawn("objm-disk", &inner.disk_wake, disk_work)?;
+        spawn("objm-disk", &inner.disk_wake, maintain_disk)?;
     }
     Ok(threads)
 }
 
-fn housekeeping(store: &Weak<Inner>, wake: &Wake) {
+fn maintain(store: &Weak<Inner>, wake: &Wake) {
     let mut tick = Instant::now() + TICK;
-    let mut weigh = Instant::now() + WEIGH;
+    let mut measure = Instant::now() + MEASURE_INTERVAL;
     loop {
         let deadline = match store.upgrade() {
-            Some(inner) => inner.leases.next_deadline().map_or(weigh, |at| at.min(weigh)).min(tick),
+            Some(inner) => inner.leases.next_deadline().map_or(measure, |at| at.min(measure)).min(tick),
             None => return,
         };
         if !wake.wait_until(deadline) {
@@ -109,15 +116,15 @@ fn housekeeping(store: &Weak<Inner>, wake: &Wake) {
             inner.sweep_expired();
             inner.end_abandoned_sessions();
         }
-        if Instant::now() >= weigh {
-            inner.weigh_writers();
+        if Instant::now() >= measure {
+            inner.measure_writers();
             inner.sweep_foreign();
-            weigh = Instant::now() + WEIGH;
+            measure = Instant::now() + MEASURE_INTERVAL;
         }
     }
 }
 
-fn disk_work(store: &Weak<Inner>, wake: &Wake) {
+fn maintain_disk(store: &Weak<Inner>, wake: &Wake) {
     if let Some(inner) = store.upgrade() {
         inner.sweep_orphans();
     }
@@ -133,8 +140,8 @@ fn disk_work(store: &Weak<Inner>, wake: &Wake) {
             }
         }
         inner.sweep_skipped();
-        if now >= tick || inner.is_room_suspected() {
-            inner.look_at_room();
+        if now >= tick || inner.is_no_space_suspected() {
+            inner.check_room();
         }
         if now >= tick {
             tick = Instant::now() + TICK;
@@ -147,7 +154,7 @@ fn disk_work(store: &Weak<Inner>, wake: &Wake) {
 }
 
 impl Inner {
-    /// Removes what has expired.
+    /// Removes expired objects.
     pub(crate) fn sweep_expired(&self) {
         let now = now_ms();
         loop {
@@ -162,13 +169,13 @@ impl Inner {
         }
     }
 
-    /// Brings the bodies to stable storage and notes up to which commit they are.
+    /// Brings the bodies to stable storage, and records the last commit that is.
     pub(crate) fn sync_disk(&self) {
         let (Some(disk), Some(index)) = (&self.disk, &self.disk_index) else { return };
         if !self.unsynced.swap(false, Relaxed) {
             return;
         }
-        // Every id below this one was given to a file that is written already.
+        // Every id up to this one belongs to a file that is written.
         let committed = self.ids.lock().next.saturating_sub(1);
         if let Err(e) = rustix::fs::syncfs(&disk.dir) {
             self.note_error(&StoreError::io("syncfs of the disk tier")(e));
@@ -180,7 +187,7 @@ impl Inner {
         index.checkpoint();
     }
 
-    /// Removes the files whose ids were skipped when bodies were to be published.
+    /// Removes the files of a former run whose ids `link_new` skipped.
     fn sweep_skipped(&self) {
         let skipped = std::mem::take(&mut self.ids.lock().skipped);
         let Some(disk) = self.disk.as_ref().filter(|_| !skipped.is_empty()) else { return };
@@ -195,7 +202,7 @@ impl Inner {
         }
     }
 
-    /// Removes the files of a former run that have no row, and drops the rows that have no file.
+    /// Removes the files of a former run that have no row, and the rows that have no file.
     pub(crate) fn sweep_orphans(&self) {
         let Some(disk) = &self.disk else { return };
         let started = Instant::now();
@@ -204,7 +211,7 @@ impl Inner {
             self.fill_policy();
         }
         self.index.complete_order();
-        // In the order of their ids, as the index was read.
+        // The index was read in the order of the ids.
         let known = std::mem::take(&mut *self.found_at_start.lock());
         let mut seen = vec![false; known.len()];
         let before = self.first_id;
@@ -212,7 +219,7 @@ impl Inner {
         let swept = disk.for_each_file(|dir, name, id| {
             match known.binary_search_by_key(&id, |object| object.id) {
                 Ok(at) => seen[at] = true,
-                // An id that this run has not given out, if the end of the index was lost.
+                // An id that this run has not given out, for the case that the end of the index was lost.
                 Err(_) if id < before || self.skip_id(id) => {
                     match rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty()) {
                         Ok(()) => orphans += 1,
@@ -234,7 +241,7 @@ impl Inner {
         }
         let mut lost = 0u64;
         for (object, _) in known.iter().zip(&seen).filter(|(_, seen)| !**seen) {
-            // It may have been evicted while we looked.
+            // The object may have been evicted during the sweep.
             if object.state.lock().listed {
                 lost += 1;
                 self.discard(object);
