@@ -1,7 +1,7 @@
 //! Sets of counters: what each counts is written once, as its documentation, and is what varnishstat(1) shows.
 //!
 //! [`counters!`] makes a structure of atomics and a [`Description`] of it. Where the atomics live is not decided here: in a
-//! test they are a plain value, in varnishd a segment of shared memory (`varnish-stevedore-sys`, `vsc::Segment`).
+//! test they are a plain value, in varnishd a segment of shared memory (`varnishd-sys`, `vsc::Segment`).
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use objmapper_abi::{Bytes, OnBan};
-use varnish_stevedore_sys::stevedore::{BI_NEW, Stevedore};
+use varnishd_sys::stevedore::{BI_NEW, Stevedore};
 
 use crate::boundary::fallible;
 use crate::storage;

@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use objmapper_log::RateLimited;
-use varnish_stevedore_sys::bindings::{OBJCORE_MAGIC, VAS_Fail, VAS_WRONG, WORKER_MAGIC};
-use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore};
-use varnish_stevedore_sys::{objcore, worker};
+use varnishd_sys::bindings::{OBJCORE_MAGIC, VAS_Fail, VAS_WRONG, WORKER_MAGIC};
+use varnishd_sys::stevedore::{STEVEDORE_MAGIC, Stevedore};
+use varnishd_sys::{objcore, worker};
 
 /// Panics that were caught, in this process.
 static CAUGHT: AtomicU64 = AtomicU64::new(0);

@@ -4,8 +4,8 @@ use std::ffi::c_void;
 use std::ptr::null_mut;
 
 use objmapper_engine::heap::HeapChunk;
-use varnish_stevedore_sys::stevedore::Stevedore;
-use varnish_stevedore_sys::worker;
+use varnishd_sys::stevedore::Stevedore;
+use varnishd_sys::worker;
 
 use crate::boundary::{fallible, infallible, stevedore_ref};
 use crate::object::alloc_exactly;

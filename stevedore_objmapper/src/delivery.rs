@@ -4,9 +4,9 @@
 use std::ffi::c_void;
 use std::ptr::{NonNull, addr_eq};
 
-use varnish_stevedore_sys::bindings::{SC_NULL, SC_TX_ERROR, VDP_CTX_MAGIC, VDP_ENTRY_MAGIC, vdp_ctx, vdp_entry};
-use varnish_stevedore_sys::http1::{V1l, VDP_ObjIterate, VDP_range, VDP_v1l};
-use varnish_stevedore_sys::obj_methods::ObjIterateFn;
+use varnishd_sys::bindings::{SC_NULL, SC_TX_ERROR, VDP_CTX_MAGIC, VDP_ENTRY_MAGIC, vdp_ctx, vdp_entry};
+use varnishd_sys::http1::{V1l, VDP_ObjIterate, VDP_range, VDP_v1l};
+use varnishd_sys::obj_methods::ObjIterateFn;
 
 /// A delivery of the calling thread's.
 #[derive(Clone, Copy)]

@@ -5,13 +5,13 @@ use std::ffi::c_int;
 use objmapper_engine::grant::ChunkLimits;
 use objmapper_engine::space::NoRoom;
 use objmapper_engine::transit::Readers;
-use varnish_stevedore_sys::OC_F_TRANSIENT;
-use varnish_stevedore_sys::bindings::{
+use varnishd_sys::OC_F_TRANSIENT;
+use varnishd_sys::bindings::{
     BOS_FINISHED, BUSYOBJ_MAGIC, OC_F_FAILED, OC_F_HFM, OC_F_PRIVATE, THR_GetBusyobj, VFP_esi, VFP_testgunzip,
     VTIM_real, cache_param,
 };
-use varnish_stevedore_sys::functions::{HSH_Kill, LRU_Add, LRU_NukeOne};
-use varnish_stevedore_sys::{boc, objcore, worker};
+use varnishd_sys::functions::{HSH_Kill, LRU_Add, LRU_NukeOne};
+use varnishd_sys::{boc, objcore, worker};
 
 use crate::boundary::{checked_objcore, fallible, infallible, stevedore_ref, worker_ref};
 use crate::object::object_of;

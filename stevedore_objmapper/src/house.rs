@@ -9,11 +9,11 @@ use std::time::Duration;
 use objmapper_engine::counters;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::house::Work;
-use varnish_stevedore_sys::bindings::{VSL_Flush, WRK_BgThread, pthread_join, pthread_t, vsl_log};
-use varnish_stevedore_sys::branch::init_log;
-use varnish_stevedore_sys::functions::{HSH_Kill, LRU_NukeOne, Pool_Sumstat};
-use varnish_stevedore_sys::stevedore::Lru;
-use varnish_stevedore_sys::{objcore, worker};
+use varnishd_sys::bindings::{VSL_Flush, WRK_BgThread, pthread_join, pthread_t, vsl_log};
+use varnishd_sys::branch::init_log;
+use varnishd_sys::functions::{HSH_Kill, LRU_NukeOne, Pool_Sumstat};
+use varnishd_sys::stevedore::Lru;
+use varnishd_sys::{objcore, worker};
 
 use crate::boundary::{caught, infallible};
 

@@ -17,12 +17,10 @@ use std::ptr::null;
 
 use objmapper_engine::engine::Engine;
 use objmapper_engine::span::{FileSpan, MappedSpan, NoSpan, Part, Span};
-use varnish_stevedore_sys::bindings::{
-    BOS_FAILED, BOS_FINISHED, OBJ_ITER_END, OBJ_ITER_FLUSH, OC_F_FAILED, ObjWaitExtend,
-};
-use varnish_stevedore_sys::functions::{HSH_DerefBoc, HSH_Kill, HSH_RefBoc};
-use varnish_stevedore_sys::obj_methods::ObjIterateFn;
-use varnish_stevedore_sys::{boc, objcore, worker};
+use varnishd_sys::bindings::{BOS_FAILED, BOS_FINISHED, OBJ_ITER_END, OBJ_ITER_FLUSH, OC_F_FAILED, ObjWaitExtend};
+use varnishd_sys::functions::{HSH_DerefBoc, HSH_Kill, HSH_RefBoc};
+use varnishd_sys::obj_methods::ObjIterateFn;
+use varnishd_sys::{boc, objcore, worker};
 
 use crate::boundary::{checked_objcore, fallible};
 use crate::delivery::Delivery;

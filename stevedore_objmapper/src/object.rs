@@ -10,11 +10,11 @@ use objmapper_engine::body::Body;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::heap::HeapChunk;
 use parking_lot::Mutex;
-use varnish_stevedore_sys::attr::{self, obj_attr};
-use varnish_stevedore_sys::bindings::OC_F_DYING;
-use varnish_stevedore_sys::functions::{LRU_NukeOne, LRU_Remove, Pool_Sumstat};
-use varnish_stevedore_sys::stevedore::Stevedore;
-use varnish_stevedore_sys::{objcore, vsc, worker};
+use varnishd_sys::attr::{self, obj_attr};
+use varnishd_sys::bindings::OC_F_DYING;
+use varnishd_sys::functions::{LRU_NukeOne, LRU_Remove, Pool_Sumstat};
+use varnishd_sys::stevedore::Stevedore;
+use varnishd_sys::{objcore, vsc, worker};
 
 use crate::announcement;
 use crate::boundary::{checked_objcore, fallible, infallible, stevedore_ref};

@@ -2,8 +2,8 @@
 
 use std::ffi::CString;
 
-use varnish_stevedore_sys::bindings::VSB_printf;
-use varnish_stevedore_sys::{objcore, vsb};
+use varnishd_sys::bindings::VSB_printf;
+use varnishd_sys::{objcore, vsb};
 
 use crate::boundary::fallible;
 use crate::object::object_for_panic;

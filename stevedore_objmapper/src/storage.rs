@@ -21,10 +21,10 @@ use objmapper_server::store::{
     DiskTier, MemoryMount, MemoryTier, MountAccess, MountKind, ShmDirectory, Store, StoreConfig, TierKind,
 };
 use parking_lot::Mutex;
-use varnish_stevedore_sys::bindings::VNUM_2bytes;
-use varnish_stevedore_sys::functions::LRU_Alloc;
-use varnish_stevedore_sys::stevedore::Stevedore;
-use varnish_stevedore_sys::vsc::{Segment, VSC_sma_New, VscSma, is_first_child};
+use varnishd_sys::bindings::VNUM_2bytes;
+use varnishd_sys::functions::LRU_Alloc;
+use varnishd_sys::stevedore::Stevedore;
+use varnishd_sys::vsc::{Segment, VSC_sma_New, VscSma, is_first_child};
 
 use crate::boundary::{fallible, infallible, stevedore_ref};
 use crate::house;

@@ -13,10 +13,10 @@ use objmapper_engine::counters;
 use objmapper_engine::options::ZeroCopy;
 use objmapper_engine::publish::Outcome;
 use objmapper_engine::record::{self, Fence};
-use varnish_stevedore_sys::bindings::{THR_GetWorker, WORKER_MAGIC};
-use varnish_stevedore_sys::functions::LRU_NukeOne;
-use varnish_stevedore_sys::objcore;
-use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore};
+use varnishd_sys::bindings::{THR_GetWorker, WORKER_MAGIC};
+use varnishd_sys::functions::LRU_NukeOne;
+use varnishd_sys::objcore;
+use varnishd_sys::stevedore::{STEVEDORE_MAGIC, Stevedore};
 
 use crate::boundary::{checked_objcore, fallible, stevedore_ref};
 use crate::object::object_of;

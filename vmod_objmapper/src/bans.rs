@@ -10,12 +10,12 @@ use std::sync::OnceLock;
 
 use objmapper_abi::Bytes;
 use objmapper_l2::L2;
-use varnish_stevedore_sys::ban::{
+use varnishd_sys::ban::{
     BAN_MAGIC, BANS_FLAG_COMPLETED, BANS_FLAGS, BANS_HEAD_LEN, BANS_LENGTH, Ban, ban_head, ban_mtx,
 };
-use varnish_stevedore_sys::bindings::{Lck__Lock, Lck__Unlock};
-use varnish_stevedore_sys::functions::STV__iter;
-use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore, StorageBanInfo};
+use varnishd_sys::bindings::{Lck__Lock, Lck__Unlock};
+use varnishd_sys::functions::STV__iter;
+use varnishd_sys::stevedore::{STEVEDORE_MAGIC, Stevedore, StorageBanInfo};
 
 use crate::boundary::fallible;
 use crate::engine::{self, Storage};

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use varnish_stevedore_sys::bindings::{BUSYOBJ_MAGIC, VAS_Fail, VAS_WRONG, VRT_CTX_MAGIC, VRT_fail, busyobj, vrt_ctx};
+use varnishd_sys::bindings::{BUSYOBJ_MAGIC, VAS_Fail, VAS_WRONG, VRT_CTX_MAGIC, VRT_fail, busyobj, vrt_ctx};
 
 use crate::vsl;
 

@@ -9,12 +9,12 @@ use std::ops::Range;
 use std::ptr::{NonNull, null_mut};
 
 use objmapper_abi::{Copied, Delivered, Place, Span, Wish};
-use varnish_stevedore_sys::bindings::{
+use varnishd_sys::bindings::{
     HTTP_HDR_METHOD, OBJCORE_MAGIC, REQ_MAGIC, SLT_VCL_Log, VDP_CTX_MAGIC, VDP_END, VDP_ENTRY_MAGIC, VDP_FLUSH,
     VDP_bytes, VSLbt, WS_Alloc, cache_param, objcore, req, txt, vdp, vdp_action, vdp_ctx, vdp_entry, vrt_ctx, vsl_log,
 };
-use varnish_stevedore_sys::branch::delivery_filter;
-use varnish_stevedore_sys::http1::{HTTP1_transport, V1l, VDP_range, VDP_v1l};
+use varnishd_sys::branch::delivery_filter;
+use varnishd_sys::http1::{HTTP1_transport, V1l, VDP_range, VDP_v1l};
 
 use crate::boundary::{Constant, context, fallible};
 use crate::deliver_send::{self, Failed};

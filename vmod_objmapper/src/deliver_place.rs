@@ -10,11 +10,11 @@ use std::ffi::{CStr, c_int, c_void};
 use std::ptr::{null, null_mut};
 
 use objmapper_abi::{Copied, Delivered, Place};
-use varnish_stevedore_sys::bindings::{
+use varnishd_sys::bindings::{
     REQ_MAGIC, VCL_EVENT_DISCARD, VCL_EVENT_LOAD, VCL_StackVDP, VDP_Push, VRT_AddFilter, VRT_RemoveFilter,
     VRT_l_resp_filters, VRT_r_resp_filters, vcl_event_e, vdp, vdp_ctx, vrt_ctx,
 };
-use varnish_stevedore_sys::branch::{delivery_filter, strands_of};
+use varnishd_sys::branch::{delivery_filter, strands_of};
 
 use crate::boundary::{self, Constant, context, fallible};
 use crate::deliver::{self, SENDER};

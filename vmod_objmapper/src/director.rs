@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::ffi::{CStr, c_int, c_uint, c_void};
 use std::ptr::{self, null_mut};
 
-use varnish_stevedore_sys::bindings::{
+use varnishd_sys::bindings::{
     DIRECTOR_MAGIC, SC_TX_ERROR, VCL_BACKEND, VCL_BOOL, VCL_TIME, VDI_Http1Pipe, VDI_METHODS_MAGIC, VRT_AddDirector,
     VRT_Healthy, VSB_bcat, stream_close_t, vdi_methods, vrt_ctx, vsb,
 };

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{null, null_mut};
 
-use varnish_stevedore_sys::bindings::{
+use varnishd_sys::bindings::{
     VCL_BACKEND, VCL_BOOL, VCL_STRING, VMOD_PRIV_METHODS_MAGIC, busyobj, vcl_event_e, vmod_priv, vmod_priv_methods,
     vrt_ctx,
 };

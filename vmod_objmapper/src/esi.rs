@@ -7,7 +7,7 @@
 use std::ffi::CStr;
 use std::ptr::null_mut;
 
-use varnish_stevedore_sys::bindings::{OF_ESIPROC, VBF_Get_Filter_List, VCL_StackVFP, busyobj, vfp_ctx, vfp_entry};
+use varnishd_sys::bindings::{OF_ESIPROC, VBF_Get_Filter_List, VCL_StackVFP, busyobj, vfp_ctx, vfp_entry};
 
 /// Whether a body with these flags was parsed for ESI.
 pub(crate) fn is_esi(flags: u8) -> bool {

@@ -6,12 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use objmapper_l2::{Adopts, Counters, Finding, Hit, Key, Lookup, MissReason, Stale, Ticket};
 use sha2::{Digest, Sha256};
-use varnish_stevedore_sys::bindings::{
+use varnishd_sys::bindings::{
     DIR_S_HDRS, DIR_S_NULL, HTTP_Setup, OC_F_FAILED, OC_F_PRIVATE, OF_IMSCAND, ObjCheckFlag, SLT_BerespMethod,
     VDI_Finish, VDI_GetHdr, VFP_Close, VFP_Push, VFP_Setup, VRT_Assign_Backend, VTIM_real, busyobj, http_SetHeader,
     http_Unset, vfp_entry, vrt_ctx, vsl_log,
 };
-use varnish_stevedore_sys::branch::{if_modified_since, if_none_match};
+use varnishd_sys::branch::{if_modified_since, if_none_match};
 
 use crate::engine::{self, Storage};
 use crate::filter::{self, SOURCE, Serving, WITNESS};

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use objmapper_abi::{Adoption, Bytes, Record};
 use objmapper_l2::{Counters, Hit, Summer};
-use varnish_stevedore_sys::bindings::{
+use varnishd_sys::bindings::{
     OF_CHGCE, OF_GZIPED, VFP_END, VFP_ERROR, VFP_Error, VFP_NULL, VFP_OK, busyobj, vfp, vfp_ctx, vfp_entry, vfp_status,
     vrt_ctx,
 };

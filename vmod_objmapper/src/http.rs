@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_void};
 
 use objmapper_l2::RequestView;
-use varnish_stevedore_sys::bindings::{
+use varnishd_sys::bindings::{
     HTTP_HDR_FIRST, HTTP_HDR_METHOD, HTTP_HDR_REASON, HTTP_HDR_URL, HTTP_MAGIC, WS_Copy, WS_Release, WS_ReserveAll,
     http, http_GetStatus, txt, ws,
 };

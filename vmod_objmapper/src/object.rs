@@ -5,8 +5,8 @@ use std::ptr::null;
 use std::time::SystemTime;
 
 use objmapper_l2::{Head, Headers, Hit};
-use varnish_stevedore_sys::attr::{FLAGS_SIZE, GZIPBITS_SIZE};
-use varnish_stevedore_sys::bindings::{
+use varnishd_sys::attr::{FLAGS_SIZE, GZIPBITS_SIZE};
+use varnishd_sys::bindings::{
     BS_LENGTH, BS_NONE, HTTP_CONN_MAGIC, HTTP_GetStatusPack, HTTP_IterHdrPack, OA_FLAGS, OA_GZIPBITS, OF_CHGCE,
     OF_ESIPROC, OF_GZIPED, ObjGetAttr, SC_NULL, VFP_Push, WS_Alloc, busyobj, http_PrintfHeader, http_PutResponse,
     http_SetHeader, http_VSL_log, http_conn, objcore, vfp, vfp_entry, worker,
@@ -201,7 +201,7 @@ pub(crate) fn seconds(value: &[u8]) -> u64 {
 /// # Safety
 /// As for [`attribute`], in the fetch, before the object is complete.
 pub(crate) unsafe fn set_gzip_bits(wrk: *mut worker, oc: *mut objcore, bits: &[u8; 32]) -> bool {
-    use varnish_stevedore_sys::bindings::ObjSetAttr;
+    use varnishd_sys::bindings::ObjSetAttr;
     // SAFETY: by contract; ObjSetAttr copies the bytes.
     let set = unsafe { ObjSetAttr(wrk, oc, OA_GZIPBITS, bits.len() as isize, bits.as_ptr().cast::<c_void>()) };
     !set.is_null()

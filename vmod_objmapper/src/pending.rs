@@ -16,7 +16,7 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 
 use objmapper_l2::{Headers, Hit, Ticket};
-use varnish_stevedore_sys::bindings::{OC_F_HFM, OC_F_HFP, OC_F_PRIVATE, busyobj, vsl_log};
+use varnishd_sys::bindings::{OC_F_HFM, OC_F_HFP, OC_F_PRIVATE, busyobj, vsl_log};
 
 use crate::http::View;
 use crate::om::Om;

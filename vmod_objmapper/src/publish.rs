@@ -5,10 +5,10 @@ use std::rc::Rc;
 
 use objmapper_abi::{Bytes, Publication, Published};
 use objmapper_l2::{Head, Hit, Outage, Outcome, SealedOutcome, Ticket, Writer};
-use varnish_stevedore_sys::bindings::{
+use varnishd_sys::bindings::{
     BOS_FINISHED, OC_F_FAILED, OF_ESIPROC, ObjGetLen, ObjIterate, VTIM_real, busyobj, vrt_ctx, vsl_log,
 };
-use varnish_stevedore_sys::functions::HSH_Kill;
+use varnishd_sys::functions::HSH_Kill;
 
 use crate::boundary::{busyobj_of, fallible};
 use crate::engine::{self, Storage};

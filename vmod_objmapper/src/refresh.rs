@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
 use parking_lot::Mutex;
-use varnish_stevedore_sys::bindings::{VMOD_PRIV_METHODS_MAGIC, VRT_priv_task, objcore, vmod_priv_methods, vrt_ctx};
+use varnishd_sys::bindings::{VMOD_PRIV_METHODS_MAGIC, VRT_priv_task, objcore, vmod_priv_methods, vrt_ctx};
 
 use crate::boundary::{Constant, fallible};
 

@@ -7,7 +7,7 @@
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
-use varnish_stevedore_sys::bindings::{
+use varnishd_sys::bindings::{
     VMOD_PRIV_METHODS_MAGIC, VRT_priv_task, VRT_priv_task_get, vmod_priv, vmod_priv_methods, vrt_ctx,
 };
 

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::io::Write;
 
-use varnish_stevedore_sys::bindings::{SLT_FetchError, SLT_VCL_Log, VSLb, vsl_log};
+use varnishd_sys::bindings::{SLT_FetchError, SLT_VCL_Log, VSLb, vsl_log};
 
 /// A decision, in the transaction's log: `VCL_Log objmapper: …`.
 ///
