@@ -5,6 +5,7 @@ use std::ffi::c_int;
 use objmapper_engine::grant::ChunkLimits;
 use objmapper_engine::space::NoRoom;
 use objmapper_engine::transit::Readers;
+use varnishd::boundary::infallible;
 use varnishd_sys::OC_F_TRANSIENT;
 use varnishd_sys::bindings::{
     BOS_FINISHED, BUSYOBJ_MAGIC, OC_F_FAILED, OC_F_HFM, OC_F_PRIVATE, THR_GetBusyobj, VFP_esi, VFP_testgunzip,
@@ -13,7 +14,8 @@ use varnishd_sys::bindings::{
 use varnishd_sys::functions::{HSH_Kill, LRU_Add, LRU_NukeOne};
 use varnishd_sys::{boc, objcore, worker};
 
-use crate::boundary::{checked_objcore, fallible, infallible, stevedore_ref, worker_ref};
+use crate::BOUNDARY;
+use crate::boundary::{checked_objcore, stevedore_ref, worker_ref};
 use crate::object::object_of;
 use crate::transit;
 
@@ -76,7 +78,7 @@ pub(crate) unsafe extern "C" fn objgetspace(
     sz: *mut isize,
     ptr: *mut *mut u8,
 ) -> c_int {
-    fallible("objgetspace", 0, || {
+    BOUNDARY.fallible("objgetspace", 0, || {
         // SAFETY: varnishd's objcore of ours; the caller is its fetch, the only writer.
         let (engine, object) = unsafe { object_of(oc) };
         // SAFETY: as above; ObjGetSpace checked that there is a boc, which the fetch holds a reference to and alone

@@ -22,7 +22,8 @@ use varnishd_sys::functions::{HSH_DerefBoc, HSH_Kill, HSH_RefBoc};
 use varnishd_sys::obj_methods::ObjIterateFn;
 use varnishd_sys::{boc, objcore, worker};
 
-use crate::boundary::{checked_objcore, fallible};
+use crate::BOUNDARY;
+use crate::boundary::checked_objcore;
 use crate::delivery::Delivery;
 use crate::object::{Object, object_of};
 use crate::read_buffer::ReadBuffer;
@@ -136,7 +137,7 @@ pub(crate) unsafe extern "C" fn objiterator(
     func: Option<ObjIterateFn>,
     is_final: c_int,
 ) -> c_int {
-    fallible("objiterator", -1, || {
+    BOUNDARY.fallible("objiterator", -1, || {
         let Some(func) = func else { return -1 };
         // SAFETY: varnishd's objcore of ours, referenced by the caller.
         let (engine, object) = unsafe { object_of(oc) };

@@ -17,7 +17,7 @@ use varnishd_sys::bindings::{Lck__Lock, Lck__Unlock};
 use varnishd_sys::functions::STV__iter;
 use varnishd_sys::stevedore::{STEVEDORE_MAGIC, Stevedore, StorageBanInfo};
 
-use crate::boundary::fallible;
+use crate::BOUNDARY;
 use crate::engine::{self, Storage};
 
 /// `BI_NEW` (Varnish: `storage/storage.h`): a ban has come.
@@ -80,7 +80,7 @@ unsafe extern "C" fn baninfo(stv: *const Stevedore, event: c_uint, ban: *const u
 }
 
 unsafe extern "C" fn on_ban(spec: Bytes) {
-    fallible("on_ban", (), || {
+    BOUNDARY.fallible("on_ban", (), || {
         if spec.ptr.is_null() || spec.len == 0 {
             return;
         }

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::ptr::{NonNull, null_mut};
 
 use objmapper_abi::{Copied, Delivered, Place, Span, Wish};
+use varnishd::boundary::Constant;
 use varnishd_sys::bindings::{
     HTTP_HDR_METHOD, OBJCORE_MAGIC, REQ_MAGIC, SLT_VCL_Log, VDP_CTX_MAGIC, VDP_END, VDP_ENTRY_MAGIC, VDP_FLUSH,
     VDP_bytes, VSLbt, WS_Alloc, cache_param, objcore, req, txt, vdp, vdp_action, vdp_ctx, vdp_entry, vrt_ctx, vsl_log,
@@ -16,7 +17,8 @@ use varnishd_sys::bindings::{
 use varnishd_sys::branch::delivery_filter;
 use varnishd_sys::http1::{HTTP1_transport, V1l, VDP_range, VDP_v1l};
 
-use crate::boundary::{Constant, context, fallible};
+use crate::BOUNDARY;
+use crate::boundary::context;
 use crate::deliver_send::{self, Failed};
 use crate::engine;
 
@@ -100,7 +102,7 @@ pub(crate) unsafe fn body_of(req: *const req) -> Option<*const objcore> {
 unsafe extern "C" fn init(ctx: *const vrt_ctx, _vdc: *mut vdp_ctx, private: *mut *mut c_void) -> c_int {
     /// Not pushed: as without us.
     const NOT_HERE: c_int = 1;
-    fallible("objmapper", NOT_HERE, || {
+    BOUNDARY.fallible("objmapper", NOT_HERE, || {
         // SAFETY: varnishd's own arguments.
         let ctx = unsafe { context(ctx) };
         let Some(delivery) = engine::delivery() else { return NOT_HERE };
@@ -245,7 +247,7 @@ fn is_chunked(line: NonNull<V1l>) -> bool {
 
 /// What the engine asks before it iterates the body of a delivery.
 unsafe extern "C" fn wish(vdc: *const c_void) -> Wish {
-    fallible("wish", Wish::Bytes, || {
+    BOUNDARY.fallible("wish", Wish::Bytes, || {
         let vdc = vdc.cast::<vdp_ctx>();
         // SAFETY: the engine's promise: the calling thread's delivery, whose list does not change meanwhile.
         unsafe {
@@ -280,7 +282,7 @@ unsafe extern "C" fn bytes(
     ptr: *const c_void,
     len: isize,
 ) -> c_int {
-    fallible("objmapper", -1, || {
+    BOUNDARY.fallible("objmapper", -1, || {
         // SAFETY: varnishd's own arguments: this thread's delivery and our entry's private.
         unsafe {
             let Some(state) = state_of(*private) else { return -1 };
@@ -433,7 +435,7 @@ unsafe fn why_not(vdc: *const vdp_ctx, streaming: bool) -> Copied {
 }
 
 unsafe extern "C" fn fini(vdc: *mut vdp_ctx, private: *mut *mut c_void) -> c_int {
-    fallible("objmapper", 0, || {
+    BOUNDARY.fallible("objmapper", 0, || {
         // SAFETY: varnishd's own arguments: this thread's delivery and our entry's private; the request still
         // references its object. The log is this transaction's.
         unsafe {

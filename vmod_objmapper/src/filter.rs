@@ -7,12 +7,15 @@ use std::rc::Rc;
 
 use objmapper_abi::{Adoption, Bytes, Record};
 use objmapper_l2::{Counters, Hit, Summer};
+use varnishd::boundary::Constant;
+use varnishd::text::c_text;
 use varnishd_sys::bindings::{
     OF_CHGCE, OF_GZIPED, VFP_END, VFP_ERROR, VFP_Error, VFP_NULL, VFP_OK, busyobj, vfp, vfp_ctx, vfp_entry, vfp_status,
     vrt_ctx,
 };
 
-use crate::boundary::{Constant, busyobj_of, context, fallible};
+use crate::BOUNDARY;
+use crate::boundary::{busyobj_of, context};
 use crate::engine::{self, Storage};
 use crate::http::View;
 use crate::om::Om;
@@ -110,7 +113,7 @@ unsafe fn is_object(vc: *const vfp_ctx) -> bool {
 }
 
 unsafe extern "C" fn witness_init(ctx: *const vrt_ctx, _vc: *mut vfp_ctx, vfe: *mut vfp_entry) -> vfp_status {
-    fallible("witness_init", VFP_NULL, || {
+    BOUNDARY.fallible("witness_init", VFP_NULL, || {
         // SAFETY: varnishd's own context and our own entry, in the fetch thread, after vcl_backend_response.
         unsafe {
             if let Some(pending) = charged::<Pending>(vfe) {
@@ -122,7 +125,7 @@ unsafe extern "C" fn witness_init(ctx: *const vrt_ctx, _vc: *mut vfp_ctx, vfe: *
 }
 
 unsafe extern "C" fn witness_fini(vc: *mut vfp_ctx, vfe: *mut vfp_entry) {
-    fallible("witness", (), || {
+    BOUNDARY.fallible("witness", (), || {
         // SAFETY: varnishd's own filter context and our own entry.
         unsafe {
             if let Some(pending) = charged::<Pending>(vfe) {
@@ -135,7 +138,7 @@ unsafe extern "C" fn witness_fini(vc: *mut vfp_ctx, vfe: *mut vfp_entry) {
 
 /// Runs after vcl_backend_response, before the object is allocated.
 unsafe extern "C" fn source_init(ctx: *const vrt_ctx, vc: *mut vfp_ctx, vfe: *mut vfp_entry) -> vfp_status {
-    fallible("source_init", VFP_ERROR, || {
+    BOUNDARY.fallible("source_init", VFP_ERROR, || {
         // SAFETY: varnishd's own context, filter context and our entry, in the fetch thread.
         unsafe {
             let Some(serving) = charged::<Serving>(vfe) else { return VFP_ERROR };
@@ -276,7 +279,7 @@ unsafe extern "C" fn source_pull(
     ptr: *mut c_void,
     len: *mut isize,
 ) -> vfp_status {
-    fallible("source_pull", VFP_ERROR, || {
+    BOUNDARY.fallible("source_pull", VFP_ERROR, || {
         // SAFETY: varnishd's own filter context, our entry, and room for `*len` bytes.
         let pulled = unsafe { pull(vc, vfe, ptr.cast(), usize::try_from(*len).unwrap_or(0)) };
         match pulled {
@@ -289,7 +292,7 @@ unsafe extern "C" fn source_pull(
                 // SAFETY: as above; a format that takes one string.
                 unsafe {
                     *len = 0;
-                    VFP_Error(vc, c"objmapper: %s".as_ptr(), vsl::c_text(&why).as_ptr())
+                    VFP_Error(vc, c"objmapper: %s".as_ptr(), c_text(&why).as_ptr())
                 }
             }
         }
@@ -370,7 +373,7 @@ unsafe fn pull(
 }
 
 unsafe extern "C" fn source_fini(vc: *mut vfp_ctx, vfe: *mut vfp_entry) {
-    fallible("source_fini", (), || {
+    BOUNDARY.fallible("source_fini", (), || {
         // SAFETY: varnishd's own filter context and our own entry.
         let announced = unsafe { charged::<Serving>(vfe) }.is_some_and(|serving| {
             // SAFETY: as above.

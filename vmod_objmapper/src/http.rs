@@ -1,14 +1,13 @@
 //! varnishd's `struct http`, read and written.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{c_char, c_void};
 
 use objmapper_l2::RequestView;
+use varnishd::boundary::wrong;
 use varnishd_sys::bindings::{
     HTTP_HDR_FIRST, HTTP_HDR_METHOD, HTTP_HDR_REASON, HTTP_HDR_URL, HTTP_MAGIC, WS_Copy, WS_Release, WS_ReserveAll,
     http, http_GetStatus, txt, ws,
 };
-
-use crate::boundary::wrong;
 
 /// A head of varnishd's that nobody changes while we look at it.
 #[derive(Clone, Copy)]
@@ -125,13 +124,4 @@ pub(crate) unsafe fn copy(ws: *mut ws, text: &[u8]) -> Option<*const c_char> {
     // SAFETY: by contract; WS_Copy copies `len` bytes, or returns NULL.
     let copied = unsafe { WS_Copy(ws, text.as_ptr().cast::<c_void>(), len) };
     (!copied.is_null()).then_some(copied.cast_const().cast())
-}
-
-/// A string that C keeps.
-///
-/// # Safety
-/// `text` must be NUL-terminated and live for `'a`, or be null.
-pub(crate) unsafe fn text<'a>(text: *const c_char) -> Option<&'a [u8]> {
-    // SAFETY: by contract.
-    (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_bytes())
 }

@@ -37,3 +37,6 @@ mod regex;
 mod store;
 mod transaction;
 mod vsl;
+
+/// No panic of a callback leaves this library; one that is caught is a line of the director's.
+static BOUNDARY: varnishd::boundary::Boundary = varnishd::boundary::Boundary::new(vsl::operator);

@@ -5,6 +5,7 @@ use std::ptr::null;
 use std::time::SystemTime;
 
 use objmapper_l2::{Head, Headers, Hit};
+use varnishd::text::text;
 use varnishd_sys::attr::{FLAGS_SIZE, GZIPBITS_SIZE};
 use varnishd_sys::bindings::{
     BS_LENGTH, BS_NONE, HTTP_CONN_MAGIC, HTTP_GetStatusPack, HTTP_IterHdrPack, OA_FLAGS, OA_GZIPBITS, OF_CHGCE,
@@ -122,7 +123,7 @@ pub(crate) unsafe fn head(bo: *mut busyobj) -> Option<Head> {
         let mut headers = Headers::default();
         let mut line: *const c_char = null();
         while HTTP_IterHdrPack(wrk, oc, &raw mut line) != 0 {
-            let text = http::text(line)?;
+            let text = text(line)?;
             if !is_said_anew(text) && !headers.push(text) {
                 return None;
             }

@@ -10,7 +10,8 @@ use varnishd_sys::bindings::{
 };
 use varnishd_sys::functions::HSH_Kill;
 
-use crate::boundary::{busyobj_of, fallible};
+use crate::BOUNDARY;
+use crate::boundary::busyobj_of;
 use crate::engine::{self, Storage};
 use crate::filter::Serving;
 use crate::http::View;
@@ -264,7 +265,7 @@ struct Copying {
 }
 
 unsafe extern "C" fn write(priv_: *mut c_void, _flush: c_uint, ptr: *const c_void, len: isize) -> c_int {
-    fallible("publish", 1, || {
+    BOUNDARY.fallible("publish", 1, || {
         // SAFETY: what `copy` gave to ObjIterate.
         let Some(copy) = (unsafe { priv_.cast::<Copying>().as_mut() }) else { return 1 };
         let Ok(len @ 1..) = usize::try_from(len) else { return 0 };

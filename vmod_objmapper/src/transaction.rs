@@ -7,11 +7,13 @@
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
+use varnishd::boundary::Constant;
 use varnishd_sys::bindings::{
     VMOD_PRIV_METHODS_MAGIC, VRT_priv_task, VRT_priv_task_get, vmod_priv, vmod_priv_methods, vrt_ctx,
 };
 
-use crate::boundary::{Constant, busyobj_of, context, fallible};
+use crate::BOUNDARY;
+use crate::boundary::{busyobj_of, context};
 use crate::om::Om;
 use crate::publish::{self, Work};
 
@@ -72,7 +74,7 @@ static METHODS: Constant<vmod_priv_methods> = unsafe {
 };
 
 unsafe extern "C" fn fini(ctx: *const vrt_ctx, task: *mut c_void) {
-    fallible("task", (), || {
+    BOUNDARY.fallible("task", (), || {
         // SAFETY: `of` leaked it, and varnishd calls this once.
         let task = unsafe { Box::from_raw(task.cast::<Task>()) };
         // SAFETY: varnishd's own context of the task that ends, in its thread.

@@ -1,8 +1,8 @@
 //! What is logged: a line per decision in the transaction log, and for the operator a line per change of state.
 
-use std::ffi::CString;
 use std::io::Write;
 
+use varnishd::text::c_text;
 use varnishd_sys::bindings::{SLT_FetchError, SLT_VCL_Log, VSLb, vsl_log};
 
 /// A decision, in the transaction's log: `VCL_Log objmapper: …`.
@@ -32,9 +32,4 @@ pub(crate) unsafe fn fetch_error(vsl: *mut vsl_log, text: &str) {
 /// fail.
 pub(crate) fn operator(who: &str, text: &str) {
     let _ = std::io::stderr().write_all(format!("objmapper director {who}: {text}\n").as_bytes());
-}
-
-/// A text for C: it ends at its first NUL byte.
-pub(crate) fn c_text(text: &str) -> CString {
-    CString::new(text.split('\0').next().unwrap_or_default()).unwrap_or_default()
 }
