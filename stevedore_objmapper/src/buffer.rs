@@ -5,11 +5,11 @@ use std::ptr::null_mut;
 
 use objmapper_engine::heap::HeapChunk;
 use varnishd::boundary::infallible;
+use varnishd::cast::stevedore_ref;
 use varnishd_sys::stevedore::Stevedore;
 use varnishd_sys::worker;
 
 use crate::BOUNDARY;
-use crate::boundary::stevedore_ref;
 use crate::object::alloc_exactly;
 use crate::storage::engine_of;
 

@@ -4,7 +4,8 @@
 use std::ffi::c_void;
 use std::ptr::{NonNull, addr_eq};
 
-use varnishd_sys::bindings::{SC_NULL, SC_TX_ERROR, VDP_CTX_MAGIC, VDP_ENTRY_MAGIC, vdp_ctx, vdp_entry};
+use varnishd::cast::has_magic;
+use varnishd_sys::bindings::{SC_NULL, SC_TX_ERROR, vdp_ctx, vdp_entry};
 use varnishd_sys::http1::{V1l, VDP_ObjIterate, VDP_range, VDP_v1l};
 use varnishd_sys::obj_methods::ObjIterateFn;
 
@@ -24,7 +25,7 @@ impl Delivery {
         }
         let found = NonNull::new(private.cast::<vdp_ctx>())?;
         // SAFETY: the private of VDP_ObjIterate is a delivery.
-        (unsafe { (*found.as_ptr()).magic } == VDP_CTX_MAGIC).then_some(Delivery(found))
+        unsafe { has_magic(found.as_ptr()) }.then_some(Delivery(found))
     }
 
     /// As [`VDP_ObjIterate`] wants it.
@@ -37,7 +38,7 @@ impl Delivery {
         let mut at = unsafe { (*self.0.as_ptr()).vdp.vtqh_first }.cast_const();
         std::iter::from_fn(move || {
             // SAFETY: as above.
-            let entry = unsafe { at.as_ref() }.filter(|entry| entry.magic == VDP_ENTRY_MAGIC)?;
+            let entry = unsafe { has_magic(at).then(|| &*at) }?;
             let this = std::mem::replace(&mut at, entry.list.vtqe_next);
             Some(this)
         })

@@ -6,16 +6,15 @@ use objmapper_engine::grant::ChunkLimits;
 use objmapper_engine::space::NoRoom;
 use objmapper_engine::transit::Readers;
 use varnishd::boundary::infallible;
+use varnishd::cast::{checked_objcore, has_magic, stevedore_ref, worker_ref};
 use varnishd_sys::OC_F_TRANSIENT;
 use varnishd_sys::bindings::{
-    BOS_FINISHED, BUSYOBJ_MAGIC, OC_F_FAILED, OC_F_HFM, OC_F_PRIVATE, THR_GetBusyobj, VFP_esi, VFP_testgunzip,
-    VTIM_real, cache_param,
+    BOS_FINISHED, OC_F_FAILED, OC_F_HFM, OC_F_PRIVATE, THR_GetBusyobj, VFP_esi, VFP_testgunzip, VTIM_real, cache_param,
 };
 use varnishd_sys::functions::{HSH_Kill, LRU_Add, LRU_NukeOne};
 use varnishd_sys::{boc, objcore, worker};
 
 use crate::BOUNDARY;
-use crate::boundary::{checked_objcore, stevedore_ref, worker_ref};
 use crate::object::object_of;
 use crate::transit;
 
@@ -50,8 +49,12 @@ enum Filters {
 fn filters(oc: *const objcore) -> Filters {
     // SAFETY: the busyobj of this thread's fetch, or null (cache_main.c); its filters are this thread's.
     unsafe {
-        let Some(bo) = THR_GetBusyobj().as_ref() else { return Filters::Write };
-        if bo.magic != BUSYOBJ_MAGIC || !std::ptr::eq(bo.fetch_objcore, oc) || bo.vfc.is_null() {
+        let bo = THR_GetBusyobj();
+        if !has_magic(bo) {
+            return Filters::Write;
+        }
+        let bo = &*bo;
+        if !std::ptr::eq(bo.fetch_objcore, oc) || bo.vfc.is_null() {
             return Filters::Write;
         }
         // cache_gzip.c, cache_esi_fetch.c.

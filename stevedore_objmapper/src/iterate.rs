@@ -17,13 +17,13 @@ use std::ptr::null;
 
 use objmapper_engine::engine::Engine;
 use objmapper_engine::span::{FileSpan, MappedSpan, NoSpan, Part, Span};
+use varnishd::cast::checked_objcore;
 use varnishd_sys::bindings::{BOS_FAILED, BOS_FINISHED, OBJ_ITER_END, OBJ_ITER_FLUSH, OC_F_FAILED, ObjWaitExtend};
 use varnishd_sys::functions::{HSH_DerefBoc, HSH_Kill, HSH_RefBoc};
 use varnishd_sys::obj_methods::ObjIterateFn;
 use varnishd_sys::{boc, objcore, worker};
 
 use crate::BOUNDARY;
-use crate::boundary::checked_objcore;
 use crate::delivery::Delivery;
 use crate::object::{Object, object_of};
 use crate::read_buffer::ReadBuffer;

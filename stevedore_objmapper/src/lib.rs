@@ -6,7 +6,6 @@
 
 mod announcement;
 mod bans;
-mod boundary;
 mod buffer;
 mod delivery;
 mod fetch;

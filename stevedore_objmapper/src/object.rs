@@ -11,6 +11,7 @@ use objmapper_engine::engine::Engine;
 use objmapper_engine::heap::HeapChunk;
 use parking_lot::Mutex;
 use varnishd::boundary::infallible;
+use varnishd::cast::{checked_objcore, stevedore_ref};
 use varnishd_sys::attr::{self, obj_attr};
 use varnishd_sys::bindings::OC_F_DYING;
 use varnishd_sys::functions::{LRU_NukeOne, LRU_Remove, Pool_Sumstat};
@@ -19,7 +20,6 @@ use varnishd_sys::{objcore, vsc, worker};
 
 use crate::BOUNDARY;
 use crate::announcement;
-use crate::boundary::{checked_objcore, stevedore_ref};
 use crate::storage::engine_of;
 
 const OBJECT_MAGIC: u32 = 0x6f62_6d70;

@@ -22,13 +22,13 @@ use objmapper_server::store::{
 };
 use parking_lot::Mutex;
 use varnishd::boundary::infallible;
+use varnishd::cast::stevedore_ref;
 use varnishd_sys::bindings::VNUM_2bytes;
 use varnishd_sys::functions::LRU_Alloc;
 use varnishd_sys::stevedore::Stevedore;
 use varnishd_sys::vsc::{Segment, VSC_sma_New, VscSma, is_first_child};
 
 use crate::BOUNDARY;
-use crate::boundary::stevedore_ref;
 use crate::house;
 
 /// For tests: options that every storage gets which does not set them itself.

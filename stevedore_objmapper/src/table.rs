@@ -13,13 +13,13 @@ use objmapper_engine::counters;
 use objmapper_engine::options::ZeroCopy;
 use objmapper_engine::publish::Outcome;
 use objmapper_engine::record::{self, Fence};
-use varnishd_sys::bindings::{THR_GetWorker, WORKER_MAGIC};
+use varnishd::cast::{checked_objcore, has_magic, stevedore_ref};
+use varnishd_sys::bindings::THR_GetWorker;
 use varnishd_sys::functions::LRU_NukeOne;
 use varnishd_sys::objcore;
-use varnishd_sys::stevedore::{STEVEDORE_MAGIC, Stevedore};
+use varnishd_sys::stevedore::Stevedore;
 
 use crate::BOUNDARY;
-use crate::boundary::{checked_objcore, stevedore_ref};
 use crate::object::object_of;
 use crate::register::METHODS;
 use crate::storage::{self, connect_in_process, engine_of};
@@ -57,7 +57,7 @@ unsafe fn ours<'a>(stv: *const c_void) -> Option<&'a Stevedore> {
     }
     // SAFETY: by contract.
     let checked = unsafe { stevedore_ref(stv) };
-    (checked.magic == STEVEDORE_MAGIC && std::ptr::eq(checked.methods, &raw const METHODS)).then_some(checked)
+    std::ptr::eq(checked.methods, &raw const METHODS).then_some(checked)
 }
 
 /// The storage of an objcore's object, if it is one of ours.
@@ -177,7 +177,7 @@ unsafe extern "C" fn publish(oc: *const c_void, publication: *const Publication)
         let wrk = unsafe { THR_GetWorker() };
         let mut nuke = || {
             // SAFETY: as above; the list was allocated in `open`, and no lock of ours is held here.
-            unsafe { wrk.as_ref().is_some_and(|its| its.magic == WORKER_MAGIC) && LRU_NukeOne(wrk, stv.lru) != 0 }
+            unsafe { has_magic(wrk) && LRU_NukeOne(wrk, stv.lru) != 0 }
         };
         match object.body.publish(engine, &record, &mut nuke) {
             Outcome::Done => Published::Done,

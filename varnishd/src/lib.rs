@@ -1,10 +1,12 @@
 //! What a storage engine and a VMOD both need above varnishd's private ABI (`varnishd-sys`).
 //!
 //! - [`boundary`]: no panic of a callback crosses into C.
+//! - [`cast`]: no pointer is trusted before its magic number is checked.
 //! - [`text`]: strings for C, and strings of C's.
 //!
 //! This crate knows varnishd and nothing of objmapper: what differs between the two libraries is a parameter. Each of them
 //! links a copy of its own.
 
 pub mod boundary;
+pub mod cast;
 pub mod text;

@@ -10,12 +10,13 @@ use std::sync::OnceLock;
 
 use objmapper_abi::Bytes;
 use objmapper_l2::L2;
+use varnishd::cast::has_magic;
 use varnishd_sys::ban::{
     BAN_MAGIC, BANS_FLAG_COMPLETED, BANS_FLAGS, BANS_HEAD_LEN, BANS_LENGTH, Ban, ban_head, ban_mtx,
 };
 use varnishd_sys::bindings::{Lck__Lock, Lck__Unlock};
 use varnishd_sys::functions::STV__iter;
-use varnishd_sys::stevedore::{STEVEDORE_MAGIC, Stevedore, StorageBanInfo};
+use varnishd_sys::stevedore::{Stevedore, StorageBanInfo};
 
 use crate::BOUNDARY;
 use crate::engine::{self, Storage};
@@ -54,7 +55,7 @@ fn be_told() -> Result<(), String> {
     while unsafe { STV__iter(&raw mut stv) } != 0 {
         // SAFETY: an element of that list. varnishd reads `baninfo` with the ban mutex held, and nothing else of it changes.
         unsafe {
-            if (*stv).magic != STEVEDORE_MAGIC {
+            if !has_magic(stv) {
                 continue;
             }
             let _list = List::lock();

@@ -10,15 +10,15 @@ use std::ptr::{NonNull, null_mut};
 
 use objmapper_abi::{Copied, Delivered, Place, Span, Wish};
 use varnishd::boundary::Constant;
+use varnishd::cast::{context, has_magic};
 use varnishd_sys::bindings::{
-    HTTP_HDR_METHOD, OBJCORE_MAGIC, REQ_MAGIC, SLT_VCL_Log, VDP_CTX_MAGIC, VDP_END, VDP_ENTRY_MAGIC, VDP_FLUSH,
-    VDP_bytes, VSLbt, WS_Alloc, cache_param, objcore, req, txt, vdp, vdp_action, vdp_ctx, vdp_entry, vrt_ctx, vsl_log,
+    HTTP_HDR_METHOD, SLT_VCL_Log, VDP_END, VDP_FLUSH, VDP_bytes, VSLbt, WS_Alloc, cache_param, objcore, req, txt, vdp,
+    vdp_action, vdp_ctx, vdp_entry, vrt_ctx, vsl_log,
 };
 use varnishd_sys::branch::delivery_filter;
 use varnishd_sys::http1::{HTTP1_transport, V1l, VDP_range, VDP_v1l};
 
 use crate::BOUNDARY;
-use crate::boundary::context;
 use crate::deliver_send::{self, Failed};
 use crate::engine;
 
@@ -94,7 +94,7 @@ unsafe fn has_body(req: *const req) -> bool {
 pub(crate) unsafe fn body_of(req: *const req) -> Option<*const objcore> {
     // SAFETY: by contract; a request references its object.
     unsafe {
-        let there = !req.is_null() && (*req).magic == REQ_MAGIC && !(*req).objcore.is_null() && has_body(req);
+        let there = has_magic(req) && !(*req).objcore.is_null() && has_body(req);
         there.then(|| (*req).objcore.cast_const())
     }
 }
@@ -223,7 +223,7 @@ unsafe fn state_of<'a>(private: *mut c_void) -> Option<&'a mut State> {
 /// `entry` must be null or one of a delivery's.
 unsafe fn entry_of<'a>(entry: *const vdp_entry) -> Option<&'a vdp_entry> {
     // SAFETY: by contract.
-    unsafe { entry.as_ref() }.filter(|entry| entry.magic == VDP_ENTRY_MAGIC)
+    unsafe { has_magic(entry).then(|| &*entry) }
 }
 
 /// The HTTP/1 line at the end of a delivery, if it takes bytes as they are.
@@ -251,7 +251,7 @@ unsafe extern "C" fn wish(vdc: *const c_void) -> Wish {
         let vdc = vdc.cast::<vdp_ctx>();
         // SAFETY: the engine's promise: the calling thread's delivery, whose list does not change meanwhile.
         unsafe {
-            if vdc.is_null() || (*vdc).magic != VDP_CTX_MAGIC {
+            if !has_magic(vdc) {
                 return Wish::Bytes;
             }
             let mut alone = true;
@@ -443,7 +443,7 @@ unsafe extern "C" fn fini(vdc: *mut vdp_ctx, private: *mut *mut c_void) -> c_int
             let (Some(state), Some(delivery)) = (state, engine::delivery()) else { return 0 };
             let delivered = state.delivered();
             let Delivered { sent, copied, why } = delivered;
-            if sent + copied == 0 || (*state.oc).magic != OBJCORE_MAGIC {
+            if sent + copied == 0 || !has_magic(state.oc) {
                 return 0;
             }
             (delivery.delivered)(state.oc.cast(), &raw const delivered);

@@ -11,15 +11,15 @@ use std::ptr::{null, null_mut};
 
 use objmapper_abi::{Copied, Delivered, Place};
 use varnishd::boundary::Constant;
+use varnishd::cast::{context, has_magic};
 use varnishd::text::bytes;
 use varnishd_sys::bindings::{
-    REQ_MAGIC, VCL_EVENT_DISCARD, VCL_EVENT_LOAD, VCL_StackVDP, VDP_Push, VRT_AddFilter, VRT_RemoveFilter,
-    VRT_l_resp_filters, VRT_r_resp_filters, vcl_event_e, vdp, vdp_ctx, vrt_ctx,
+    VCL_EVENT_DISCARD, VCL_EVENT_LOAD, VCL_StackVDP, VDP_Push, VRT_AddFilter, VRT_RemoveFilter, VRT_l_resp_filters,
+    VRT_r_resp_filters, vcl_event_e, vdp, vdp_ctx, vrt_ctx,
 };
 use varnishd_sys::branch::{delivery_filter, strands_of};
 
 use crate::BOUNDARY;
-use crate::boundary::context;
 use crate::deliver::{self, SENDER};
 use crate::engine;
 
@@ -103,7 +103,7 @@ unsafe extern "C" fn init(ctx: *const vrt_ctx, vdc: *mut vdp_ctx, _private: *mut
         // last of the list, before it called us, and removes it when we return NOT_PUSHED: what is pushed meanwhile stands
         // behind the entries before ours. VCL_StackVDP copies nothing of the list, which lives in the request's workspace.
         unsafe {
-            if req.is_null() || (*req).magic != REQ_MAGIC {
+            if !has_magic(req) {
                 return NOT_PUSHED;
             }
             let named = std::mem::replace(&mut (*req).vdp_filter_list, null());

@@ -4,15 +4,15 @@ use std::cell::Cell;
 use std::ffi::{CStr, c_int, c_uint, c_void};
 use std::ptr::{self, null_mut};
 
-use varnishd::boundary::{Constant, wrong};
+use varnishd::boundary::Constant;
+use varnishd::cast::{busyobj_of, context, director_ref};
 use varnishd_sys::bindings::{
-    DIRECTOR_MAGIC, SC_TX_ERROR, VCL_BACKEND, VCL_BOOL, VCL_TIME, VDI_Http1Pipe, VDI_METHODS_MAGIC, VRT_AddDirector,
-    VRT_Healthy, VSB_bcat, stream_close_t, vdi_methods, vrt_ctx, vsb,
+    SC_TX_ERROR, VCL_BACKEND, VCL_BOOL, VCL_TIME, VDI_Http1Pipe, VDI_METHODS_MAGIC, VRT_AddDirector, VRT_Healthy,
+    VSB_bcat, stream_close_t, vdi_methods, vrt_ctx, vsb,
 };
 
 use crate::BOUNDARY;
 use crate::arguments::Arguments;
-use crate::boundary::{busyobj_of, context};
 use crate::om::Om;
 use crate::{fetch, store};
 
@@ -64,12 +64,8 @@ pub(crate) unsafe fn create(ctx: *const vrt_ctx, name: &CStr, arguments: Argumen
 /// # Safety
 /// `dir` must be a director that varnishd calls us for.
 unsafe fn om_of<'a>(dir: VCL_BACKEND) -> &'a Om {
-    // SAFETY: by contract.
-    match unsafe { dir.as_ref() } {
-        // SAFETY: `create` stored it there; it lives until `destroy`.
-        Some(checked) if checked.magic == DIRECTOR_MAGIC => unsafe { Om::checked(checked.priv_.cast::<Om>()) },
-        _ => wrong("om_of", "not a director"),
-    }
+    // SAFETY: by contract; `create` stored the private, and it lives until `destroy`.
+    unsafe { Om::checked(director_ref(dir).priv_.cast::<Om>()) }
 }
 
 /// Directors before a backend, at most: who has gone through more goes round in a circle.

@@ -4,6 +4,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{null, null_mut};
 
 use varnishd::boundary::{self, Constant};
+use varnishd::cast::{busyobj_of, context};
 use varnishd::text::bytes;
 use varnishd_sys::bindings::{
     VCL_BACKEND, VCL_BOOL, VCL_STRING, VMOD_PRIV_METHODS_MAGIC, busyobj, vcl_event_e, vmod_priv, vmod_priv_methods,
@@ -12,7 +13,6 @@ use varnishd_sys::bindings::{
 
 use crate::BOUNDARY;
 use crate::arguments::{self, Arguments, DEFAULT_PREFIX, Raw};
-use crate::boundary::{busyobj_of, context};
 use crate::ffi::{VCL_MET_HASH, VCL_MET_RECV, vmod_objmapper_director};
 use crate::http::{self, View};
 use crate::om::Om;

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use objmapper_l2::{Adopts, Counters, Finding, Hit, Key, Lookup, MissReason, Stale, Ticket};
 use sha2::{Digest, Sha256};
+use varnishd::cast::busyobj_of;
 use varnishd_sys::bindings::{
     DIR_S_HDRS, DIR_S_NULL, HTTP_Setup, OC_F_FAILED, OC_F_PRIVATE, OF_IMSCAND, ObjCheckFlag, SLT_BerespMethod,
     VDI_Finish, VDI_GetHdr, VFP_Close, VFP_Push, VFP_Setup, VRT_Assign_Backend, VTIM_real, busyobj, http_SetHeader,
@@ -20,7 +21,7 @@ use crate::om::Om;
 use crate::pending::Pending;
 use crate::publish::Work;
 use crate::transaction::{self, Status, Turn};
-use crate::{boundary, object, refresh, vsl};
+use crate::{object, refresh, vsl};
 
 /// Smaller bodies are read and verified before they are used, also where they could be adopted.
 const ADOPT_FROM: u64 = 64 << 10;
@@ -54,7 +55,7 @@ pub(crate) fn through<T>(bo: *mut busyobj, om: &Om, call: impl FnOnce(*mut busyo
 /// # Safety
 /// `ctx` must be the calling thread's, of a fetch.
 pub(crate) unsafe fn gethdrs(ctx: &vrt_ctx, om: &Om) -> c_int {
-    let bo = boundary::busyobj_of(ctx);
+    let bo = busyobj_of(ctx);
     // SAFETY: by contract.
     let begun = unsafe { transaction::with(ctx, om, |turn| (turn.asking, turn.uri.clone())) };
     let uri = match begun {

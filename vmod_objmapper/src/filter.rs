@@ -8,6 +8,7 @@ use std::rc::Rc;
 use objmapper_abi::{Adoption, Bytes, Record};
 use objmapper_l2::{Counters, Hit, Summer};
 use varnishd::boundary::Constant;
+use varnishd::cast::{busyobj_of, context};
 use varnishd::text::c_text;
 use varnishd_sys::bindings::{
     OF_CHGCE, OF_GZIPED, VFP_END, VFP_ERROR, VFP_Error, VFP_NULL, VFP_OK, busyobj, vfp, vfp_ctx, vfp_entry, vfp_status,
@@ -15,7 +16,6 @@ use varnishd_sys::bindings::{
 };
 
 use crate::BOUNDARY;
-use crate::boundary::{busyobj_of, context};
 use crate::engine::{self, Storage};
 use crate::http::View;
 use crate::om::Om;

@@ -3,10 +3,10 @@
 use std::ffi::{c_char, c_void};
 
 use objmapper_l2::RequestView;
-use varnishd::boundary::wrong;
+use varnishd::cast::http_ref;
 use varnishd_sys::bindings::{
-    HTTP_HDR_FIRST, HTTP_HDR_METHOD, HTTP_HDR_REASON, HTTP_HDR_URL, HTTP_MAGIC, WS_Copy, WS_Release, WS_ReserveAll,
-    http, http_GetStatus, txt, ws,
+    HTTP_HDR_FIRST, HTTP_HDR_METHOD, HTTP_HDR_REASON, HTTP_HDR_URL, WS_Copy, WS_Release, WS_ReserveAll, http,
+    http_GetStatus, txt, ws,
 };
 
 /// A head of varnishd's that nobody changes while we look at it.
@@ -18,10 +18,7 @@ impl<'a> View<'a> {
     /// `head` must be null or a head of the calling thread's transaction that is neither changed nor freed during `'a`.
     pub(crate) unsafe fn new(head: *const http) -> View<'a> {
         // SAFETY: by contract.
-        match unsafe { head.as_ref() } {
-            Some(checked) if checked.magic == HTTP_MAGIC => View(checked),
-            _ => wrong("View::new", "not a struct http"),
-        }
+        View(unsafe { http_ref(head) })
     }
 
     fn field(&self, index: u32) -> &'a [u8] {

@@ -14,7 +14,6 @@
 
 mod arguments;
 mod bans;
-mod boundary;
 mod deliver;
 mod deliver_pipe;
 mod deliver_place;

@@ -5,13 +5,13 @@ use std::rc::Rc;
 
 use objmapper_abi::{Bytes, Publication, Published};
 use objmapper_l2::{Head, Hit, Outage, Outcome, SealedOutcome, Ticket, Writer};
+use varnishd::cast::busyobj_of;
 use varnishd_sys::bindings::{
     BOS_FINISHED, OC_F_FAILED, OF_ESIPROC, ObjGetLen, ObjIterate, VTIM_real, busyobj, vrt_ctx, vsl_log,
 };
 use varnishd_sys::functions::HSH_Kill;
 
 use crate::BOUNDARY;
-use crate::boundary::busyobj_of;
 use crate::engine::{self, Storage};
 use crate::filter::Serving;
 use crate::http::View;

@@ -8,12 +8,12 @@ use std::ffi::c_void;
 use std::ptr::NonNull;
 
 use varnishd::boundary::Constant;
+use varnishd::cast::{busyobj_of, context};
 use varnishd_sys::bindings::{
     VMOD_PRIV_METHODS_MAGIC, VRT_priv_task, VRT_priv_task_get, vmod_priv, vmod_priv_methods, vrt_ctx,
 };
 
 use crate::BOUNDARY;
-use crate::boundary::{busyobj_of, context};
 use crate::om::Om;
 use crate::publish::{self, Work};
 
