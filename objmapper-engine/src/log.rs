@@ -1,14 +1,12 @@
 //! Lines for an operator, on the child's standard error, which varnishd passes to syslog.
 
-use std::io::Write;
 use std::time::Duration;
 
 use objmapper_log::RateLimited;
 
-/// Writes a line, in one piece: another library's copy of the standard library, with a lock of its own, writes there too. A
-/// full or closed standard error is no reason to fail.
+/// Writes a line of the storage `ident`.
 pub fn line(ident: &str, message: &str) {
-    let _ = std::io::stderr().write_all(format!("objmapper storage {ident}: {message}\n").as_bytes());
+    objmapper_log::stderr_line("storage", ident, message);
 }
 
 /// One kind of line that can repeat, bounded in rate.

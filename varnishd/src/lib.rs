@@ -3,6 +3,7 @@
 //! - [`boundary`]: no panic of a callback crosses into C.
 //! - [`cast`]: no pointer is trusted before its magic number is checked.
 //! - [`text`]: strings for C, and strings of C's.
+//! - [`vsl`]: lines in the transaction log.
 //!
 //! This crate knows varnishd and nothing of objmapper: what differs between the two libraries is a parameter. Each of them
 //! links a copy of its own.
@@ -10,3 +11,4 @@
 pub mod boundary;
 pub mod cast;
 pub mod text;
+pub mod vsl;

@@ -11,9 +11,10 @@ use std::ptr::{NonNull, null_mut};
 use objmapper_abi::{Copied, Delivered, Place, Span, Wish};
 use varnishd::boundary::Constant;
 use varnishd::cast::{context, has_magic};
+use varnishd::vsl::Line;
 use varnishd_sys::bindings::{
-    HTTP_HDR_METHOD, SLT_VCL_Log, VDP_END, VDP_FLUSH, VDP_bytes, VSLbt, WS_Alloc, cache_param, objcore, req, txt, vdp,
-    vdp_action, vdp_ctx, vdp_entry, vrt_ctx, vsl_log,
+    HTTP_HDR_METHOD, VDP_END, VDP_FLUSH, VDP_bytes, WS_Alloc, cache_param, objcore, req, vdp, vdp_action, vdp_ctx,
+    vdp_entry, vrt_ctx,
 };
 use varnishd_sys::branch::delivery_filter;
 use varnishd_sys::http1::{HTTP1_transport, V1l, VDP_range, VDP_v1l};
@@ -165,50 +166,6 @@ fn text(why: Copied) -> &'static str {
         Copied::Filtered => "filtered",
         Copied::Off => "zero_copy=off",
         Copied::Other => "not possible",
-    }
-}
-
-/// A line for a transaction's log. Made by hand: printf, or Rust's formatting, cost more than all else that is ours in a
-/// delivery.
-struct Line {
-    bytes: [u8; 96],
-    len: usize,
-}
-
-impl Line {
-    fn new() -> Line {
-        Line { bytes: [0; 96], len: 0 }
-    }
-
-    fn text(&mut self, text: &str) -> &mut Line {
-        self.add(text.as_bytes())
-    }
-
-    fn number(&mut self, number: u64) -> &mut Line {
-        let (mut digits, mut at, mut left) = ([b'0'; 20], 20, number);
-        while left > 0 || at == 20 {
-            at -= 1;
-            digits[at] += (left % 10) as u8;
-            left /= 10;
-        }
-        self.add(&digits[at..])
-    }
-
-    /// What does not fit is left out.
-    fn add(&mut self, part: &[u8]) -> &mut Line {
-        let room = &mut self.bytes[self.len..];
-        let len = part.len().min(room.len());
-        room[..len].copy_from_slice(&part[..len]);
-        self.len += len;
-        self
-    }
-
-    /// # Safety
-    /// `vsl` must be the calling thread's transaction's.
-    unsafe fn log(&self, vsl: *mut vsl_log) {
-        let Range { start, end } = self.bytes[..self.len].as_ptr_range();
-        // SAFETY: by contract; VSLbt copies the text.
-        unsafe { VSLbt(vsl, SLT_VCL_Log, txt { b: start.cast(), e: end.cast() }) };
     }
 }
 

@@ -6,6 +6,7 @@ use std::ptr::{null, null_mut};
 use varnishd::boundary::{self, Constant};
 use varnishd::cast::{busyobj_of, context};
 use varnishd::text::bytes;
+use varnishd::vsl;
 use varnishd_sys::bindings::{
     VCL_BACKEND, VCL_BOOL, VCL_STRING, VMOD_PRIV_METHODS_MAGIC, busyobj, vcl_event_e, vmod_priv, vmod_priv_methods,
     vrt_ctx,
@@ -18,7 +19,7 @@ use crate::http::{self, View};
 use crate::om::Om;
 use crate::publish::Work;
 use crate::transaction::{self, Status};
-use crate::{deliver_place, director, esi, fetch, refresh, vsl};
+use crate::{deliver_place, director, esi, fetch, refresh};
 
 /// What a VCL has beyond its directors: the private of PRIV_VCL.
 #[derive(Default)]

@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime};
 use objmapper_l2::{Adopts, Counters, Finding, Hit, Key, Lookup, MissReason, Stale, Ticket};
 use sha2::{Digest, Sha256};
 use varnishd::cast::busyobj_of;
+use varnishd::vsl;
 use varnishd_sys::bindings::{
     DIR_S_HDRS, DIR_S_NULL, HTTP_Setup, OC_F_FAILED, OC_F_PRIVATE, OF_IMSCAND, ObjCheckFlag, SLT_BerespMethod,
     VDI_Finish, VDI_GetHdr, VFP_Close, VFP_Push, VFP_Setup, VRT_Assign_Backend, VTIM_real, busyobj, http_SetHeader,
-    http_Unset, vfp_entry, vrt_ctx, vsl_log,
+    http_Unset, vfp_entry, vrt_ctx,
 };
 use varnishd_sys::branch::{if_modified_since, if_none_match};
 
@@ -21,7 +22,7 @@ use crate::om::Om;
 use crate::pending::Pending;
 use crate::publish::Work;
 use crate::transaction::{self, Status, Turn};
-use crate::{object, refresh, vsl};
+use crate::{object, refresh};
 
 /// Smaller bodies are read and verified before they are used, also where they could be adopted.
 const ADOPT_FROM: u64 = 64 << 10;
@@ -31,12 +32,6 @@ const SAME_ORIGIN: f64 = 1.0;
 
 /// What the filter that sees a response's end takes of the workspace, and some alignment.
 const WITNESS_ROOM: usize = size_of::<vfp_entry>() + 64;
-
-/// The transaction's log.
-fn log(bo: *mut busyobj) -> *mut vsl_log {
-    // SAFETY: a checked busyobj of the calling thread's.
-    unsafe { (&raw mut (*bo).vsl).cast() }
-}
 
 /// Has varnishd treat the director's backend as the fetch's, for the time of a call.
 pub(crate) fn through<T>(bo: *mut busyobj, om: &Om, call: impl FnOnce(*mut busyobj) -> T) -> T {
@@ -63,19 +58,19 @@ pub(crate) unsafe fn gethdrs(ctx: &vrt_ctx, om: &Om) -> c_int {
         Ok((true, _)) => {
             let text = format!("director {} leads back to itself", om.name);
             // SAFETY: this thread's log.
-            unsafe { vsl::fetch_error(log(bo), &text) };
+            unsafe { vsl::fetch_error(vsl::of_fetch(bo), &text) };
             return -1;
         }
         Err(why) => {
             // SAFETY: this thread's log.
-            unsafe { vsl::fetch_error(log(bo), &why) };
+            unsafe { vsl::fetch_error(vsl::of_fetch(bo), &why) };
             return -1;
         }
     };
     if om.inner().is_null() {
         let text = format!("director {} has no backend: call {}.set_backend() in vcl_init", om.name, om.name);
         // SAFETY: this thread's log.
-        unsafe { vsl::fetch_error(log(bo), &text) };
+        unsafe { vsl::fetch_error(vsl::of_fetch(bo), &text) };
         return -1;
     }
     let fetch = Fetch { ctx, bo, om };
@@ -138,7 +133,7 @@ impl Fetch<'_> {
         self.turn(|turn| turn.status = Some(status));
         let text = format!("{} {} {what}", self.om.name, status.text().to_string_lossy());
         // SAFETY: this thread's log.
-        unsafe { vsl::decision(log(self.bo), &text) };
+        unsafe { vsl::decision(vsl::of_fetch(self.bo), &text) };
     }
 
     /// Why this fetch is none of the second level's business.
@@ -229,7 +224,7 @@ impl Fetch<'_> {
         // the response, which is good without us.
         unsafe {
             if http::free_room((&raw mut (*self.bo).ws).cast()) < WITNESS_ROOM {
-                pending.give_up("no room for a filter: raise workspace_backend", log(self.bo));
+                pending.give_up("no room for a filter: raise workspace_backend", vsl::of_fetch(self.bo));
                 return result;
             }
             let entry = VFP_Push((*self.bo).vfc, WITNESS.address());
@@ -272,7 +267,7 @@ impl Fetch<'_> {
             (*(*bo).vfc).resp = (*bo).beresp;
             (*(*bo).vfc).req = (*bo).bereq;
             (*bo).htc = std::ptr::null_mut();
-            HTTP_Setup((*bo).beresp, (&raw mut (*bo).ws).cast(), log(bo), SLT_BerespMethod);
+            HTTP_Setup((*bo).beresp, (&raw mut (*bo).ws).cast(), vsl::of_fetch(bo), SLT_BerespMethod);
             VRT_Assign_Backend(&raw mut (*bo).director_resp, self.om.director());
             (*bo).director_state = DIR_S_HDRS;
         }

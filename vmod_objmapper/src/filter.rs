@@ -10,6 +10,7 @@ use objmapper_l2::{Counters, Hit, Summer};
 use varnishd::boundary::Constant;
 use varnishd::cast::{busyobj_of, context};
 use varnishd::text::c_text;
+use varnishd::vsl;
 use varnishd_sys::bindings::{
     OF_CHGCE, OF_GZIPED, VFP_END, VFP_ERROR, VFP_Error, VFP_NULL, VFP_OK, busyobj, vfp, vfp_ctx, vfp_entry, vfp_status,
     vrt_ctx,
@@ -20,7 +21,7 @@ use crate::engine::{self, Storage};
 use crate::http::View;
 use crate::om::Om;
 use crate::pending::Pending;
-use crate::{esi, object, vsl};
+use crate::{esi, object};
 
 /// A record that is being served.
 pub(crate) struct Serving {
@@ -168,7 +169,7 @@ unsafe fn bound_lifetime(bo: *mut busyobj, serving: &Serving) {
         let head = &serving.hit.head;
         let om = serving.om();
         if !serving.hit.still_valid(&om.l2, &View::new((*bo).bereq0)) {
-            let vsl = (&raw mut (*bo).vsl).cast();
+            let vsl = vsl::of_fetch(bo);
             vsl::decision(vsl, &format!("{} outlawed meanwhile", om.name));
             serving.pending.give_up("outlawed meanwhile", vsl);
             ((*oc).ttl, (*oc).grace, (*oc).keep) = (0.0, 0.0, 0.0);
@@ -201,7 +202,7 @@ unsafe fn parse_esi(bo: *mut busyobj, vc: *mut vfp_ctx, serving: &Serving) -> bo
         esi::Parser::NoRoom => "ESI instructions cannot be parsed: raise workspace_backend",
     };
     // SAFETY: this thread's log.
-    unsafe { vsl::decision((&raw mut (*bo).vsl).cast(), &format!("{} {why}", serving.om().name)) };
+    unsafe { vsl::decision(vsl::of_fetch(bo), &format!("{} {why}", serving.om().name)) };
     parser == esi::Parser::Unwanted
 }
 
@@ -266,9 +267,7 @@ unsafe fn adopt(bo: *mut busyobj, vc: *mut vfp_ctx, serving: &Serving) {
         Adoption::Elsewhere | Adoption::Small => {}
         Adoption::Gone | Adoption::Down | Adoption::Failed => {
             // SAFETY: this thread's log.
-            let vsl = unsafe { (&raw mut (*bo).vsl).cast() };
-            // SAFETY: as above.
-            unsafe { vsl::decision(vsl, &format!("{} copies: {adoption:?}", om.name)) };
+            unsafe { vsl::decision(vsl::of_fetch(bo), &format!("{} copies: {adoption:?}", om.name)) };
         }
     }
 }

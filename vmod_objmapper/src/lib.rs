@@ -35,7 +35,11 @@ mod refresh;
 mod regex;
 mod store;
 mod transaction;
-mod vsl;
 
 /// No panic of a callback leaves this library; one that is caught is a line of the director's.
-static BOUNDARY: varnishd::boundary::Boundary = varnishd::boundary::Boundary::new(vsl::operator);
+static BOUNDARY: varnishd::boundary::Boundary = varnishd::boundary::Boundary::new(operator);
+
+/// Writes a line of the director's for the operator.
+fn operator(ident: &str, message: &str) {
+    objmapper_log::stderr_line("director", ident, message);
+}

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use objmapper_abi::{Bytes, Publication, Published};
 use objmapper_l2::{Head, Hit, Outage, Outcome, SealedOutcome, Ticket, Writer};
 use varnishd::cast::busyobj_of;
+use varnishd::vsl;
 use varnishd_sys::bindings::{
     BOS_FINISHED, OC_F_FAILED, OF_ESIPROC, ObjGetLen, ObjIterate, VTIM_real, busyobj, vrt_ctx, vsl_log,
 };
@@ -15,9 +16,9 @@ use crate::BOUNDARY;
 use crate::engine::{self, Storage};
 use crate::filter::Serving;
 use crate::http::View;
+use crate::object;
 use crate::om::Om;
 use crate::pending::{self, Pending, is_error};
-use crate::{object, vsl};
 
 /// What is to be done when the fetch is over.
 pub(crate) enum Work {
@@ -86,8 +87,7 @@ struct End<'a> {
 
 impl End<'_> {
     fn log(&self) -> *mut vsl_log {
-        // SAFETY: the task's own busyobj.
-        unsafe { (&raw mut (*self.bo).vsl).cast() }
+        vsl::of_fetch(self.bo)
     }
 
     fn say(&self, text: impl std::fmt::Display) {
