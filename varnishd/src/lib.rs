@@ -2,6 +2,7 @@
 //!
 //! - [`boundary`]: no panic of a callback crosses into C.
 //! - [`cast`]: no pointer is trusted before its magic number is checked.
+//! - [`http`], [`workspace`]: a head and a workspace, read and written.
 //! - [`text`]: strings for C, and strings of C's.
 //! - [`vsl`]: lines in the transaction log.
 //!
@@ -10,5 +11,7 @@
 
 pub mod boundary;
 pub mod cast;
+pub mod http;
 pub mod text;
 pub mod vsl;
+pub mod workspace;

@@ -5,8 +5,10 @@ use std::ptr::{null, null_mut};
 
 use varnishd::boundary::{self, Constant};
 use varnishd::cast::{busyobj_of, context};
+use varnishd::http::View;
 use varnishd::text::bytes;
 use varnishd::vsl;
+use varnishd::workspace;
 use varnishd_sys::bindings::{
     VCL_BACKEND, VCL_BOOL, VCL_STRING, VMOD_PRIV_METHODS_MAGIC, busyobj, vcl_event_e, vmod_priv, vmod_priv_methods,
     vrt_ctx,
@@ -15,7 +17,6 @@ use varnishd_sys::bindings::{
 use crate::BOUNDARY;
 use crate::arguments::{self, Arguments, DEFAULT_PREFIX, Raw};
 use crate::ffi::{VCL_MET_HASH, VCL_MET_RECV, vmod_objmapper_director};
-use crate::http::{self, View};
 use crate::om::Om;
 use crate::publish::Work;
 use crate::transaction::{self, Status};
@@ -317,7 +318,7 @@ pub(crate) unsafe extern "C" fn vmod_director_uri(
         boundary::vcl(ctx, "objmapper.uri()", null(), || {
             let ctx = context(ctx);
             let key = key(ctx, om(object))?;
-            http::copy(ctx.ws, key.text()).ok_or_else(|| "the workspace is full".to_owned())
+            workspace::copy(ctx.ws, key.text()).ok_or_else(|| "the workspace is full".to_owned())
         })
     }
 }

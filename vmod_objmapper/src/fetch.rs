@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime};
 use objmapper_l2::{Adopts, Counters, Finding, Hit, Key, Lookup, MissReason, Stale, Ticket};
 use sha2::{Digest, Sha256};
 use varnishd::cast::busyobj_of;
+use varnishd::http::{self, View};
 use varnishd::vsl;
+use varnishd::workspace;
 use varnishd_sys::bindings::{
     DIR_S_HDRS, DIR_S_NULL, HTTP_Setup, OC_F_FAILED, OC_F_PRIVATE, OF_IMSCAND, ObjCheckFlag, SLT_BerespMethod,
     VDI_Finish, VDI_GetHdr, VFP_Close, VFP_Push, VFP_Setup, VRT_Assign_Backend, VTIM_real, busyobj, http_SetHeader,
@@ -17,10 +19,10 @@ use varnishd_sys::branch::{if_modified_since, if_none_match};
 
 use crate::engine::{self, Storage};
 use crate::filter::{self, SOURCE, Serving, WITNESS};
-use crate::http::{self, View};
 use crate::om::Om;
 use crate::pending::Pending;
 use crate::publish::Work;
+use crate::request::Request;
 use crate::transaction::{self, Status, Turn};
 use crate::{object, refresh};
 
@@ -177,9 +179,9 @@ impl Fetch<'_> {
         let finding = om.l2.find(
             &Lookup {
                 key: &key,
-                request: &self.request(),
+                request: &Request(self.request()),
                 // SAFETY: what the client's request was when the fetch began, which nobody changes.
-                client: &unsafe { View::new((*self.bo).bereq0) },
+                client: &Request(unsafe { View::new((*self.bo).bereq0) }),
                 // Requests for what is known to be uncacheable are not made to wait for one another.
                 wait: if hit_for_miss { Duration::ZERO } else { arguments.wait },
                 hold: arguments.hold,
@@ -223,7 +225,7 @@ impl Fetch<'_> {
         // SAFETY: varnishd has set the filters of this response up; ours comes after its own source. A failed push would fail
         // the response, which is good without us.
         unsafe {
-            if http::free_room((&raw mut (*self.bo).ws).cast()) < WITNESS_ROOM {
+            if workspace::free_room((&raw mut (*self.bo).ws).cast()) < WITNESS_ROOM {
                 pending.give_up("no room for a filter: raise workspace_backend", vsl::of_fetch(self.bo));
                 return result;
             }
@@ -385,10 +387,11 @@ impl Fetch<'_> {
             ];
             for (name, value) in lines.iter().filter_map(|(name, value)| Some((name, value.as_ref()?))) {
                 let line = [name, &value[..]].concat();
-                if line.len() + 16 > http::free_room(ws) || View::new(bereq).lines().count() >= http::most_lines(bereq)
+                if line.len() + 16 > workspace::free_room(ws)
+                    || View::new(bereq).lines().count() >= http::most_lines(bereq)
                 {
                     complete = false;
-                } else if let Some(line) = http::copy(ws, &line) {
+                } else if let Some(line) = workspace::copy(ws, &line) {
                     http_SetHeader(bereq, line);
                 }
             }

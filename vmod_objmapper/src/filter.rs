@@ -9,6 +9,7 @@ use objmapper_abi::{Adoption, Bytes, Record};
 use objmapper_l2::{Counters, Hit, Summer};
 use varnishd::boundary::Constant;
 use varnishd::cast::{busyobj_of, context};
+use varnishd::http::View;
 use varnishd::text::c_text;
 use varnishd::vsl;
 use varnishd_sys::bindings::{
@@ -18,9 +19,9 @@ use varnishd_sys::bindings::{
 
 use crate::BOUNDARY;
 use crate::engine::{self, Storage};
-use crate::http::View;
 use crate::om::Om;
 use crate::pending::Pending;
+use crate::request::Request;
 use crate::{esi, object};
 
 /// A record that is being served.
@@ -168,7 +169,7 @@ unsafe fn bound_lifetime(bo: *mut busyobj, serving: &Serving) {
         let oc = (*bo).fetch_objcore;
         let head = &serving.hit.head;
         let om = serving.om();
-        if !serving.hit.still_valid(&om.l2, &View::new((*bo).bereq0)) {
+        if !serving.hit.still_valid(&om.l2, &Request(View::new((*bo).bereq0))) {
             let vsl = vsl::of_fetch(bo);
             vsl::decision(vsl, &format!("{} outlawed meanwhile", om.name));
             serving.pending.give_up("outlawed meanwhile", vsl);

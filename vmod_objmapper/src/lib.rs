@@ -25,7 +25,6 @@ mod esi;
 mod fetch;
 mod ffi;
 mod filter;
-mod http;
 mod object;
 mod om;
 mod pending;
@@ -33,6 +32,7 @@ mod place;
 mod publish;
 mod refresh;
 mod regex;
+mod request;
 mod store;
 mod transaction;
 

@@ -5,15 +5,15 @@ use std::ptr::null;
 use std::time::SystemTime;
 
 use objmapper_l2::{Head, Headers, Hit};
+use varnishd::http::{self, View};
 use varnishd::text::text;
+use varnishd::workspace;
 use varnishd_sys::attr::{FLAGS_SIZE, GZIPBITS_SIZE};
 use varnishd_sys::bindings::{
     BS_LENGTH, BS_NONE, HTTP_CONN_MAGIC, HTTP_GetStatusPack, HTTP_IterHdrPack, OA_FLAGS, OA_GZIPBITS, OF_CHGCE,
     OF_ESIPROC, OF_GZIPED, ObjGetAttr, SC_NULL, VFP_Push, WS_Alloc, busyobj, http_PrintfHeader, http_PutResponse,
     http_SetHeader, http_VSL_log, http_conn, objcore, vfp, vfp_entry, worker,
 };
-
-use crate::http::{self, View};
 
 /// Flags of an object that are the body's, and travel with it.
 const BODY_FLAGS: u8 = (OF_GZIPED | OF_CHGCE | OF_ESIPROC) as u8;
@@ -66,10 +66,10 @@ pub(crate) unsafe fn respond(
             return Err("more headers than http_max_hdr");
         }
         let ws = (&raw mut (*bo).ws).cast();
-        if bytes + head.reason.len() + EXTRA_ROOM > http::free_room(ws) {
+        if bytes + head.reason.len() + EXTRA_ROOM > workspace::free_room(ws) {
             return Err("head larger than what is left of workspace_backend");
         }
-        let copy = |text: &[u8]| http::copy(ws, text).ok_or("workspace_backend is full");
+        let copy = |text: &[u8]| workspace::copy(ws, text).ok_or("workspace_backend is full");
 
         let htc = WS_Alloc(ws, size_of::<http_conn>() as u32).cast::<http_conn>();
         if htc.is_null() {

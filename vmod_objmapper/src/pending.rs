@@ -16,10 +16,10 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 
 use objmapper_l2::{Headers, Hit, Ticket};
+use varnishd::http::View;
 use varnishd::vsl;
 use varnishd_sys::bindings::{OC_F_HFM, OC_F_HFP, OC_F_PRIVATE, busyobj, vsl_log};
 
-use crate::http::View;
 use crate::om::Om;
 
 /// A response that has been made for a try, and what is still to be done about it.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use objmapper_abi::{Bytes, Publication, Published};
 use objmapper_l2::{Head, Hit, Outage, Outcome, SealedOutcome, Ticket, Writer};
 use varnishd::cast::busyobj_of;
+use varnishd::http::View;
 use varnishd::vsl;
 use varnishd_sys::bindings::{
     BOS_FINISHED, OC_F_FAILED, OF_ESIPROC, ObjGetLen, ObjIterate, VTIM_real, busyobj, vrt_ctx, vsl_log,
@@ -15,10 +16,10 @@ use varnishd_sys::functions::HSH_Kill;
 use crate::BOUNDARY;
 use crate::engine::{self, Storage};
 use crate::filter::Serving;
-use crate::http::View;
 use crate::object;
 use crate::om::Om;
 use crate::pending::{self, Pending, is_error};
+use crate::request::Request;
 
 /// What is to be done when the fetch is over.
 pub(crate) enum Work {
@@ -95,15 +96,15 @@ impl End<'_> {
         unsafe { vsl::decision(self.log(), &format!("{} {text}", self.om.name)) };
     }
 
-    fn request(&self) -> View<'_> {
+    fn request(&self) -> Request<'_> {
         // SAFETY: the fetch's own request, which nobody changes any more.
-        unsafe { View::new((*self.bo).bereq) }
+        Request(unsafe { View::new((*self.bo).bereq) })
     }
 
     /// What the client asked.
-    fn client(&self) -> View<'_> {
+    fn client(&self) -> Request<'_> {
         // SAFETY: as above.
-        unsafe { View::new((*self.bo).bereq0) }
+        Request(unsafe { View::new((*self.bo).bereq0) })
     }
 
     /// Whether the object is complete.
