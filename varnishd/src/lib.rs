@@ -2,6 +2,7 @@
 //!
 //! - [`boundary`]: no panic of a callback crosses into C.
 //! - [`cast`]: no pointer is trusted before its magic number is checked.
+//! - [`fetch`]: a fetch, begun anew by its director.
 //! - [`http`], [`workspace`]: a head and a workspace, read and written.
 //! - [`text`]: strings for C, and strings of C's.
 //! - [`vsl`]: lines in the transaction log.
@@ -11,6 +12,7 @@
 
 pub mod boundary;
 pub mod cast;
+pub mod fetch;
 pub mod http;
 pub mod text;
 pub mod vsl;

@@ -11,8 +11,7 @@ use varnishd::http::{self, View};
 use varnishd::vsl;
 use varnishd::workspace;
 use varnishd_sys::bindings::{
-    DIR_S_HDRS, DIR_S_NULL, HTTP_Setup, OC_F_FAILED, OC_F_PRIVATE, OF_IMSCAND, ObjCheckFlag, SLT_BerespMethod,
-    VDI_Finish, VDI_GetHdr, VFP_Close, VFP_Push, VFP_Setup, VRT_Assign_Backend, VTIM_real, busyobj, http_SetHeader,
+    OC_F_FAILED, OC_F_PRIVATE, OF_IMSCAND, ObjCheckFlag, VDI_GetHdr, VFP_Push, VTIM_real, busyobj, http_SetHeader,
     http_Unset, vfp_entry, vrt_ctx,
 };
 use varnishd_sys::branch::{if_modified_since, if_none_match};
@@ -252,27 +251,10 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    /// Begins the response anew, as `vbf_stp_startfetch` does, with us as its director.
+    /// Begins the response anew, with us as its director.
     fn reset(&self) {
-        let bo = self.bo;
-        // SAFETY: the calling thread's fetch, between VDI_GetHdr's call and its return: it has no response yet that anybody
-        // has seen.
-        unsafe {
-            if (*bo).director_state != DIR_S_NULL && !(*bo).htc.is_null() {
-                (*bo).acct.beresp_bodybytes += VFP_Close((*bo).vfc);
-                VDI_Finish(bo);
-            } else {
-                VFP_Close((*bo).vfc);
-            }
-            VFP_Setup((*bo).vfc, (*bo).wrk);
-            (*(*bo).vfc).oc = (*bo).fetch_objcore;
-            (*(*bo).vfc).resp = (*bo).beresp;
-            (*(*bo).vfc).req = (*bo).bereq;
-            (*bo).htc = std::ptr::null_mut();
-            HTTP_Setup((*bo).beresp, (&raw mut (*bo).ws).cast(), vsl::of_fetch(bo), SLT_BerespMethod);
-            VRT_Assign_Backend(&raw mut (*bo).director_resp, self.om.director());
-            (*bo).director_state = DIR_S_HDRS;
-        }
+        // SAFETY: the calling thread's fetch, between VDI_GetHdr's call and its return; the director lives as long as its VCL.
+        unsafe { varnishd::fetch::reset(self.bo, self.om.director()) };
     }
 
     fn stale(&self, stale: Stale, text: &str) -> c_int {
