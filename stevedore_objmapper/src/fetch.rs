@@ -7,6 +7,7 @@ use objmapper_engine::space::NoRoom;
 use objmapper_engine::transit::Readers;
 use varnishd::boundary::infallible;
 use varnishd::cast::{checked_objcore, has_magic, stevedore_ref, worker_ref};
+use varnishd::fetch_filters;
 use varnishd_sys::OC_F_TRANSIENT;
 use varnishd_sys::bindings::{
     BOS_FINISHED, OC_F_FAILED, OC_F_HFM, OC_F_PRIVATE, THR_GetBusyobj, VFP_esi, VFP_testgunzip, VTIM_real, cache_param,
@@ -60,16 +61,12 @@ fn filters(oc: *const objcore) -> Filters {
         // cache_gzip.c, cache_esi_fetch.c.
         let readers = [&raw const VFP_testgunzip, &raw const VFP_esi];
         let mut found = Filters::None;
-        let mut entry = (*bo.vfc).vfp.vtqh_first;
-        while let Some(filter) = entry.as_ref() {
-            let next = filter.list.vtqe_next;
-            if !next.is_null() {
-                if !readers.contains(&filter.vfp) {
-                    return Filters::Write;
-                }
-                found = Filters::Read;
+        // The last one is the source of the body.
+        for entry in fetch_filters::entries(bo.vfc).filter(|entry| !(**entry).list.vtqe_next.is_null()) {
+            if !readers.contains(&(*entry).vfp) {
+                return Filters::Write;
             }
-            entry = next;
+            found = Filters::Read;
         }
         found
     }

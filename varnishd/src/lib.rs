@@ -5,6 +5,7 @@
 //! - [`fetch`]: a fetch, begun anew by its director.
 //! - [`http`], [`workspace`]: a head and a workspace, read and written.
 //! - [`text`]: strings for C, and strings of C's.
+//! - [`fetch_filters`], [`delivery_filters`], [`esi`]: the filters of a fetch and of a delivery.
 //! - [`vsl`]: lines in the transaction log.
 //!
 //! This crate knows varnishd and nothing of objmapper: what differs between the two libraries is a parameter. Each of them
@@ -12,7 +13,10 @@
 
 pub mod boundary;
 pub mod cast;
+pub mod delivery_filters;
+pub mod esi;
 pub mod fetch;
+pub mod fetch_filters;
 pub mod http;
 pub mod text;
 pub mod vsl;

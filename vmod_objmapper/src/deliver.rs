@@ -11,13 +11,14 @@ use std::ptr::{NonNull, null_mut};
 use objmapper_abi::{Copied, Delivered, Place, Span, Wish};
 use varnishd::boundary::Constant;
 use varnishd::cast::{context, has_magic};
+use varnishd::delivery_filters;
 use varnishd::vsl::Line;
 use varnishd_sys::bindings::{
     HTTP_HDR_METHOD, VDP_END, VDP_FLUSH, VDP_bytes, WS_Alloc, cache_param, objcore, req, vdp, vdp_action, vdp_ctx,
-    vdp_entry, vrt_ctx,
+    vrt_ctx,
 };
 use varnishd_sys::branch::delivery_filter;
-use varnishd_sys::http1::{HTTP1_transport, V1l, VDP_range, VDP_v1l};
+use varnishd_sys::http1::{HTTP1_transport, V1l, VDP_range};
 
 use crate::BOUNDARY;
 use crate::deliver_send::{self, Failed};
@@ -176,29 +177,8 @@ unsafe fn state_of<'a>(private: *mut c_void) -> Option<&'a mut State> {
     unsafe { private.cast::<State>().as_mut() }.filter(|state| state.magic == STATE_MAGIC)
 }
 
-/// # Safety
-/// `entry` must be null or one of a delivery's.
-unsafe fn entry_of<'a>(entry: *const vdp_entry) -> Option<&'a vdp_entry> {
-    // SAFETY: by contract.
-    unsafe { has_magic(entry).then(|| &*entry) }
-}
-
-/// The HTTP/1 line at the end of a delivery, if it takes bytes as they are.
-///
-/// # Safety
-/// `entry` must be one of the calling thread's delivery.
-unsafe fn line_of(entry: &vdp_entry) -> Option<NonNull<V1l>> {
-    // SAFETY: by contract; VDP_v1l's private is a V1l.
-    unsafe {
-        if !std::ptr::eq(entry.vdp, VDP_v1l) {
-            return None;
-        }
-        V1l::checked(entry.priv_)
-    }
-}
-
 fn is_chunked(line: NonNull<V1l>) -> bool {
-    // SAFETY: a line of this thread's delivery (`line_of`).
+    // SAFETY: a line of this thread's delivery (`delivery_filters::line`).
     unsafe { (*line.as_ptr()).ciov < (*line.as_ptr()).siov }
 }
 
@@ -212,11 +192,11 @@ unsafe extern "C" fn wish(vdc: *const c_void) -> Wish {
                 return Wish::Bytes;
             }
             let mut alone = true;
-            let mut at = (*vdc).vdp.vtqh_first;
-            while let Some(entry) = entry_of(at) {
-                let next = entry.list.vtqe_next;
+            for entry in delivery_filters::entries(vdc) {
                 if std::ptr::eq(entry.vdp, SENDER.address()) {
-                    let line = entry_of(next).and_then(|last| line_of(last)).filter(|line| !is_chunked(*line));
+                    let line = delivery_filters::entry(entry.list.vtqe_next)
+                        .and_then(|last| delivery_filters::line(last))
+                        .filter(|line| !is_chunked(*line));
                     let (Some(_), Some(state)) = (line, state_of(entry.priv_)) else { return Wish::Bytes };
                     if state.always != Copied::None {
                         return if alone { Wish::Kernel } else { Wish::Bytes };
@@ -225,7 +205,6 @@ unsafe extern "C" fn wish(vdc: *const c_void) -> Wish {
                     return state.wish;
                 }
                 alone &= std::ptr::eq(entry.vdp, &raw const VDP_range);
-                at = next;
             }
         }
         Wish::Bytes
@@ -259,7 +238,9 @@ unsafe extern "C" fn bytes(
                 state.add_copied(why_not(vdc, state.streaming), size as u64);
                 return VDP_bytes(vdc, act, ptr, len);
             };
-            let line = entry_of((*vdc).nxt).and_then(|next| line_of(next)).filter(|line| !is_chunked(*line));
+            let line = delivery_filters::entry((*vdc).nxt)
+                .and_then(|next| delivery_filters::line(next))
+                .filter(|line| !is_chunked(*line));
             let Some(line) = line.filter(|_| size >= LEAST) else {
                 let why = if line.is_some() { Copied::Small } else { Copied::Filtered };
                 return copy(vdc, state, why, act, ptr, span, 0..size);
@@ -372,16 +353,16 @@ fn unreadable(errno: c_int) -> c_int {
 unsafe fn why_not(vdc: *const vdp_ctx, streaming: bool) -> Copied {
     // SAFETY: by contract.
     unsafe {
-        let Some(line) = entry_of((*vdc).nxt).and_then(|next| line_of(next)) else { return Copied::Filtered };
-        let mut at = (*vdc).vdp.vtqh_first;
-        while let Some(entry) = entry_of(at) {
+        let Some(line) = delivery_filters::entry((*vdc).nxt).and_then(|next| delivery_filters::line(next)) else {
+            return Copied::Filtered;
+        };
+        for entry in delivery_filters::entries(vdc) {
             if std::ptr::eq(entry.vdp, SENDER.address()) {
                 break;
             }
             if !std::ptr::eq(entry.vdp, &raw const VDP_range) {
                 return Copied::Filtered;
             }
-            at = entry.list.vtqe_next;
         }
         match streaming {
             _ if is_chunked(line) => Copied::Chunked,

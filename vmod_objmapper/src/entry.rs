@@ -5,6 +5,7 @@ use std::ptr::{null, null_mut};
 
 use varnishd::boundary::{self, Constant};
 use varnishd::cast::{busyobj_of, context};
+use varnishd::esi;
 use varnishd::http::View;
 use varnishd::text::bytes;
 use varnishd::vsl;
@@ -20,7 +21,7 @@ use crate::ffi::{VCL_MET_HASH, VCL_MET_RECV, vmod_objmapper_director};
 use crate::om::Om;
 use crate::publish::Work;
 use crate::transaction::{self, Status};
-use crate::{deliver_place, director, esi, fetch, refresh};
+use crate::{deliver_place, director, fetch, refresh};
 
 /// What a VCL has beyond its directors: the private of PRIV_VCL.
 #[derive(Default)]

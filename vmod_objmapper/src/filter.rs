@@ -1,7 +1,7 @@
 //! Fetch filters (VFP): the source of a record's body, and one that only sees that a response becomes an object.
 
 use std::cell::{Cell, RefCell};
-use std::ffi::{CStr, c_void};
+use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 use std::rc::Rc;
 
@@ -12,6 +12,7 @@ use varnishd::cast::{busyobj_of, context};
 use varnishd::http::View;
 use varnishd::text::c_text;
 use varnishd::vsl;
+use varnishd::{esi, fetch_filters};
 use varnishd_sys::bindings::{
     OF_CHGCE, OF_GZIPED, VFP_END, VFP_ERROR, VFP_Error, VFP_NULL, VFP_OK, busyobj, vfp, vfp_ctx, vfp_entry, vfp_status,
     vrt_ctx,
@@ -19,10 +20,10 @@ use varnishd_sys::bindings::{
 
 use crate::BOUNDARY;
 use crate::engine::{self, Storage};
+use crate::object;
 use crate::om::Om;
 use crate::pending::Pending;
 use crate::request::Request;
-use crate::{esi, object};
 
 /// A record that is being served.
 pub(crate) struct Serving {
@@ -216,26 +217,19 @@ unsafe fn keep_gzip(vc: *mut vfp_ctx, vfe: *mut vfp_entry, serving: &Serving) ->
     // SAFETY: by contract; the list is of entries in the workspace, ours is its last. VFP_Open walks it from there
     // to its first and takes the next one after we return.
     unsafe {
-        let name = |entry: *mut vfp_entry| CStr::from_ptr((*(*entry).vfp).name).to_bytes();
         // An ETag that was weakened because of it stays weak after varnishd's own 304.
         (*vc).obj_flags |= u32::from(serving.hit.head.flags) & OF_CHGCE;
         let mut in_place = true;
-        let mut entry = (*vc).vfp.vtqh_first;
-        while !entry.is_null() && !std::ptr::eq(entry, vfe) {
-            let next = (*entry).list.vtqe_next;
-            if name(entry) == b"testgunzip" && serving.hit.head.gzip_bits.is_some() && std::ptr::eq(next, vfe) {
-                // VTAILQ_REMOVE; it was not opened yet, so that there is nothing to close.
-                *(*entry).list.vtqe_prev = next;
-                (*next).list.vtqe_prev = (*entry).list.vtqe_prev;
-                if std::ptr::eq((*vc).vfp_nxt, entry) {
-                    (*vc).vfp_nxt = next;
-                }
+        for entry in fetch_filters::entries(vc).take_while(|entry| !std::ptr::eq(*entry, vfe)) {
+            let name = fetch_filters::name(entry);
+            let is_next = std::ptr::eq((*entry).list.vtqe_next, vfe);
+            if name == b"testgunzip" && serving.hit.head.gzip_bits.is_some() && is_next {
+                fetch_filters::remove(vc, entry);
                 (*vc).obj_flags |= OF_GZIPED;
                 serving.gzip.set(true);
-            } else if !matches!(name(entry), b"testgunzip" | b"esi") {
+            } else if !matches!(name, b"testgunzip" | b"esi") {
                 in_place = false;
             }
-            entry = next;
         }
         in_place
     }

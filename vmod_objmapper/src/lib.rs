@@ -21,7 +21,6 @@ mod deliver_send;
 mod director;
 mod engine;
 mod entry;
-mod esi;
 mod fetch;
 mod ffi;
 mod filter;
