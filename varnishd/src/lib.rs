@@ -1,5 +1,6 @@
 //! What a storage engine and a VMOD both need above varnishd's private ABI (`varnishd-sys`).
 //!
+//! - [`bans`]: varnishd's list of bans, and news of it.
 //! - [`boundary`]: no panic of a callback crosses into C.
 //! - [`cast`]: no pointer is trusted before its magic number is checked.
 //! - [`fetch`]: a fetch, begun anew by its director.
@@ -11,6 +12,7 @@
 //! This crate knows varnishd and nothing of objmapper: what differs between the two libraries is a parameter. Each of them
 //! links a copy of its own.
 
+pub mod bans;
 pub mod boundary;
 pub mod cast;
 pub mod delivery_filters;
