@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_void};
 use std::ptr::null;
 use std::time::SystemTime;
 
-use objmapper_l2::{Head, Headers, Hit};
+use objmapper_l2::{Head, Headers, Hit, is_hop_by_hop, is_never_stored};
 use varnishd::http::{self, View};
 use varnishd::text::text;
 use varnishd::workspace;
@@ -23,28 +23,13 @@ const EXTRA_ROOM: usize = 2048;
 /// Lines for Age, Content-Length and what varnishd may add.
 const EXTRA_LINES: usize = 4;
 
-/// Headers of one connection (RFC 9110, section 7.6.1), and those that varnishd takes for such (`tbl/http_headers.h`).
-const HOP_BY_HOP: [&[u8]; 10] = [
-    b"Connection",
-    b"Proxy-Connection",
-    b"Keep-Alive",
-    b"TE",
-    b"Trailer",
-    b"Transfer-Encoding",
-    b"Upgrade",
-    b"HTTP2-Settings",
-    b"Proxy-Authenticate",
-    b"Proxy-Authorization",
-];
-
 fn is_one_of(name: &[u8], names: &[&[u8]]) -> bool {
     names.iter().any(|one| one.eq_ignore_ascii_case(name))
 }
 
-/// Headers that a record does not have: each connection has its own, and each response from the record says its own.
-fn is_said_anew(line: &[u8]) -> bool {
-    let name = http::name_of(line);
-    is_one_of(name, &[b"Age", b"Content-Length"]) || is_one_of(name, &HOP_BY_HOP)
+/// Returns true if and only if no record holds a header line like this one.
+fn is_left_out(line: &[u8]) -> bool {
+    is_never_stored(http::name_of(line))
 }
 
 /// Makes the response of a fetch from a record, with a filter in place of a connection.
@@ -58,7 +43,7 @@ pub(crate) unsafe fn respond(
     filter: *const vfp,
 ) -> Result<*mut vfp_entry, &'static str> {
     let head = &hit.head;
-    let lines = head.headers.iter().filter(|line| !is_said_anew(line));
+    let lines = head.headers.iter().filter(|line| !is_left_out(line));
     let (count, bytes) = lines.fold((0, 0), |(count, bytes), line| (count + 1, bytes + line.len() + 16));
     // SAFETY: by contract: everything is of this thread's transaction.
     unsafe {
@@ -77,7 +62,7 @@ pub(crate) unsafe fn respond(
         }
         let reason = copy(&head.reason)?;
         http_PutResponse((*bo).beresp, c"HTTP/1.1".as_ptr(), head.status, reason);
-        for line in head.headers.iter().filter(|line| !is_said_anew(line)) {
+        for line in head.headers.iter().filter(|line| !is_left_out(line)) {
             http_SetHeader((*bo).beresp, copy(line)?);
         }
         let body_len = hit.record.body_len();
@@ -124,7 +109,7 @@ pub(crate) unsafe fn head(bo: *mut busyobj) -> Option<Head> {
         let mut line: *const c_char = null();
         while HTTP_IterHdrPack(wrk, oc, &raw mut line) != 0 {
             let text = text(line)?;
-            if !is_said_anew(text) && !headers.push(text) {
+            if !is_left_out(text) && !headers.push(text) {
                 return None;
             }
         }
@@ -170,7 +155,7 @@ pub(crate) fn refreshed(old: &Head, answer: View<'_>, now: SystemTime) -> Option
             continue;
         }
         said.push(name);
-        if is_one_of(name, &HOP_BY_HOP) || is_one_of(name, &named) {
+        if is_hop_by_hop(name) || is_one_of(name, &named) {
             continue;
         }
         // The origin's ETag is of its own coding of the body, ours is of another.
@@ -183,7 +168,7 @@ pub(crate) fn refreshed(old: &Head, answer: View<'_>, now: SystemTime) -> Option
             return None;
         }
     }
-    for line in old.headers.iter().filter(|line| !is_said_anew(line)) {
+    for line in old.headers.iter().filter(|line| !is_left_out(line)) {
         if !said.iter().any(|name| name.eq_ignore_ascii_case(http::name_of(line))) && !headers.push(line) {
             return None;
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::bans::spec::{Ban, DurationOf, NumberOper, Subject, Test, TextOper};
 use crate::head::Head;
+use crate::never_stored::is_never_stored;
 use crate::regex::{Regex, Regexes};
 use crate::request::RequestView;
 
@@ -32,9 +33,6 @@ const FILTERED: &[&str] = &[
     // Set by varnishd if it handles gzip.
     "Accept-Encoding",
 ];
-
-/// Headers that no record holds, because whoever serves it says them anew.
-const SAID_ANEW: &[&str] = &["Age", "Connection", "Content-Length", "Transfer-Encoding"];
 
 /// Compiled patterns. `None` in it: one that cannot be compiled.
 #[derive(Default, Clone)]
@@ -95,7 +93,7 @@ fn text_matches(
             request.header(name)
         }
         Subject::ObjectHeader(name) => {
-            if SAID_ANEW.iter().any(|anew| name.eq_ignore_ascii_case(anew.as_bytes())) {
+            if is_never_stored(name) {
                 return true;
             }
             head.headers.get(name)
