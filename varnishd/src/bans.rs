@@ -7,9 +7,7 @@ use std::ffi::{c_int, c_uint};
 use std::ptr::null_mut;
 use std::sync::OnceLock;
 
-use varnishd_sys::ban::{
-    BAN_MAGIC, BANS_FLAG_COMPLETED, BANS_FLAGS, BANS_HEAD_LEN, BANS_LENGTH, Ban, ban_head, ban_mtx,
-};
+use varnishd_sys::ban::{BANS_FLAG_COMPLETED, BANS_FLAGS, BANS_HEAD_LEN, BANS_LENGTH, Ban, ban_head, ban_mtx};
 use varnishd_sys::bindings::{Lck__Lock, Lck__Unlock};
 use varnishd_sys::functions::STV__iter;
 use varnishd_sys::stevedore::{BI_NEW, Stevedore, StorageBanInfo};
@@ -88,7 +86,7 @@ impl List {
         let mut next: *const Ban = unsafe { ban_head.first };
         let bans = std::iter::from_fn(move || {
             // SAFETY: as above; an element is a ban or null.
-            let ban = unsafe { next.as_ref() }.filter(|ban| ban.magic == BAN_MAGIC)?;
+            let ban = unsafe { has_magic(next).then(|| &*next) }?;
             next = ban.list.next;
             Some(ban)
         });

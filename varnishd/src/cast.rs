@@ -6,6 +6,7 @@
 use std::ffi::c_uint;
 use std::mem::offset_of;
 
+use varnishd_sys::ban::{BAN_MAGIC, Ban};
 use varnishd_sys::bindings::{
     BUSYOBJ_MAGIC, DIRECTOR_MAGIC, HTTP_MAGIC, OBJCORE_MAGIC, REQ_MAGIC, VDP_CTX_MAGIC, VDP_ENTRY_MAGIC, VRT_CTX_MAGIC,
     WORKER_MAGIC, busyobj, director, http, req, vdp_ctx, vdp_entry, vrt_ctx,
@@ -41,6 +42,7 @@ magic! {
     objcore, OBJCORE_MAGIC, "an objcore";
     worker, WORKER_MAGIC, "a worker";
     Stevedore, STEVEDORE_MAGIC, "a stevedore";
+    Ban, BAN_MAGIC, "a ban";
     vrt_ctx, VRT_CTX_MAGIC, "a VRT_CTX";
     busyobj, BUSYOBJ_MAGIC, "a busyobj";
     director, DIRECTOR_MAGIC, "a director";
