@@ -69,7 +69,7 @@ pub unsafe fn spec<'a>(ban: *const u8, len: usize) -> Option<&'a [u8]> {
 }
 
 /// varnishd's list of bans, locked.
-pub struct List;
+pub struct List(());
 
 impl List {
     /// Locks it, until the value is dropped.
@@ -77,7 +77,7 @@ impl List {
     pub fn lock() -> List {
         // SAFETY: varnishd makes the mutex before it loads any VCL; the name is static.
         unsafe { Lck__Lock(&raw mut ban_mtx, c"objmapper bans".as_ptr(), 0) };
-        List
+        List(())
     }
 
     /// The specs of the bans that objects are still to be tested by, from the newest to the oldest.

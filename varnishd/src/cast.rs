@@ -145,11 +145,14 @@ pub unsafe fn http_ref<'a>(head: *const http) -> &'a http {
 }
 
 /// The fetch of a context, checked; null if it is not one of a fetch.
+///
+/// # Safety
+/// `ctx` must be one of varnishd's, whose busyobj is null or the calling thread's own.
 #[inline]
 #[track_caller]
-pub fn busyobj_of(ctx: &vrt_ctx) -> *mut busyobj {
+pub unsafe fn busyobj_of(ctx: &vrt_ctx) -> *mut busyobj {
     if !ctx.bo.is_null() {
-        // SAFETY: a context's busyobj is null or the calling thread's own.
+        // SAFETY: by contract.
         unsafe { checked("busyobj_of", ctx.bo) };
     }
     ctx.bo

@@ -1,4 +1,4 @@
-//! A fetch (Varnish: `cache/cache_fetch.c`), begun anew by its director.
+//! A fetch (Varnish: `cache/cache_fetch.c`), begun anew by its director, or handed to another one.
 
 use std::ptr::null_mut;
 
@@ -32,5 +32,19 @@ pub unsafe fn reset(bo: *mut busyobj, director: VCL_BACKEND) {
         HTTP_Setup((*bo).beresp, (&raw mut (*bo).ws).cast(), vsl::of_fetch(bo), SLT_BerespMethod);
         VRT_Assign_Backend(&raw mut (*bo).director_resp, director);
         (*bo).director_state = DIR_S_HDRS;
+    }
+}
+
+/// Has varnishd treat `director` as the one of the fetch, for the time of `call`.
+///
+/// # Safety
+/// `bo` must be the calling thread's busyobj. `director` must live until `call` returns: neither director's reference is touched.
+pub unsafe fn with_director<T>(bo: *mut busyobj, director: VCL_BACKEND, call: impl FnOnce(*mut busyobj) -> T) -> T {
+    // SAFETY: by contract.
+    unsafe {
+        let own = std::mem::replace(&mut (*bo).director_req, director);
+        let value = call(bo);
+        (*bo).director_req = own;
+        value
     }
 }

@@ -3,7 +3,7 @@
 //! - [`bans`]: varnishd's list of bans, and news of it.
 //! - [`boundary`]: no panic of a callback crosses into C.
 //! - [`cast`]: no pointer is trusted before its magic number is checked.
-//! - [`fetch`]: a fetch, begun anew by its director.
+//! - [`fetch`]: a fetch, begun anew by its director, or handed to another one.
 //! - [`http`], [`workspace`]: a head and a workspace, read and written.
 //! - [`text`]: strings for C, and strings of C's.
 //! - [`fetch_filters`], [`delivery_filters`], [`esi`]: the filters of a fetch and of a delivery.

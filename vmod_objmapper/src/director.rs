@@ -6,6 +6,7 @@ use std::ptr::{self, null_mut};
 
 use varnishd::boundary::Constant;
 use varnishd::cast::{busyobj_of, context, director_ref};
+use varnishd::fetch::with_director;
 use varnishd_sys::bindings::{
     SC_TX_ERROR, VCL_BACKEND, VCL_BOOL, VCL_TIME, VDI_Http1Pipe, VDI_METHODS_MAGIC, VRT_AddDirector, VRT_Healthy,
     VSB_bcat, stream_close_t, vdi_methods, vrt_ctx, vsb,
@@ -113,11 +114,8 @@ unsafe extern "C" fn http1pipe(ctx: *const vrt_ctx, dir: VCL_BACKEND) -> stream_
     BOUNDARY.fallible("http1pipe", failure, || {
         // SAFETY: varnishd's own context and director, for this call.
         let (checked, om) = unsafe { (context(ctx), om_of(dir)) };
-        let bo = busyobj_of(checked);
-        fetch::through(bo, om, |bo| {
-            // SAFETY: VDI_Http1Pipe called us with both.
-            unsafe { VDI_Http1Pipe(checked.req, bo) }
-        })
+        // SAFETY: VDI_Http1Pipe called us with both; our director keeps a reference to its backend.
+        unsafe { with_director(busyobj_of(checked), om.inner(), |bo| VDI_Http1Pipe(checked.req, bo)) }
     })
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use objmapper_l2::{Adopts, Counters, Finding, Hit, Key, Lookup, MissReason, Stale, Ticket};
 use sha2::{Digest, Sha256};
 use varnishd::cast::busyobj_of;
+use varnishd::fetch::{reset, with_director};
 use varnishd::http::{self, View};
 use varnishd::vsl;
 use varnishd::workspace;
@@ -34,24 +35,13 @@ const SAME_ORIGIN: f64 = 1.0;
 /// What the filter that sees a response's end takes of the workspace, and some alignment.
 const WITNESS_ROOM: usize = size_of::<vfp_entry>() + 64;
 
-/// Has varnishd treat the director's backend as the fetch's, for the time of a call.
-pub(crate) fn through<T>(bo: *mut busyobj, om: &Om, call: impl FnOnce(*mut busyobj) -> T) -> T {
-    // SAFETY: the fetch is the calling thread's. Neither pointer's reference is touched: our director keeps that to its
-    // backend for as long as it lives, which is longer than the call.
-    unsafe {
-        let own = std::mem::replace(&mut (*bo).director_req, om.inner());
-        let value = call(bo);
-        (*bo).director_req = own;
-        value
-    }
-}
-
 /// Answers `VDI_GetHdr`.
 ///
 /// # Safety
 /// `ctx` must be the calling thread's, of a fetch.
 pub(crate) unsafe fn gethdrs(ctx: &vrt_ctx, om: &Om) -> c_int {
-    let bo = busyobj_of(ctx);
+    // SAFETY: by contract.
+    let bo = unsafe { busyobj_of(ctx) };
     // SAFETY: by contract.
     let begun = unsafe { transaction::with(ctx, om, |turn| (turn.asking, turn.uri.clone())) };
     let uri = match begun {
@@ -162,8 +152,9 @@ impl Fetch<'_> {
     /// Has varnishd ask the real backend.
     fn ask(&self) -> c_int {
         self.turn(|turn| turn.asking = true);
-        // SAFETY: the calling thread's fetch, in which varnishd has called us from VDI_GetHdr.
-        let result = through(self.bo, self.om, |bo| unsafe { VDI_GetHdr(bo) });
+        // SAFETY: the calling thread's fetch, in which varnishd has called us from VDI_GetHdr; our director keeps a reference to its
+        // backend.
+        let result = unsafe { with_director(self.bo, self.om.inner(), |bo| VDI_GetHdr(bo)) };
         self.turn(|turn| turn.asking = false);
         result
     }
@@ -254,7 +245,7 @@ impl Fetch<'_> {
     /// Begins the response anew, with us as its director.
     fn reset(&self) {
         // SAFETY: the calling thread's fetch, between VDI_GetHdr's call and its return; the director lives as long as its VCL.
-        unsafe { varnishd::fetch::reset(self.bo, self.om.director()) };
+        unsafe { reset(self.bo, self.om.director()) };
     }
 
     fn stale(&self, stale: Stale, text: &str) -> c_int {

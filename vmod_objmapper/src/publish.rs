@@ -46,7 +46,8 @@ impl Work {
 /// # Safety
 /// `ctx` must be that of the task's end, in its thread.
 pub(crate) unsafe fn settle(ctx: &vrt_ctx, works: impl Iterator<Item = Work>) {
-    let bo = busyobj_of(ctx);
+    // SAFETY: by contract.
+    let bo = unsafe { busyobj_of(ctx) };
     for work in works {
         if bo.is_null() {
             continue;

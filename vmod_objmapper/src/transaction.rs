@@ -90,7 +90,8 @@ impl Turn {
 
 /// The try that a context is of.
 fn attempt(ctx: &vrt_ctx) -> u32 {
-    let bo = busyobj_of(ctx);
+    // SAFETY: a context of varnishd's, in its thread.
+    let bo = unsafe { busyobj_of(ctx) };
     // SAFETY: a checked busyobj of the calling thread's.
     if bo.is_null() { 0 } else { unsafe { (*bo).retries } }
 }
