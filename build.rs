@@ -2,12 +2,12 @@
 //! is not known, and tells cargo what depends on it.
 //!
 //! It is compiled as the library `objmapper-build`, which the `build.rs` of each crate calls. [`BRANCHES`] is the only place
-//! that names branches: code asks for a capability, and only in `varnish-stevedore-sys`.
+//! that names branches: code asks for a capability, and only in `varnishd-sys`.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// A branch of Varnish whose private structures `varnish-stevedore-sys` declares.
+/// A branch of Varnish whose private structures `varnishd-sys` declares.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Branch {
     /// The name that its `VMOD_ABI_Version` begins with.
@@ -90,7 +90,7 @@ impl Varnish {
     }
 
     /// Tells cargo what the branch can do, as `cfg(varnishd_has = "…")`, and the product's name in its own programs as the
-    /// environment variable `VARNISH_TARNAME`. For `varnish-stevedore-sys` only: what is above it sees one interface.
+    /// environment variable `VARNISH_TARNAME`. For `varnishd-sys` only: what is above it sees one interface.
     pub fn emit_capabilities(&self) {
         let known: Vec<String> = CAPABILITIES.iter().map(|name| format!("\"{name}\"")).collect();
         println!("cargo::rustc-check-cfg=cfg(varnishd_has, values({}))", known.join(", "));

@@ -41,9 +41,9 @@ fn main() {
         .allowlist_function("vmod_.*")
         .allowlist_type("vmod_data")
         .allowlist_var("VCL_MET_(RECV|HASH)")
-        // All else is what varnish-stevedore-sys declares.
+        // All else is what varnishd-sys declares.
         .blocklist_type("vrt_ctx|director|vmod_priv|VCL_.*|vcl_event_e")
-        .raw_line("use varnish_stevedore_sys::bindings::*;")
+        .raw_line("use varnishd_sys::bindings::*;")
         .raw_line("pub type VCL_DURATION = vtim_dur;")
         .default_enum_style(bindgen::EnumVariation::Consts)
         .layout_tests(false)

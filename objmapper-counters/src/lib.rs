@@ -1,7 +1,7 @@
 //! Sets of counters whose documentation in the source is what varnishstat(1) shows.
 //!
 //! [`counters!`] makes a structure of atomics and a [`Description`] of it. The user decides where the atomics are: in a
-//! test a plain value, in varnishd a segment of shared memory (`varnish-stevedore-sys`, `vsc::Segment`).
+//! test a plain value, in varnishd a segment of shared memory (`varnishd-sys`, `vsc::Segment`).
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;

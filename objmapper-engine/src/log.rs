@@ -1,15 +1,13 @@
 //! Lines for an operator, on the child's standard error, which varnishd passes to syslog. A line that can repeat is
 //! bounded in rate ([`Repeating`]).
 
-use std::io::Write;
 use std::time::Duration;
 
 use objmapper_log::RateLimited;
 
-/// Writes a line with one write(2), because the VMOD's copy of the standard library, with a lock of its own, writes
-/// there too. An error of standard error is ignored: there is no other place to report it.
+/// Writes a line of the storage `ident`.
 pub fn line(ident: &str, message: &str) {
-    let _ = std::io::stderr().write_all(format!("objmapper storage {ident}: {message}\n").as_bytes());
+    objmapper_log::stderr_line("storage", ident, message);
 }
 
 /// One kind of line that can repeat, bounded in rate.

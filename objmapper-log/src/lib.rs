@@ -1,4 +1,4 @@
-//! A bound on log lines that can repeat.
+//! Log lines for an operator, and a bound on those that can repeat.
 //!
 //! A line that a peer, a client or a disk can cause repeatedly goes through a [`RateLimited`], which counts
 //! the lines that it leaves out. The next line that it admits ends with their number:
@@ -15,8 +15,16 @@
 //! ```
 
 use std::fmt;
+use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Writes `objmapper <part> <ident>: <message>` to standard error, which varnishd passes from its child to syslog. In one
+/// piece: the storage engine and the VMOD have a copy of the standard library each, with a lock of its own. A full or closed
+/// standard error is no reason to fail.
+pub fn stderr_line(part: &str, ident: &str, message: &str) {
+    let _ = std::io::stderr().write_all(format!("objmapper {part} {ident}: {message}\n").as_bytes());
+}
 
 /// Admits a limited number of lines in each interval. May be a `static`; callable from any thread.
 #[derive(Debug)]

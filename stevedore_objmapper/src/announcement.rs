@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use objmapper_engine::adopt::Announced;
 use objmapper_engine::engine::Engine;
-use varnish_stevedore_sys::objcore;
+use varnishd_sys::objcore;
 
 /// A record that is pinned for the next object of an objcore. Dropped, the pin is given up.
 struct Announcement {

@@ -6,9 +6,9 @@ use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use objmapper_abi::{Bytes, OnBan};
-use varnish_stevedore_sys::stevedore::{BI_NEW, Stevedore};
+use varnishd_sys::stevedore::{BI_NEW, Stevedore};
 
-use crate::boundary::fallible;
+use crate::BOUNDARY;
 use crate::storage;
 
 /// Who is told of new bans: an [`OnBan`], or null.
@@ -21,7 +21,7 @@ pub(crate) fn set_listener(listener: Option<OnBan>) {
 
 /// `baninfo` of a stevedore: called for each storage, under varnishd's ban mutex. 0: varnishd need not export its list.
 pub(crate) unsafe extern "C" fn baninfo(stv: *const Stevedore, event: c_uint, ban: *const u8, len: c_uint) -> c_int {
-    fallible("baninfo", (), || {
+    BOUNDARY.fallible("baninfo", (), || {
         // Once per ban, however many storages there are.
         if event != BI_NEW || !std::ptr::eq(stv, storage::first()) {
             return;

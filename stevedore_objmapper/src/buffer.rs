@@ -4,10 +4,12 @@ use std::ffi::c_void;
 use std::ptr::null_mut;
 
 use objmapper_engine::heap::HeapChunk;
-use varnish_stevedore_sys::stevedore::Stevedore;
-use varnish_stevedore_sys::worker;
+use varnishd::boundary::infallible;
+use varnishd::cast::stevedore_ref;
+use varnishd_sys::stevedore::Stevedore;
+use varnishd_sys::worker;
 
-use crate::boundary::{fallible, infallible, stevedore_ref};
+use crate::BOUNDARY;
 use crate::object::alloc_exactly;
 use crate::storage::engine_of;
 
@@ -24,7 +26,7 @@ pub(crate) unsafe extern "C" fn allocbuf(
     size: usize,
     ppriv: *mut usize,
 ) -> *mut c_void {
-    fallible("allocbuf", null_mut(), || {
+    BOUNDARY.fallible("allocbuf", null_mut(), || {
         // SAFETY: varnishd hands us its own stevedore.
         let (checked, engine) = unsafe { (stevedore_ref(stv), engine_of(stv)) };
         if u32::try_from(size).is_err() {

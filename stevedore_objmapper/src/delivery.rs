@@ -4,9 +4,11 @@
 use std::ffi::c_void;
 use std::ptr::{NonNull, addr_eq};
 
-use varnish_stevedore_sys::bindings::{SC_NULL, SC_TX_ERROR, VDP_CTX_MAGIC, VDP_ENTRY_MAGIC, vdp_ctx, vdp_entry};
-use varnish_stevedore_sys::http1::{V1l, VDP_ObjIterate, VDP_range, VDP_v1l};
-use varnish_stevedore_sys::obj_methods::ObjIterateFn;
+use varnishd::cast::has_magic;
+use varnishd::delivery_filters;
+use varnishd_sys::bindings::{SC_NULL, SC_TX_ERROR, vdp_ctx, vdp_entry};
+use varnishd_sys::http1::{V1l, VDP_ObjIterate, VDP_range, VDP_v1l};
+use varnishd_sys::obj_methods::ObjIterateFn;
 
 /// A delivery of the calling thread's.
 #[derive(Clone, Copy)]
@@ -24,7 +26,7 @@ impl Delivery {
         }
         let found = NonNull::new(private.cast::<vdp_ctx>())?;
         // SAFETY: the private of VDP_ObjIterate is a delivery.
-        (unsafe { (*found.as_ptr()).magic } == VDP_CTX_MAGIC).then_some(Delivery(found))
+        unsafe { has_magic(found.as_ptr()) }.then_some(Delivery(found))
     }
 
     /// As [`VDP_ObjIterate`] wants it.
@@ -32,31 +34,24 @@ impl Delivery {
         self.0.as_ptr().cast()
     }
 
-    fn entries(self) -> impl Iterator<Item = *const vdp_entry> {
+    fn entries<'a>(self) -> impl Iterator<Item = &'a vdp_entry> {
         // SAFETY: the list is this thread's, and does not change while its body is iterated.
-        let mut at = unsafe { (*self.0.as_ptr()).vdp.vtqh_first }.cast_const();
-        std::iter::from_fn(move || {
-            // SAFETY: as above.
-            let entry = unsafe { at.as_ref() }.filter(|entry| entry.magic == VDP_ENTRY_MAGIC)?;
-            let this = std::mem::replace(&mut at, entry.list.vtqe_next);
-            Some(this)
-        })
+        unsafe { delivery_filters::entries(self.0.as_ptr()) }
     }
 
     /// The HTTP/1 line at its end, if it ends there.
     fn line(self) -> Option<NonNull<V1l>> {
         let last = self.entries().last()?;
-        // SAFETY: an entry of this thread's delivery; the private of VDP_v1l is a V1l.
-        unsafe { if addr_eq((*last).vdp, VDP_v1l) { V1l::checked((*last).priv_) } else { None } }
+        // SAFETY: an entry of this thread's delivery.
+        unsafe { delivery_filters::line(last) }
     }
 
     /// Returns true if nothing but system calls looks at the bytes: HTTP/1, with nothing before it that does more than
     /// leave some of them out.
     pub(crate) fn only_kernel_reads(self) -> bool {
-        let range = &raw const VDP_range;
-        // SAFETY: entries of this thread's delivery.
-        let looks =
-            |entry: *const vdp_entry| unsafe { !addr_eq((*entry).vdp, range) && !addr_eq((*entry).vdp, VDP_v1l) };
+        // SAFETY: VDP_v1l is a constant of varnishd's.
+        let (range, http1) = unsafe { (&raw const VDP_range, VDP_v1l) };
+        let looks = |entry: &vdp_entry| !addr_eq(entry.vdp, range) && !addr_eq(entry.vdp, http1);
         !self.entries().any(looks) && self.line().is_some()
     }
 

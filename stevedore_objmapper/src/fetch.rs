@@ -5,15 +5,17 @@ use std::ffi::c_int;
 use objmapper_engine::grant::ChunkLimits;
 use objmapper_engine::space::NoRoom;
 use objmapper_engine::transit::Readers;
-use varnish_stevedore_sys::OC_F_TRANSIENT;
-use varnish_stevedore_sys::bindings::{
-    BOS_FINISHED, BUSYOBJ_MAGIC, OC_F_FAILED, OC_F_HFM, OC_F_PRIVATE, THR_GetBusyobj, VFP_esi, VFP_testgunzip,
-    VTIM_real, cache_param,
+use varnishd::boundary::infallible;
+use varnishd::cast::{checked_objcore, has_magic, stevedore_ref, worker_ref};
+use varnishd::fetch_filters;
+use varnishd_sys::OC_F_TRANSIENT;
+use varnishd_sys::bindings::{
+    BOS_FINISHED, OC_F_FAILED, OC_F_HFM, OC_F_PRIVATE, THR_GetBusyobj, VFP_esi, VFP_testgunzip, VTIM_real, cache_param,
 };
-use varnish_stevedore_sys::functions::{HSH_Kill, LRU_Add, LRU_NukeOne};
-use varnish_stevedore_sys::{boc, objcore, worker};
+use varnishd_sys::functions::{HSH_Kill, LRU_Add, LRU_NukeOne};
+use varnishd_sys::{boc, objcore, worker};
 
-use crate::boundary::{checked_objcore, fallible, infallible, stevedore_ref, worker_ref};
+use crate::BOUNDARY;
 use crate::object::object_of;
 use crate::transit;
 
@@ -48,23 +50,23 @@ enum Filters {
 fn filters(oc: *const objcore) -> Filters {
     // SAFETY: the busyobj of this thread's fetch, or null (cache_main.c); its filters are this thread's.
     unsafe {
-        let Some(bo) = THR_GetBusyobj().as_ref() else { return Filters::Write };
-        if bo.magic != BUSYOBJ_MAGIC || !std::ptr::eq(bo.fetch_objcore, oc) || bo.vfc.is_null() {
+        let bo = THR_GetBusyobj();
+        if !has_magic(bo) {
+            return Filters::Write;
+        }
+        let bo = &*bo;
+        if !std::ptr::eq(bo.fetch_objcore, oc) || bo.vfc.is_null() {
             return Filters::Write;
         }
         // cache_gzip.c, cache_esi_fetch.c.
         let readers = [&raw const VFP_testgunzip, &raw const VFP_esi];
         let mut found = Filters::None;
-        let mut entry = (*bo.vfc).vfp.vtqh_first;
-        while let Some(filter) = entry.as_ref() {
-            let next = filter.list.vtqe_next;
-            if !next.is_null() {
-                if !readers.contains(&filter.vfp) {
-                    return Filters::Write;
-                }
-                found = Filters::Read;
+        // The last one is the source of the body.
+        for entry in fetch_filters::entries(bo.vfc).filter(|entry| !(**entry).list.vtqe_next.is_null()) {
+            if !readers.contains(&(*entry).vfp) {
+                return Filters::Write;
             }
-            entry = next;
+            found = Filters::Read;
         }
         found
     }
@@ -76,7 +78,7 @@ pub(crate) unsafe extern "C" fn objgetspace(
     sz: *mut isize,
     ptr: *mut *mut u8,
 ) -> c_int {
-    fallible("objgetspace", 0, || {
+    BOUNDARY.fallible("objgetspace", 0, || {
         // SAFETY: varnishd's objcore of ours; the caller is its fetch, the only writer.
         let (engine, object) = unsafe { object_of(oc) };
         // SAFETY: as above; ObjGetSpace checked that there is a boc, which the fetch holds a reference to and alone

@@ -9,13 +9,14 @@ use std::time::Duration;
 use objmapper_engine::counters;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::maintenance::Work;
-use varnish_stevedore_sys::bindings::{VSL_Flush, WRK_BgThread, pthread_join, pthread_t, vsl_log};
-use varnish_stevedore_sys::branch::init_log;
-use varnish_stevedore_sys::functions::{HSH_Kill, LRU_NukeOne, Pool_Sumstat};
-use varnish_stevedore_sys::stevedore::Lru;
-use varnish_stevedore_sys::{objcore, worker};
+use varnishd::boundary::infallible;
+use varnishd_sys::bindings::{VSL_Flush, WRK_BgThread, pthread_join, pthread_t, vsl_log};
+use varnishd_sys::branch::init_log;
+use varnishd_sys::functions::{HSH_Kill, LRU_NukeOne, Pool_Sumstat};
+use varnishd_sys::stevedore::Lru;
+use varnishd_sys::{objcore, worker};
 
-use crate::boundary::{caught, infallible};
+use crate::BOUNDARY;
 
 /// Without work, gauges are brought up to date this often.
 const IDLE: Duration = Duration::from_secs(1);
@@ -76,7 +77,7 @@ unsafe extern "C" fn keep(wrk: *mut worker, priv_: *mut c_void) -> *mut c_void {
                 Work::MakeRoom(bytes) => unsafe { make_room(wrk, charge, bytes) },
                 Work::Idle => charge.engine.tidy(),
             }
-            charge.engine.counters.c_err_internal.store(caught(), Relaxed);
+            charge.engine.counters.c_err_internal.store(BOUNDARY.caught(), Relaxed);
             charge.engine.refresh();
             // SAFETY: `wrk` and its log are this thread's.
             unsafe {

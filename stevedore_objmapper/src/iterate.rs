@@ -17,14 +17,13 @@ use std::ptr::null;
 
 use objmapper_engine::engine::Engine;
 use objmapper_engine::span::{FileSpan, MappedSpan, NoSpan, Part, Span};
-use varnish_stevedore_sys::bindings::{
-    BOS_FAILED, BOS_FINISHED, OBJ_ITER_END, OBJ_ITER_FLUSH, OC_F_FAILED, ObjWaitExtend,
-};
-use varnish_stevedore_sys::functions::{HSH_DerefBoc, HSH_Kill, HSH_RefBoc};
-use varnish_stevedore_sys::obj_methods::ObjIterateFn;
-use varnish_stevedore_sys::{boc, objcore, worker};
+use varnishd::cast::checked_objcore;
+use varnishd_sys::bindings::{BOS_FAILED, BOS_FINISHED, OBJ_ITER_END, OBJ_ITER_FLUSH, OC_F_FAILED, ObjWaitExtend};
+use varnishd_sys::functions::{HSH_DerefBoc, HSH_Kill, HSH_RefBoc};
+use varnishd_sys::obj_methods::ObjIterateFn;
+use varnishd_sys::{boc, objcore, worker};
 
-use crate::boundary::{checked_objcore, fallible};
+use crate::BOUNDARY;
 use crate::delivery::Delivery;
 use crate::object::{Object, object_of};
 use crate::read_buffer::ReadBuffer;
@@ -138,7 +137,7 @@ pub(crate) unsafe extern "C" fn objiterator(
     func: Option<ObjIterateFn>,
     is_final: c_int,
 ) -> c_int {
-    fallible("objiterator", -1, || {
+    BOUNDARY.fallible("objiterator", -1, || {
         let Some(func) = func else { return -1 };
         // SAFETY: varnishd's objcore of ours, referenced by the caller.
         let (engine, object) = unsafe { object_of(oc) };

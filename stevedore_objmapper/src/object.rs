@@ -10,14 +10,16 @@ use objmapper_engine::body::Body;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::heap::HeapChunk;
 use parking_lot::Mutex;
-use varnish_stevedore_sys::attr::{self, obj_attr};
-use varnish_stevedore_sys::bindings::OC_F_DYING;
-use varnish_stevedore_sys::functions::{LRU_NukeOne, LRU_Remove, Pool_Sumstat};
-use varnish_stevedore_sys::stevedore::Stevedore;
-use varnish_stevedore_sys::{objcore, vsc, worker};
+use varnishd::boundary::infallible;
+use varnishd::cast::{checked_objcore, stevedore_ref};
+use varnishd_sys::attr::{self, obj_attr};
+use varnishd_sys::bindings::OC_F_DYING;
+use varnishd_sys::functions::{LRU_NukeOne, LRU_Remove, Pool_Sumstat};
+use varnishd_sys::stevedore::Stevedore;
+use varnishd_sys::{objcore, vsc, worker};
 
+use crate::BOUNDARY;
 use crate::announcement;
-use crate::boundary::{checked_objcore, fallible, infallible, stevedore_ref};
 use crate::storage::engine_of;
 
 const OBJECT_MAGIC: u32 = 0x6f62_6d70;
@@ -276,7 +278,7 @@ pub(crate) unsafe extern "C" fn allocobj(
     oc: *mut objcore,
     wsl: c_uint,
 ) -> c_int {
-    fallible("allocobj", 0, || {
+    BOUNDARY.fallible("allocobj", 0, || {
         // SAFETY: varnishd hands us its own stevedore and objcore.
         let (checked, engine) = unsafe { (stevedore_ref(stv), engine_of(stv)) };
         let size = HEAD + (wsl as usize).next_multiple_of(8);

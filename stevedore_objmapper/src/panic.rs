@@ -2,14 +2,14 @@
 
 use std::ffi::CString;
 
-use varnish_stevedore_sys::bindings::VSB_printf;
-use varnish_stevedore_sys::{objcore, vsb};
+use varnishd_sys::bindings::VSB_printf;
+use varnishd_sys::{objcore, vsb};
 
-use crate::boundary::fallible;
+use crate::BOUNDARY;
 use crate::object::object_for_panic;
 
 pub(crate) unsafe extern "C" fn panic(vsb: *mut vsb, oc: *const objcore) {
-    fallible("panic", (), || {
+    BOUNDARY.fallible("panic", (), || {
         // SAFETY: varnishd's objcore; `object_for_panic` assumes nothing about what it points to.
         let text = match unsafe { object_for_panic(oc) } {
             None => "objmapper = no object,\n".to_owned(),

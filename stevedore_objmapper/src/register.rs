@@ -6,12 +6,12 @@
 use std::ffi::{CString, c_char};
 use std::ptr::{null, null_mut};
 
-use varnish_stevedore_sys::functions::{LRU_Touch, STV_Register};
-use varnish_stevedore_sys::obj_methods::ObjMethods;
-use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore, TailqEntry};
-use varnish_stevedore_sys::version;
+use varnishd::boundary::infallible;
+use varnishd_sys::functions::{LRU_Touch, STV_Register};
+use varnishd_sys::obj_methods::ObjMethods;
+use varnishd_sys::stevedore::{STEVEDORE_MAGIC, Stevedore, TailqEntry};
+use varnishd_sys::version;
 
-use crate::boundary::infallible;
 use crate::{bans, buffer, fetch, iterate, logger, object, panic, storage};
 
 /// For tests: registers the engine a second time under this name (`default` makes it the storage of whoever names none).

@@ -21,12 +21,14 @@ use objmapper_server::store::{
     DiskTier, MemoryMount, MemoryTier, MountAccess, MountKind, ShmDirectory, Store, StoreConfig, TierKind,
 };
 use parking_lot::Mutex;
-use varnish_stevedore_sys::bindings::VNUM_2bytes;
-use varnish_stevedore_sys::functions::LRU_Alloc;
-use varnish_stevedore_sys::stevedore::Stevedore;
-use varnish_stevedore_sys::vsc::{Segment, VSC_sma_New, VscSma, is_first_child};
+use varnishd::boundary::infallible;
+use varnishd::cast::stevedore_ref;
+use varnishd_sys::bindings::VNUM_2bytes;
+use varnishd_sys::functions::LRU_Alloc;
+use varnishd_sys::stevedore::Stevedore;
+use varnishd_sys::vsc::{Segment, VSC_sma_New, VscSma, is_first_child};
 
-use crate::boundary::{fallible, infallible, stevedore_ref};
+use crate::BOUNDARY;
 use crate::house;
 
 /// For tests: options that every storage gets which does not set them itself.
@@ -324,21 +326,21 @@ pub(crate) unsafe extern "C" fn close(stv: *const Stevedore, pass: c_int) {
 }
 
 pub(crate) unsafe extern "C" fn free_space(stv: *const Stevedore) -> i64 {
-    fallible("free_space", 0, || {
+    BOUNDARY.fallible("free_space", 0, || {
         // SAFETY: varnishd's copy of our stevedore, open before any VCL runs.
         i64::try_from(unsafe { engine_of(stv) }.account.free()).unwrap_or(i64::MAX)
     })
 }
 
 pub(crate) unsafe extern "C" fn used_space(stv: *const Stevedore) -> i64 {
-    fallible("used_space", 0, || {
+    BOUNDARY.fallible("used_space", 0, || {
         // SAFETY: as in `free_space`.
         i64::try_from(unsafe { engine_of(stv) }.account.used()).unwrap_or(i64::MAX)
     })
 }
 
 pub(crate) unsafe extern "C" fn happy(stv: *const Stevedore) -> c_uint {
-    fallible("happy", 0, || {
+    BOUNDARY.fallible("happy", 0, || {
         // SAFETY: as in `free_space`.
         c_uint::from(unsafe { engine_of(stv) }.is_happy())
     })

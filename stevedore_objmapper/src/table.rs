@@ -13,12 +13,13 @@ use objmapper_engine::counters;
 use objmapper_engine::options::ZeroCopy;
 use objmapper_engine::publish::Outcome;
 use objmapper_engine::record::{self, Fence};
-use varnish_stevedore_sys::bindings::{THR_GetWorker, WORKER_MAGIC};
-use varnish_stevedore_sys::functions::LRU_NukeOne;
-use varnish_stevedore_sys::objcore;
-use varnish_stevedore_sys::stevedore::{STEVEDORE_MAGIC, Stevedore};
+use varnishd::cast::{checked_objcore, has_magic, stevedore_ref};
+use varnishd_sys::bindings::THR_GetWorker;
+use varnishd_sys::functions::LRU_NukeOne;
+use varnishd_sys::objcore;
+use varnishd_sys::stevedore::Stevedore;
 
-use crate::boundary::{checked_objcore, fallible, stevedore_ref};
+use crate::BOUNDARY;
 use crate::object::object_of;
 use crate::register::METHODS;
 use crate::storage::{self, connect_in_process, engine_of};
@@ -56,7 +57,7 @@ unsafe fn ours<'a>(stv: *const c_void) -> Option<&'a Stevedore> {
     }
     // SAFETY: by contract.
     let checked = unsafe { stevedore_ref(stv) };
-    (checked.magic == STEVEDORE_MAGIC && std::ptr::eq(checked.methods, &raw const METHODS)).then_some(checked)
+    std::ptr::eq(checked.methods, &raw const METHODS).then_some(checked)
 }
 
 /// The storage of an objcore's object, if it is one of ours.
@@ -84,7 +85,7 @@ unsafe fn slice<'a>(bytes: Bytes) -> &'a [u8] {
 
 unsafe extern "C" fn is_ours(stv: *const c_void) -> bool {
     // SAFETY: the table's contract.
-    fallible("is_ours", false, || unsafe { ours(stv) }.is_some())
+    BOUNDARY.fallible("is_ours", false, || unsafe { ours(stv) }.is_some())
 }
 
 unsafe extern "C" fn default_storage() -> *const c_void {
@@ -92,7 +93,7 @@ unsafe extern "C" fn default_storage() -> *const c_void {
 }
 
 unsafe extern "C" fn store(stv: *const c_void, store: *mut Store) -> bool {
-    fallible("store", false, || {
+    BOUNDARY.fallible("store", false, || {
         // SAFETY: the table's contract.
         let Some(stv) = (unsafe { ours(stv) }) else { return false };
         // SAFETY: an open stevedore of ours.
@@ -111,7 +112,7 @@ unsafe extern "C" fn store(stv: *const c_void, store: *mut Store) -> bool {
 unsafe extern "C" fn connect(stv: *const c_void) -> c_int {
     const ENOTSUP: c_int = 95;
     const EIO: c_int = 5;
-    fallible("connect", -EIO, || {
+    BOUNDARY.fallible("connect", -EIO, || {
         // SAFETY: the table's contract.
         let Some(stv) = (unsafe { ours(stv) }) else { return -ENOTSUP };
         // SAFETY: an open stevedore of ours.
@@ -124,7 +125,7 @@ unsafe extern "C" fn connect(stv: *const c_void) -> c_int {
 }
 
 unsafe extern "C" fn adopt(stv: *const c_void, oc: *const c_void, record: *const Record) -> Adoption {
-    fallible("adopt", Adoption::Failed, || {
+    BOUNDARY.fallible("adopt", Adoption::Failed, || {
         announcement::cancel_adoption();
         // SAFETY: the table's contract: a stevedore or null, and a record whose URI lives during the call.
         let (stv, record) = unsafe { (ours(stv), &*record) };
@@ -147,11 +148,11 @@ unsafe extern "C" fn adopt(stv: *const c_void, oc: *const c_void, record: *const
 }
 
 unsafe extern "C" fn cancel_adoption() {
-    fallible("cancel_adoption", (), announcement::cancel_adoption);
+    BOUNDARY.fallible("cancel_adoption", (), announcement::cancel_adoption);
 }
 
 unsafe extern "C" fn adopted(oc: *const c_void, ptr: *const u8, len: usize) -> usize {
-    fallible("adopted", 0, || {
+    BOUNDARY.fallible("adopted", 0, || {
         // SAFETY: the table's contract: an objcore that the caller, its fetch, references.
         let Some((oc, _)) = (unsafe { storage_of_object(oc) }) else { return 0 };
         // SAFETY: as above, and its object is ours.
@@ -161,7 +162,7 @@ unsafe extern "C" fn adopted(oc: *const c_void, ptr: *const u8, len: usize) -> u
 }
 
 unsafe extern "C" fn publish(oc: *const c_void, publication: *const Publication) -> Published {
-    fallible("publish", Published::Failed, || {
+    BOUNDARY.fallible("publish", Published::Failed, || {
         // SAFETY: the table's contract: an objcore that the caller, its fetch, references, and a publication whose
         // bytes live during the call.
         let (found, publication) = unsafe { (storage_of_object(oc), &*publication) };
@@ -176,7 +177,7 @@ unsafe extern "C" fn publish(oc: *const c_void, publication: *const Publication)
         let wrk = unsafe { THR_GetWorker() };
         let mut nuke = || {
             // SAFETY: as above; the list was allocated in `open`, and no lock of ours is held here.
-            unsafe { wrk.as_ref().is_some_and(|its| its.magic == WORKER_MAGIC) && LRU_NukeOne(wrk, stv.lru) != 0 }
+            unsafe { has_magic(wrk) && LRU_NukeOne(wrk, stv.lru) != 0 }
         };
         match object.body.publish(engine, &record, &mut nuke) {
             Outcome::Done => Published::Done,
@@ -195,7 +196,7 @@ unsafe extern "C" fn on_ban(listener: Option<OnBan>) {
 }
 
 unsafe extern "C" fn place(oc: *const c_void) -> Place {
-    fallible("place", Place::Elsewhere, || {
+    BOUNDARY.fallible("place", Place::Elsewhere, || {
         // SAFETY: the table's contract: an objcore that the caller references.
         let Some((oc, _)) = (unsafe { storage_of_object(oc) }) else { return Place::Elsewhere };
         // SAFETY: as above, and its object is ours.
@@ -215,7 +216,7 @@ unsafe extern "C" fn on_iterate(listener: Option<OnIterate>) {
 }
 
 unsafe extern "C" fn span(ptr: *const u8, len: usize, span: *mut Span) -> bool {
-    fallible("span", false, || {
+    BOUNDARY.fallible("span", false, || {
         let Some(found) = spans::lookup(ptr, len) else { return false };
         // SAFETY: the caller's own variable.
         unsafe { span.write(found) };
@@ -224,7 +225,7 @@ unsafe extern "C" fn span(ptr: *const u8, len: usize, span: *mut Span) -> bool {
 }
 
 unsafe extern "C" fn delivered(oc: *const c_void, delivered: *const Delivered) {
-    fallible("delivered", (), || {
+    BOUNDARY.fallible("delivered", (), || {
         // SAFETY: the table's contract: an objcore that the caller references, and its own variable.
         let (found, delivered) = unsafe { (storage_of_object(oc), *delivered) };
         let Some((_, stv)) = found else { return };
@@ -254,7 +255,7 @@ unsafe extern "C" fn delivered(oc: *const c_void, delivered: *const Delivered) {
 }
 
 unsafe extern "C" fn unpaced(oc: *const c_void) {
-    fallible("unpaced", (), || {
+    BOUNDARY.fallible("unpaced", (), || {
         // SAFETY: the table's contract: an objcore that the caller references.
         let Some((oc, _)) = (unsafe { storage_of_object(oc) }) else { return };
         // SAFETY: as above, and its object is ours.
@@ -268,5 +269,6 @@ unsafe extern "C" fn unreadable(errno: c_int) {
 
 unsafe extern "C" fn is_unreadable(instance: *const [u8; 16], object: u64) -> bool {
     // SAFETY: the table's contract: the caller's own variable.
-    fallible("is_unreadable", false, || objmapper_engine::unreadable::is_unreadable(unsafe { *instance }, object))
+    BOUNDARY
+        .fallible("is_unreadable", false, || objmapper_engine::unreadable::is_unreadable(unsafe { *instance }, object))
 }

@@ -9,11 +9,11 @@ use std::time::Duration;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::grant::ChunkLimits;
 use objmapper_engine::transit::{Readers, Step};
-use varnish_stevedore_sys::bindings::{BOS_STREAM, OC_EF_REFD, OC_F_CANCEL};
-use varnish_stevedore_sys::functions::HSH_Kill;
-use varnish_stevedore_sys::{OC_F_TRANSIENT, objcore};
+use varnishd::cast::checked_objcore;
+use varnishd_sys::bindings::{BOS_STREAM, OC_EF_REFD, OC_F_CANCEL};
+use varnishd_sys::functions::HSH_Kill;
+use varnishd_sys::{OC_F_TRANSIENT, objcore};
 
-use crate::boundary::checked_objcore;
 use crate::object::Object;
 use crate::spans::largest_folio;
 

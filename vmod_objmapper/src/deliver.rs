@@ -9,14 +9,18 @@ use std::ops::Range;
 use std::ptr::{NonNull, null_mut};
 
 use objmapper_abi::{Copied, Delivered, Place, Span, Wish};
-use varnish_stevedore_sys::bindings::{
-    HTTP_HDR_METHOD, OBJCORE_MAGIC, REQ_MAGIC, SLT_VCL_Log, VDP_CTX_MAGIC, VDP_END, VDP_ENTRY_MAGIC, VDP_FLUSH,
-    VDP_bytes, VSLbt, WS_Alloc, cache_param, objcore, req, txt, vdp, vdp_action, vdp_ctx, vdp_entry, vrt_ctx, vsl_log,
+use varnishd::boundary::Constant;
+use varnishd::cast::{context, has_magic};
+use varnishd::delivery_filters;
+use varnishd::vsl::Line;
+use varnishd_sys::bindings::{
+    HTTP_HDR_METHOD, VDP_END, VDP_FLUSH, VDP_bytes, WS_Alloc, cache_param, objcore, req, vdp, vdp_action, vdp_ctx,
+    vrt_ctx,
 };
-use varnish_stevedore_sys::branch::delivery_filter;
-use varnish_stevedore_sys::http1::{HTTP1_transport, V1l, VDP_range, VDP_v1l};
+use varnishd_sys::branch::delivery_filter;
+use varnishd_sys::http1::{HTTP1_transport, V1l, VDP_range};
 
-use crate::boundary::{Constant, context, fallible};
+use crate::BOUNDARY;
 use crate::deliver_send::{self, Failed};
 use crate::engine;
 
@@ -92,7 +96,7 @@ unsafe fn has_body(req: *const req) -> bool {
 pub(crate) unsafe fn body_of(req: *const req) -> Option<*const objcore> {
     // SAFETY: by contract; a request references its object.
     unsafe {
-        let there = !req.is_null() && (*req).magic == REQ_MAGIC && !(*req).objcore.is_null() && has_body(req);
+        let there = has_magic(req) && !(*req).objcore.is_null() && has_body(req);
         there.then(|| (*req).objcore.cast_const())
     }
 }
@@ -100,7 +104,7 @@ pub(crate) unsafe fn body_of(req: *const req) -> Option<*const objcore> {
 unsafe extern "C" fn init(ctx: *const vrt_ctx, _vdc: *mut vdp_ctx, private: *mut *mut c_void) -> c_int {
     /// Not pushed: as without us.
     const NOT_HERE: c_int = 1;
-    fallible("objmapper", NOT_HERE, || {
+    BOUNDARY.fallible("objmapper", NOT_HERE, || {
         // SAFETY: varnishd's own arguments.
         let ctx = unsafe { context(ctx) };
         let Some(delivery) = engine::delivery() else { return NOT_HERE };
@@ -166,50 +170,6 @@ fn text(why: Copied) -> &'static str {
     }
 }
 
-/// A line for a transaction's log. Made by hand: printf, or Rust's formatting, cost more than all else that is ours in a
-/// delivery.
-struct Line {
-    bytes: [u8; 96],
-    len: usize,
-}
-
-impl Line {
-    fn new() -> Line {
-        Line { bytes: [0; 96], len: 0 }
-    }
-
-    fn text(&mut self, text: &str) -> &mut Line {
-        self.add(text.as_bytes())
-    }
-
-    fn number(&mut self, number: u64) -> &mut Line {
-        let (mut digits, mut at, mut left) = ([b'0'; 20], 20, number);
-        while left > 0 || at == 20 {
-            at -= 1;
-            digits[at] += (left % 10) as u8;
-            left /= 10;
-        }
-        self.add(&digits[at..])
-    }
-
-    /// What does not fit is left out.
-    fn add(&mut self, part: &[u8]) -> &mut Line {
-        let room = &mut self.bytes[self.len..];
-        let len = part.len().min(room.len());
-        room[..len].copy_from_slice(&part[..len]);
-        self.len += len;
-        self
-    }
-
-    /// # Safety
-    /// `vsl` must be the calling thread's transaction's.
-    unsafe fn log(&self, vsl: *mut vsl_log) {
-        let Range { start, end } = self.bytes[..self.len].as_ptr_range();
-        // SAFETY: by contract; VSLbt copies the text.
-        unsafe { VSLbt(vsl, SLT_VCL_Log, txt { b: start.cast(), e: end.cast() }) };
-    }
-}
-
 /// # Safety
 /// `private` must be our entry's.
 unsafe fn state_of<'a>(private: *mut c_void) -> Option<&'a mut State> {
@@ -217,47 +177,26 @@ unsafe fn state_of<'a>(private: *mut c_void) -> Option<&'a mut State> {
     unsafe { private.cast::<State>().as_mut() }.filter(|state| state.magic == STATE_MAGIC)
 }
 
-/// # Safety
-/// `entry` must be null or one of a delivery's.
-unsafe fn entry_of<'a>(entry: *const vdp_entry) -> Option<&'a vdp_entry> {
-    // SAFETY: by contract.
-    unsafe { entry.as_ref() }.filter(|entry| entry.magic == VDP_ENTRY_MAGIC)
-}
-
-/// The HTTP/1 line at the end of a delivery, if it takes bytes as they are.
-///
-/// # Safety
-/// `entry` must be one of the calling thread's delivery.
-unsafe fn line_of(entry: &vdp_entry) -> Option<NonNull<V1l>> {
-    // SAFETY: by contract; VDP_v1l's private is a V1l.
-    unsafe {
-        if !std::ptr::eq(entry.vdp, VDP_v1l) {
-            return None;
-        }
-        V1l::checked(entry.priv_)
-    }
-}
-
 fn is_chunked(line: NonNull<V1l>) -> bool {
-    // SAFETY: a line of this thread's delivery (`line_of`).
+    // SAFETY: a line of this thread's delivery (`delivery_filters::line`).
     unsafe { (*line.as_ptr()).ciov < (*line.as_ptr()).siov }
 }
 
 /// What the engine asks before it iterates the body of a delivery.
 unsafe extern "C" fn wish(vdc: *const c_void) -> Wish {
-    fallible("wish", Wish::Bytes, || {
+    BOUNDARY.fallible("wish", Wish::Bytes, || {
         let vdc = vdc.cast::<vdp_ctx>();
         // SAFETY: the engine's promise: the calling thread's delivery, whose list does not change meanwhile.
         unsafe {
-            if vdc.is_null() || (*vdc).magic != VDP_CTX_MAGIC {
+            if !has_magic(vdc) {
                 return Wish::Bytes;
             }
             let mut alone = true;
-            let mut at = (*vdc).vdp.vtqh_first;
-            while let Some(entry) = entry_of(at) {
-                let next = entry.list.vtqe_next;
+            for entry in delivery_filters::entries(vdc) {
                 if std::ptr::eq(entry.vdp, SENDER.address()) {
-                    let line = entry_of(next).and_then(|last| line_of(last)).filter(|line| !is_chunked(*line));
+                    let line = delivery_filters::entry(entry.list.vtqe_next)
+                        .and_then(|last| delivery_filters::line(last))
+                        .filter(|line| !is_chunked(*line));
                     let (Some(_), Some(state)) = (line, state_of(entry.priv_)) else { return Wish::Bytes };
                     if state.always != Copied::None {
                         return if alone { Wish::Kernel } else { Wish::Bytes };
@@ -266,7 +205,6 @@ unsafe extern "C" fn wish(vdc: *const c_void) -> Wish {
                     return state.wish;
                 }
                 alone &= std::ptr::eq(entry.vdp, &raw const VDP_range);
-                at = next;
             }
         }
         Wish::Bytes
@@ -280,7 +218,7 @@ unsafe extern "C" fn bytes(
     ptr: *const c_void,
     len: isize,
 ) -> c_int {
-    fallible("objmapper", -1, || {
+    BOUNDARY.fallible("objmapper", -1, || {
         // SAFETY: varnishd's own arguments: this thread's delivery and our entry's private.
         unsafe {
             let Some(state) = state_of(*private) else { return -1 };
@@ -300,7 +238,9 @@ unsafe extern "C" fn bytes(
                 state.add_copied(why_not(vdc, state.streaming), size as u64);
                 return VDP_bytes(vdc, act, ptr, len);
             };
-            let line = entry_of((*vdc).nxt).and_then(|next| line_of(next)).filter(|line| !is_chunked(*line));
+            let line = delivery_filters::entry((*vdc).nxt)
+                .and_then(|next| delivery_filters::line(next))
+                .filter(|line| !is_chunked(*line));
             let Some(line) = line.filter(|_| size >= LEAST) else {
                 let why = if line.is_some() { Copied::Small } else { Copied::Filtered };
                 return copy(vdc, state, why, act, ptr, span, 0..size);
@@ -413,16 +353,16 @@ fn unreadable(errno: c_int) -> c_int {
 unsafe fn why_not(vdc: *const vdp_ctx, streaming: bool) -> Copied {
     // SAFETY: by contract.
     unsafe {
-        let Some(line) = entry_of((*vdc).nxt).and_then(|next| line_of(next)) else { return Copied::Filtered };
-        let mut at = (*vdc).vdp.vtqh_first;
-        while let Some(entry) = entry_of(at) {
+        let Some(line) = delivery_filters::entry((*vdc).nxt).and_then(|next| delivery_filters::line(next)) else {
+            return Copied::Filtered;
+        };
+        for entry in delivery_filters::entries(vdc) {
             if std::ptr::eq(entry.vdp, SENDER.address()) {
                 break;
             }
             if !std::ptr::eq(entry.vdp, &raw const VDP_range) {
                 return Copied::Filtered;
             }
-            at = entry.list.vtqe_next;
         }
         match streaming {
             _ if is_chunked(line) => Copied::Chunked,
@@ -433,7 +373,7 @@ unsafe fn why_not(vdc: *const vdp_ctx, streaming: bool) -> Copied {
 }
 
 unsafe extern "C" fn fini(vdc: *mut vdp_ctx, private: *mut *mut c_void) -> c_int {
-    fallible("objmapper", 0, || {
+    BOUNDARY.fallible("objmapper", 0, || {
         // SAFETY: varnishd's own arguments: this thread's delivery and our entry's private; the request still
         // references its object. The log is this transaction's.
         unsafe {
@@ -441,7 +381,7 @@ unsafe extern "C" fn fini(vdc: *mut vdp_ctx, private: *mut *mut c_void) -> c_int
             let (Some(state), Some(delivery)) = (state, engine::delivery()) else { return 0 };
             let delivered = state.delivered();
             let Delivered { sent, copied, why } = delivered;
-            if sent + copied == 0 || (*state.oc).magic != OBJCORE_MAGIC {
+            if sent + copied == 0 || !has_magic(state.oc) {
                 return 0;
             }
             (delivery.delivered)(state.oc.cast(), &raw const delivered);

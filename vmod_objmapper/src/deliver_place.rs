@@ -10,13 +10,16 @@ use std::ffi::{CStr, c_int, c_void};
 use std::ptr::{null, null_mut};
 
 use objmapper_abi::{Copied, Delivered, Place};
-use varnish_stevedore_sys::bindings::{
-    REQ_MAGIC, VCL_EVENT_DISCARD, VCL_EVENT_LOAD, VCL_StackVDP, VDP_Push, VRT_AddFilter, VRT_RemoveFilter,
-    VRT_l_resp_filters, VRT_r_resp_filters, vcl_event_e, vdp, vdp_ctx, vrt_ctx,
+use varnishd::boundary::Constant;
+use varnishd::cast::{context, has_magic};
+use varnishd::text::bytes;
+use varnishd_sys::bindings::{
+    VCL_EVENT_DISCARD, VCL_EVENT_LOAD, VCL_StackVDP, VDP_Push, VRT_AddFilter, VRT_RemoveFilter, VRT_l_resp_filters,
+    VRT_r_resp_filters, vcl_event_e, vdp, vdp_ctx, vrt_ctx,
 };
-use varnish_stevedore_sys::branch::{delivery_filter, strands_of};
+use varnishd_sys::branch::{delivery_filter, strands_of};
 
-use crate::boundary::{self, Constant, context, fallible};
+use crate::BOUNDARY;
 use crate::deliver::{self, SENDER};
 use crate::engine;
 
@@ -67,7 +70,7 @@ pub(crate) unsafe fn deliver(ctx: &vrt_ctx) {
     unsafe {
         let Some(oc) = deliver::body_of(ctx.req) else { return };
         let list = (*ctx.req).vdp_filter_list;
-        if boundary::bytes(list).windows(NAME.len()).any(|part| part == NAME) {
+        if bytes(list).windows(NAME.len()).any(|part| part == NAME) {
             return;
         }
         match (delivery.place)(oc.cast()) {
@@ -92,7 +95,7 @@ unsafe extern "C" fn init(ctx: *const vrt_ctx, vdc: *mut vdp_ctx, _private: *mut
     const FAILED: c_int = -1;
     /// The filter takes no part in the delivery.
     const NOT_PUSHED: c_int = 1;
-    fallible("objmapper_default", FAILED, || {
+    BOUNDARY.fallible("objmapper_default", FAILED, || {
         // SAFETY: varnishd's own arguments.
         let ctx = unsafe { context(ctx) };
         let req = ctx.req;
@@ -100,13 +103,13 @@ unsafe extern "C" fn init(ctx: *const vrt_ctx, vdc: *mut vdp_ctx, _private: *mut
         // last of the list, before it called us, and removes it when we return NOT_PUSHED: what is pushed meanwhile stands
         // behind the entries before ours. VCL_StackVDP copies nothing of the list, which lives in the request's workspace.
         unsafe {
-            if req.is_null() || (*req).magic != REQ_MAGIC {
+            if !has_magic(req) {
                 return NOT_PUSHED;
             }
             let named = std::mem::replace(&mut (*req).vdp_filter_list, null());
             let default = VRT_r_resp_filters(ctx);
             (*req).vdp_filter_list = named;
-            if !boundary::bytes(default).is_empty() && VCL_StackVDP(vdc, (*req).vcl, default, req, null_mut()) != 0 {
+            if !bytes(default).is_empty() && VCL_StackVDP(vdc, (*req).vcl, default, req, null_mut()) != 0 {
                 return FAILED;
             }
             if VDP_Push(ctx, vdc, ctx.ws, SENDER.address(), null_mut()) != 0 { FAILED } else { NOT_PUSHED }

@@ -6,8 +6,8 @@ use std::ptr::NonNull;
 use std::time::Instant;
 
 use objmapper_abi::{How, Span};
-use varnish_stevedore_sys::bindings::{SC_NULL, SC_REM_CLOSE, SC_TX_ERROR, SLT_Debug, VAS_errtxt, VSLb, VTIM_real};
-use varnish_stevedore_sys::http1::{V1L_Flush, V1l};
+use varnishd_sys::bindings::{SC_NULL, SC_REM_CLOSE, SC_TX_ERROR, SLT_Debug, VAS_errtxt, VSLb, VTIM_real};
+use varnishd_sys::http1::{V1L_Flush, V1l};
 
 use crate::deliver_pipe::{self, Taken, errno};
 

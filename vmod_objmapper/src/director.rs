@@ -4,13 +4,16 @@ use std::cell::Cell;
 use std::ffi::{CStr, c_int, c_uint, c_void};
 use std::ptr::{self, null_mut};
 
-use varnish_stevedore_sys::bindings::{
-    DIRECTOR_MAGIC, SC_TX_ERROR, VCL_BACKEND, VCL_BOOL, VCL_TIME, VDI_Http1Pipe, VDI_METHODS_MAGIC, VRT_AddDirector,
-    VRT_Healthy, VSB_bcat, stream_close_t, vdi_methods, vrt_ctx, vsb,
+use varnishd::boundary::Constant;
+use varnishd::cast::{busyobj_of, context, director_ref};
+use varnishd::fetch::with_director;
+use varnishd_sys::bindings::{
+    SC_TX_ERROR, VCL_BACKEND, VCL_BOOL, VCL_TIME, VDI_Http1Pipe, VDI_METHODS_MAGIC, VRT_AddDirector, VRT_Healthy,
+    VSB_bcat, stream_close_t, vdi_methods, vrt_ctx, vsb,
 };
 
+use crate::BOUNDARY;
 use crate::arguments::Arguments;
-use crate::boundary::{Constant, busyobj_of, context, fallible, wrong};
 use crate::om::Om;
 use crate::{fetch, store};
 
@@ -62,12 +65,8 @@ pub(crate) unsafe fn create(ctx: *const vrt_ctx, name: &CStr, arguments: Argumen
 /// # Safety
 /// `dir` must be a director that varnishd calls us for.
 unsafe fn om_of<'a>(dir: VCL_BACKEND) -> &'a Om {
-    // SAFETY: by contract.
-    match unsafe { dir.as_ref() } {
-        // SAFETY: `create` stored it there; it lives until `destroy`.
-        Some(checked) if checked.magic == DIRECTOR_MAGIC => unsafe { Om::checked(checked.priv_.cast::<Om>()) },
-        _ => wrong("om_of", "not a director"),
-    }
+    // SAFETY: by contract; `create` stored the private, and it lives until `destroy`.
+    unsafe { Om::checked(director_ref(dir).priv_.cast::<Om>()) }
 }
 
 /// Directors before a backend, at most: who has gone through more goes round in a circle.
@@ -94,7 +93,7 @@ unsafe fn is_healthy(ctx: *const vrt_ctx, om: &Om, changed: *mut VCL_TIME) -> VC
 }
 
 unsafe extern "C" fn gethdrs(ctx: *const vrt_ctx, dir: VCL_BACKEND) -> c_int {
-    fallible("gethdrs", -1, || {
+    BOUNDARY.fallible("gethdrs", -1, || {
         // SAFETY: varnishd's own context and director, for this call.
         let (checked, om) = unsafe { (context(ctx), om_of(dir)) };
         // SAFETY: VDI_GetHdr calls us in the fetch thread, with the context of its busyobj.
@@ -103,7 +102,7 @@ unsafe extern "C" fn gethdrs(ctx: *const vrt_ctx, dir: VCL_BACKEND) -> c_int {
 }
 
 unsafe extern "C" fn finish(ctx: *const vrt_ctx, _dir: VCL_BACKEND) {
-    fallible("finish", (), || {
+    BOUNDARY.fallible("finish", (), || {
         // SAFETY: varnishd's own context. Only responses from a record are ours to finish (others are finished by the backend
         // that made them); such a response's http_conn is memory of the workspace, with nothing behind it.
         unsafe { (*busyobj_of(context(ctx))).htc = null_mut() };
@@ -112,29 +111,26 @@ unsafe extern "C" fn finish(ctx: *const vrt_ctx, _dir: VCL_BACKEND) {
 
 unsafe extern "C" fn http1pipe(ctx: *const vrt_ctx, dir: VCL_BACKEND) -> stream_close_t {
     let failure = (&raw const SC_TX_ERROR).cast();
-    fallible("http1pipe", failure, || {
+    BOUNDARY.fallible("http1pipe", failure, || {
         // SAFETY: varnishd's own context and director, for this call.
         let (checked, om) = unsafe { (context(ctx), om_of(dir)) };
-        let bo = busyobj_of(checked);
-        fetch::through(bo, om, |bo| {
-            // SAFETY: VDI_Http1Pipe called us with both.
-            unsafe { VDI_Http1Pipe(checked.req, bo) }
-        })
+        // SAFETY: VDI_Http1Pipe called us with both; our director keeps a reference to its backend.
+        unsafe { with_director(busyobj_of(checked), om.inner(), |bo| VDI_Http1Pipe(checked.req, bo)) }
     })
 }
 
 unsafe extern "C" fn healthy(ctx: *const vrt_ctx, dir: VCL_BACKEND, changed: *mut VCL_TIME) -> VCL_BOOL {
     // SAFETY: varnishd's own context and director.
-    fallible("healthy", 0, || unsafe { is_healthy(ctx, om_of(dir), changed) })
+    BOUNDARY.fallible("healthy", 0, || unsafe { is_healthy(ctx, om_of(dir), changed) })
 }
 
 unsafe extern "C" fn release(dir: VCL_BACKEND) {
     // SAFETY: varnishd's own director.
-    fallible("release", (), || unsafe { om_of(dir) }.assign(ptr::null()));
+    BOUNDARY.fallible("release", (), || unsafe { om_of(dir) }.assign(ptr::null()));
 }
 
 unsafe extern "C" fn destroy(dir: VCL_BACKEND) {
-    fallible("destroy", (), || {
+    BOUNDARY.fallible("destroy", (), || {
         // SAFETY: the last reference to our director is gone; `create` made the box.
         unsafe {
             let om = (*dir).priv_.cast::<Om>();
@@ -145,7 +141,7 @@ unsafe extern "C" fn destroy(dir: VCL_BACKEND) {
 }
 
 unsafe extern "C" fn panic(dir: VCL_BACKEND, vsb: *mut vsb) {
-    fallible("panic", (), || {
+    BOUNDARY.fallible("panic", (), || {
         // SAFETY: varnishd's own director.
         let om = unsafe { om_of(dir) };
         let text = format!("store = {},\nstate = {},\n", om.store.0, om.l2.state());
@@ -155,7 +151,7 @@ unsafe extern "C" fn panic(dir: VCL_BACKEND, vsb: *mut vsb) {
 }
 
 unsafe extern "C" fn list(ctx: *const vrt_ctx, dir: VCL_BACKEND, vsb: *mut vsb, pflag: c_int, jflag: c_int) {
-    fallible("list", (), || {
+    BOUNDARY.fallible("list", (), || {
         // SAFETY: varnishd's own context and director.
         let (om, healthy) = unsafe {
             let om = om_of(dir);

@@ -8,7 +8,7 @@ use std::{io, ptr};
 
 use objmapper_abi::{Delivery, Engine, Extended, SYMBOL, Store};
 
-use crate::vsl;
+use crate::operator;
 
 /// What goes by the table's name; null without a storage engine.
 fn symbol() -> *const Engine {
@@ -33,10 +33,7 @@ pub(crate) fn table() -> Option<&'static Engine> {
         // SAFETY: the symbol is this table by its name, and what it is is checked below.
         let table = unsafe { symbol().as_ref() }?;
         if !table.usable() {
-            vsl::operator(
-                "(load)",
-                "the storage engine is of another version than this VMOD: nothing is shared with it",
-            );
+            operator("(load)", "the storage engine is of another version than this VMOD: nothing is shared with it");
             return None;
         }
         Some(table)

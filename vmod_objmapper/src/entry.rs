@@ -3,19 +3,25 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{null, null_mut};
 
-use varnish_stevedore_sys::bindings::{
+use varnishd::boundary::{self, Constant};
+use varnishd::cast::{busyobj_of, context};
+use varnishd::esi;
+use varnishd::http::View;
+use varnishd::text::bytes;
+use varnishd::vsl;
+use varnishd::workspace;
+use varnishd_sys::bindings::{
     VCL_BACKEND, VCL_BOOL, VCL_STRING, VMOD_PRIV_METHODS_MAGIC, busyobj, vcl_event_e, vmod_priv, vmod_priv_methods,
     vrt_ctx,
 };
 
+use crate::BOUNDARY;
 use crate::arguments::{self, Arguments, DEFAULT_PREFIX, Raw};
-use crate::boundary::{self, Constant, bytes, context, fallible};
 use crate::ffi::{VCL_MET_HASH, VCL_MET_RECV, vmod_objmapper_director};
-use crate::http::{self, View};
 use crate::om::Om;
 use crate::publish::Work;
 use crate::transaction::{self, Status};
-use crate::{deliver_place, director, esi, fetch, refresh, vsl};
+use crate::{deliver_place, director, fetch, refresh};
 
 /// What a VCL has beyond its directors: the private of PRIV_VCL.
 #[derive(Default)]
@@ -36,7 +42,7 @@ static VCL_METHODS: Constant<vmod_priv_methods> = unsafe {
 
 unsafe extern "C" fn vcl_fini(_ctx: *const vrt_ctx, vcl: *mut c_void) {
     // SAFETY: `vcl_mut` leaked it, and varnishd calls this once.
-    fallible("vcl_fini", (), || drop(unsafe { Box::from_raw(vcl.cast::<Vcl>()) }));
+    BOUNDARY.fallible("vcl_fini", (), || drop(unsafe { Box::from_raw(vcl.cast::<Vcl>()) }));
 }
 
 /// # Safety
@@ -77,7 +83,7 @@ unsafe fn key(ctx: &vrt_ctx, om: &Om) -> Result<objmapper_l2::Key, String> {
     unsafe {
         // In vcl_pipe there are both, and the fetch's request is none that could have a record.
         if ctx.req.is_null() {
-            let bo: *mut busyobj = boundary::busyobj_of(ctx);
+            let bo: *mut busyobj = busyobj_of(ctx);
             if bo.is_null() {
                 return Err("there is no request here".to_owned());
             }
@@ -117,7 +123,7 @@ fn status(status: Option<Status>) -> VCL_STRING {
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn vmod_event(ctx: *const vrt_ctx, _vcl: *mut vmod_priv, event: vcl_event_e) -> c_int {
     // SAFETY: varnishd's own arguments, in the CLI thread.
-    fallible("event", 1, || unsafe { deliver_place::event(ctx, event) })
+    BOUNDARY.fallible("event", 1, || unsafe { deliver_place::event(ctx, event) })
 }
 
 /// `objmapper.version()`
@@ -131,7 +137,7 @@ pub(crate) unsafe extern "C" fn vmod_version(_ctx: *const vrt_ctx) -> VCL_STRING
 pub(crate) unsafe extern "C" fn vmod_set_uri_prefix(ctx: *const vrt_ctx, vcl: *mut vmod_priv, prefix: VCL_STRING) {
     // SAFETY: varnishd's own arguments, in vcl_init.
     unsafe {
-        boundary::vcl(ctx, "set_uri_prefix()", (), || {
+        boundary::vcl(ctx, "objmapper.set_uri_prefix()", (), || {
             let vcl = vcl_mut(vcl);
             if !vcl.directors.is_empty() {
                 return Err("there is a director already: call it before the first objmapper.director()".to_owned());
@@ -147,9 +153,9 @@ pub(crate) unsafe extern "C" fn vmod_set_uri_prefix(ctx: *const vrt_ctx, vcl: *m
 pub(crate) unsafe extern "C" fn vmod_restore(ctx: *const vrt_ctx, _vcl: *mut vmod_priv) -> VCL_BOOL {
     // SAFETY: varnishd's own arguments, in vcl_backend_response, where the fetch alone reads and writes the object's times.
     unsafe {
-        boundary::vcl(ctx, "restore()", 0, || {
+        boundary::vcl(ctx, "objmapper.restore()", 0, || {
             let ctx = context(ctx);
-            let bo = boundary::busyobj_of(ctx);
+            let bo = busyobj_of(ctx);
             let oc = (*bo).fetch_objcore;
             let restored = transaction::with_known(ctx, None, |turn| match &turn.work {
                 Work::Serving(serving) => {
@@ -176,7 +182,7 @@ pub(crate) unsafe extern "C" fn vmod_restore(ctx: *const vrt_ctx, _vcl: *mut vmo
 pub(crate) unsafe extern "C" fn vmod_status(ctx: *const vrt_ctx, _vcl: *mut vmod_priv) -> VCL_STRING {
     // SAFETY: varnishd's own arguments, in a fetch.
     unsafe {
-        boundary::vcl(ctx, "status()", null(), || {
+        boundary::vcl(ctx, "objmapper.status()", null(), || {
             Ok(status(transaction::with_known(context(ctx), None, |turn| turn.status).flatten()))
         })
     }
@@ -186,7 +192,7 @@ pub(crate) unsafe extern "C" fn vmod_status(ctx: *const vrt_ctx, _vcl: *mut vmod
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn vmod_refresh(ctx: *const vrt_ctx) {
     // SAFETY: varnishd's own arguments, in vcl_miss.
-    unsafe { boundary::vcl(ctx, "refresh()", (), || refresh::request(context(ctx))) };
+    unsafe { boundary::vcl(ctx, "objmapper.refresh()", (), || refresh::request(context(ctx))) };
 }
 
 /// `objmapper.deliver()`
@@ -194,7 +200,7 @@ pub(crate) unsafe extern "C" fn vmod_refresh(ctx: *const vrt_ctx) {
 pub(crate) unsafe extern "C" fn vmod_deliver(ctx: *const vrt_ctx) {
     // SAFETY: varnishd's own arguments, in vcl_deliver.
     unsafe {
-        boundary::vcl(ctx, "deliver()", (), || {
+        boundary::vcl(ctx, "objmapper.deliver()", (), || {
             deliver_place::deliver(context(ctx));
             Ok(())
         });
@@ -206,7 +212,7 @@ pub(crate) unsafe extern "C" fn vmod_deliver(ctx: *const vrt_ctx) {
 pub(crate) unsafe extern "C" fn vmod_purge(ctx: *const vrt_ctx, vcl: *mut vmod_priv) -> VCL_BOOL {
     // SAFETY: varnishd's own arguments, in a client request or a fetch.
     unsafe {
-        boundary::vcl(ctx, "purge()", 0, || {
+        boundary::vcl(ctx, "objmapper.purge()", 0, || {
             let ctx = context(ctx);
             let mut all = true;
             for om in directors(vcl) {
@@ -235,7 +241,7 @@ pub(crate) unsafe extern "C" fn vmod_director__init(
 ) {
     // SAFETY: varnishd's own arguments, in vcl_init.
     unsafe {
-        boundary::vcl(ctx, "director()", (), || {
+        boundary::vcl(ctx, "objmapper.director()", (), || {
             let vcl = vcl_mut(vcl);
             let prefix_of_vcl = vcl.prefix.as_deref().unwrap_or(DEFAULT_PREFIX);
             let (socket, prefix, publish) = (bytes(socket), bytes(prefix), publish != 0);
@@ -254,7 +260,7 @@ pub(crate) unsafe extern "C" fn vmod_director__init(
 /// The VCL is discarded.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn vmod_director__fini(object: *mut *mut vmod_objmapper_director) {
-    fallible("director", (), || {
+    BOUNDARY.fallible("director", (), || {
         // SAFETY: varnishd's variable, with what `vmod_director__init` stored there, if it did.
         unsafe {
             let director = std::mem::replace(&mut *object, null_mut());
@@ -273,7 +279,7 @@ pub(crate) unsafe extern "C" fn vmod_director_set_backend(
     backend: VCL_BACKEND,
 ) {
     // SAFETY: varnishd's own arguments, in vcl_init.
-    unsafe { boundary::vcl(ctx, "set_backend()", (), || om(object).set_inner(backend)) };
+    unsafe { boundary::vcl(ctx, "objmapper.set_backend()", (), || om(object).set_inner(backend)) };
 }
 
 /// `om.backend()`
@@ -283,7 +289,7 @@ pub(crate) unsafe extern "C" fn vmod_director_backend(
     object: *mut vmod_objmapper_director,
 ) -> VCL_BACKEND {
     // SAFETY: varnishd's own arguments.
-    unsafe { boundary::vcl(ctx, "backend()", null(), || Ok(om(object).director())) }
+    unsafe { boundary::vcl(ctx, "objmapper.backend()", null(), || Ok(om(object).director())) }
 }
 
 /// `om.set_uri()`
@@ -295,7 +301,7 @@ pub(crate) unsafe extern "C" fn vmod_director_set_uri(
 ) {
     // SAFETY: varnishd's own arguments, in vcl_backend_fetch.
     unsafe {
-        boundary::vcl(ctx, "set_uri()", (), || {
+        boundary::vcl(ctx, "objmapper.set_uri()", (), || {
             let uri = arguments::uri(bytes(uri))?.to_vec();
             transaction::with(context(ctx), om(object), |turn| turn.uri = Some(uri))
         });
@@ -310,10 +316,10 @@ pub(crate) unsafe extern "C" fn vmod_director_uri(
 ) -> VCL_STRING {
     // SAFETY: varnishd's own arguments, in a client request or a fetch.
     unsafe {
-        boundary::vcl(ctx, "uri()", null(), || {
+        boundary::vcl(ctx, "objmapper.uri()", null(), || {
             let ctx = context(ctx);
             let key = key(ctx, om(object))?;
-            http::copy(ctx.ws, key.text()).ok_or_else(|| "the workspace is full".to_owned())
+            workspace::copy(ctx.ws, key.text()).ok_or_else(|| "the workspace is full".to_owned())
         })
     }
 }
@@ -326,7 +332,9 @@ pub(crate) unsafe extern "C" fn vmod_director_purge(
     uri: VCL_STRING,
 ) -> VCL_BOOL {
     // SAFETY: varnishd's own arguments, in a client request or a fetch.
-    unsafe { boundary::vcl(ctx, "purge()", 0, || purge(context(ctx), om(object), bytes(uri)).map(VCL_BOOL::from)) }
+    unsafe {
+        boundary::vcl(ctx, "objmapper.purge()", 0, || purge(context(ctx), om(object), bytes(uri)).map(VCL_BOOL::from))
+    }
 }
 
 /// `om.publish()`
@@ -338,7 +346,7 @@ pub(crate) unsafe extern "C" fn vmod_director_publish(
 ) {
     // SAFETY: varnishd's own arguments, in vcl_backend_response.
     unsafe {
-        boundary::vcl(ctx, "publish()", (), || {
+        boundary::vcl(ctx, "objmapper.publish()", (), || {
             // A response that this director did not make is not published.
             transaction::with_known(context(ctx), Some(om(object)), |turn| {
                 turn.work.pending().map(|pending| pending.set_publish(publish != 0))
@@ -356,7 +364,7 @@ pub(crate) unsafe extern "C" fn vmod_director_status(
 ) -> VCL_STRING {
     // SAFETY: varnishd's own arguments, in a fetch.
     unsafe {
-        boundary::vcl(ctx, "status()", null(), || {
+        boundary::vcl(ctx, "objmapper.status()", null(), || {
             Ok(status(transaction::with_known(context(ctx), Some(om(object)), |turn| turn.status).flatten()))
         })
     }

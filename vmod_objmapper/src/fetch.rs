@@ -6,21 +6,25 @@ use std::time::{Duration, SystemTime};
 
 use objmapper_l2::{Adopts, Counters, Finding, Hit, Key, Lookup, MissReason, Stale, Ticket};
 use sha2::{Digest, Sha256};
-use varnish_stevedore_sys::bindings::{
-    DIR_S_HDRS, DIR_S_NULL, HTTP_Setup, OC_F_FAILED, OC_F_PRIVATE, OF_IMSCAND, ObjCheckFlag, SLT_BerespMethod,
-    VDI_Finish, VDI_GetHdr, VFP_Close, VFP_Push, VFP_Setup, VRT_Assign_Backend, VTIM_real, busyobj, http_SetHeader,
-    http_Unset, vfp_entry, vrt_ctx, vsl_log,
+use varnishd::cast::busyobj_of;
+use varnishd::fetch::{reset, with_director};
+use varnishd::http::{self, View};
+use varnishd::vsl;
+use varnishd::workspace;
+use varnishd_sys::bindings::{
+    OC_F_FAILED, OC_F_PRIVATE, OF_IMSCAND, ObjCheckFlag, VDI_GetHdr, VFP_Push, VTIM_real, busyobj, http_SetHeader,
+    http_Unset, vfp_entry, vrt_ctx,
 };
-use varnish_stevedore_sys::branch::{if_modified_since, if_none_match};
+use varnishd_sys::branch::{if_modified_since, if_none_match};
 
 use crate::engine::{self, Storage};
 use crate::filter::{self, SOURCE, Serving, WITNESS};
-use crate::http::{self, View};
 use crate::om::Om;
 use crate::pending::Pending;
 use crate::publish::Work;
+use crate::request::Request;
 use crate::transaction::{self, Status, Turn};
-use crate::{boundary, object, refresh, vsl};
+use crate::{object, refresh};
 
 /// Smaller bodies are read and verified before they are used, also where they could be adopted.
 const ADOPT_FROM: u64 = 64 << 10;
@@ -31,30 +35,13 @@ const SAME_ORIGIN: f64 = 1.0;
 /// What the filter that sees a response's end takes of the workspace, and some alignment.
 const WITNESS_ROOM: usize = size_of::<vfp_entry>() + 64;
 
-/// The transaction's log.
-fn log(bo: *mut busyobj) -> *mut vsl_log {
-    // SAFETY: a checked busyobj of the calling thread's.
-    unsafe { (&raw mut (*bo).vsl).cast() }
-}
-
-/// Has varnishd treat the director's backend as the fetch's, for the time of a call.
-pub(crate) fn through<T>(bo: *mut busyobj, om: &Om, call: impl FnOnce(*mut busyobj) -> T) -> T {
-    // SAFETY: the fetch is the calling thread's. Neither pointer's reference is touched: our director keeps that to its
-    // backend for as long as it lives, which is longer than the call.
-    unsafe {
-        let own = std::mem::replace(&mut (*bo).director_req, om.inner());
-        let value = call(bo);
-        (*bo).director_req = own;
-        value
-    }
-}
-
 /// Answers `VDI_GetHdr`.
 ///
 /// # Safety
 /// `ctx` must be the calling thread's, of a fetch.
 pub(crate) unsafe fn gethdrs(ctx: &vrt_ctx, om: &Om) -> c_int {
-    let bo = boundary::busyobj_of(ctx);
+    // SAFETY: by contract.
+    let bo = unsafe { busyobj_of(ctx) };
     // SAFETY: by contract.
     let begun = unsafe { transaction::with(ctx, om, |turn| (turn.asking, turn.uri.clone())) };
     let uri = match begun {
@@ -62,19 +49,19 @@ pub(crate) unsafe fn gethdrs(ctx: &vrt_ctx, om: &Om) -> c_int {
         Ok((true, _)) => {
             let text = format!("director {} leads back to itself", om.name);
             // SAFETY: this thread's log.
-            unsafe { vsl::fetch_error(log(bo), &text) };
+            unsafe { vsl::fetch_error(vsl::of_fetch(bo), &text) };
             return -1;
         }
         Err(why) => {
             // SAFETY: this thread's log.
-            unsafe { vsl::fetch_error(log(bo), &why) };
+            unsafe { vsl::fetch_error(vsl::of_fetch(bo), &why) };
             return -1;
         }
     };
     if om.inner().is_null() {
         let text = format!("director {} has no backend: call {}.set_backend() in vcl_init", om.name, om.name);
         // SAFETY: this thread's log.
-        unsafe { vsl::fetch_error(log(bo), &text) };
+        unsafe { vsl::fetch_error(vsl::of_fetch(bo), &text) };
         return -1;
     }
     let fetch = Fetch { ctx, bo, om };
@@ -137,7 +124,7 @@ impl Fetch<'_> {
         self.turn(|turn| turn.status = Some(status));
         let text = format!("{} {} {what}", self.om.name, status.text().to_string_lossy());
         // SAFETY: this thread's log.
-        unsafe { vsl::decision(log(self.bo), &text) };
+        unsafe { vsl::decision(vsl::of_fetch(self.bo), &text) };
     }
 
     /// Why this fetch is none of the second level's business.
@@ -165,8 +152,9 @@ impl Fetch<'_> {
     /// Has varnishd ask the real backend.
     fn ask(&self) -> c_int {
         self.turn(|turn| turn.asking = true);
-        // SAFETY: the calling thread's fetch, in which varnishd has called us from VDI_GetHdr.
-        let result = through(self.bo, self.om, |bo| unsafe { VDI_GetHdr(bo) });
+        // SAFETY: the calling thread's fetch, in which varnishd has called us from VDI_GetHdr; our director keeps a reference to its
+        // backend.
+        let result = unsafe { with_director(self.bo, self.om.inner(), |bo| VDI_GetHdr(bo)) };
         self.turn(|turn| turn.asking = false);
         result
     }
@@ -181,9 +169,9 @@ impl Fetch<'_> {
         let finding = om.l2.find(
             &Lookup {
                 key: &key,
-                request: &self.request(),
+                request: &Request(self.request()),
                 // SAFETY: what the client's request was when the fetch began, which nobody changes.
-                client: &unsafe { View::new((*self.bo).bereq0) },
+                client: &Request(unsafe { View::new((*self.bo).bereq0) }),
                 // Requests for what is known to be uncacheable are not made to wait for one another.
                 wait: if hit_for_miss { Duration::ZERO } else { arguments.wait },
                 hold: arguments.hold,
@@ -227,8 +215,8 @@ impl Fetch<'_> {
         // SAFETY: varnishd has set the filters of this response up; ours comes after its own source. A failed push would fail
         // the response, which is good without us.
         unsafe {
-            if http::free_room((&raw mut (*self.bo).ws).cast()) < WITNESS_ROOM {
-                pending.give_up("no room for a filter: raise workspace_backend", log(self.bo));
+            if workspace::free_room((&raw mut (*self.bo).ws).cast()) < WITNESS_ROOM {
+                pending.give_up("no room for a filter: raise workspace_backend", vsl::of_fetch(self.bo));
                 return result;
             }
             let entry = VFP_Push((*self.bo).vfc, WITNESS.address());
@@ -254,27 +242,10 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    /// Begins the response anew, as `vbf_stp_startfetch` does, with us as its director.
+    /// Begins the response anew, with us as its director.
     fn reset(&self) {
-        let bo = self.bo;
-        // SAFETY: the calling thread's fetch, between VDI_GetHdr's call and its return: it has no response yet that anybody
-        // has seen.
-        unsafe {
-            if (*bo).director_state != DIR_S_NULL && !(*bo).htc.is_null() {
-                (*bo).acct.beresp_bodybytes += VFP_Close((*bo).vfc);
-                VDI_Finish(bo);
-            } else {
-                VFP_Close((*bo).vfc);
-            }
-            VFP_Setup((*bo).vfc, (*bo).wrk);
-            (*(*bo).vfc).oc = (*bo).fetch_objcore;
-            (*(*bo).vfc).resp = (*bo).beresp;
-            (*(*bo).vfc).req = (*bo).bereq;
-            (*bo).htc = std::ptr::null_mut();
-            HTTP_Setup((*bo).beresp, (&raw mut (*bo).ws).cast(), log(bo), SLT_BerespMethod);
-            VRT_Assign_Backend(&raw mut (*bo).director_resp, self.om.director());
-            (*bo).director_state = DIR_S_HDRS;
-        }
+        // SAFETY: the calling thread's fetch, between VDI_GetHdr's call and its return; the director lives as long as its VCL.
+        unsafe { reset(self.bo, self.om.director()) };
     }
 
     fn stale(&self, stale: Stale, text: &str) -> c_int {
@@ -389,10 +360,11 @@ impl Fetch<'_> {
             ];
             for (name, value) in lines.iter().filter_map(|(name, value)| Some((name, value.as_ref()?))) {
                 let line = [name, &value[..]].concat();
-                if line.len() + 16 > http::free_room(ws) || View::new(bereq).lines().count() >= http::most_lines(bereq)
+                if line.len() + 16 > workspace::free_room(ws)
+                    || View::new(bereq).lines().count() >= http::most_lines(bereq)
                 {
                     complete = false;
-                } else if let Some(line) = http::copy(ws, &line) {
+                } else if let Some(line) = workspace::copy(ws, &line) {
                     http_SetHeader(bereq, line);
                 }
             }

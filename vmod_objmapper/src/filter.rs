@@ -1,23 +1,29 @@
 //! Fetch filters (VFP): the source of a record's body, and one that only sees that a response becomes an object.
 
 use std::cell::{Cell, RefCell};
-use std::ffi::{CStr, c_void};
+use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 use std::rc::Rc;
 
 use objmapper_abi::{Adoption, Bytes, Record};
 use objmapper_l2::{Counters, Hit, Summer};
-use varnish_stevedore_sys::bindings::{
+use varnishd::boundary::Constant;
+use varnishd::cast::{busyobj_of, context};
+use varnishd::http::View;
+use varnishd::text::c_text;
+use varnishd::vsl;
+use varnishd::{esi, fetch_filters};
+use varnishd_sys::bindings::{
     OF_CHGCE, OF_GZIPED, VFP_END, VFP_ERROR, VFP_Error, VFP_NULL, VFP_OK, busyobj, vfp, vfp_ctx, vfp_entry, vfp_status,
     vrt_ctx,
 };
 
-use crate::boundary::{Constant, busyobj_of, context, fallible};
+use crate::BOUNDARY;
 use crate::engine::{self, Storage};
-use crate::http::View;
+use crate::object;
 use crate::om::Om;
 use crate::pending::Pending;
-use crate::{esi, object, vsl};
+use crate::request::Request;
 
 /// A record that is being served.
 pub(crate) struct Serving {
@@ -110,7 +116,7 @@ unsafe fn is_object(vc: *const vfp_ctx) -> bool {
 }
 
 unsafe extern "C" fn witness_init(ctx: *const vrt_ctx, _vc: *mut vfp_ctx, vfe: *mut vfp_entry) -> vfp_status {
-    fallible("witness_init", VFP_NULL, || {
+    BOUNDARY.fallible("witness_init", VFP_NULL, || {
         // SAFETY: varnishd's own context and our own entry, in the fetch thread, after vcl_backend_response.
         unsafe {
             if let Some(pending) = charged::<Pending>(vfe) {
@@ -122,7 +128,7 @@ unsafe extern "C" fn witness_init(ctx: *const vrt_ctx, _vc: *mut vfp_ctx, vfe: *
 }
 
 unsafe extern "C" fn witness_fini(vc: *mut vfp_ctx, vfe: *mut vfp_entry) {
-    fallible("witness", (), || {
+    BOUNDARY.fallible("witness", (), || {
         // SAFETY: varnishd's own filter context and our own entry.
         unsafe {
             if let Some(pending) = charged::<Pending>(vfe) {
@@ -135,7 +141,7 @@ unsafe extern "C" fn witness_fini(vc: *mut vfp_ctx, vfe: *mut vfp_entry) {
 
 /// Runs after vcl_backend_response, before the object is allocated.
 unsafe extern "C" fn source_init(ctx: *const vrt_ctx, vc: *mut vfp_ctx, vfe: *mut vfp_entry) -> vfp_status {
-    fallible("source_init", VFP_ERROR, || {
+    BOUNDARY.fallible("source_init", VFP_ERROR, || {
         // SAFETY: varnishd's own context, filter context and our entry, in the fetch thread.
         unsafe {
             let Some(serving) = charged::<Serving>(vfe) else { return VFP_ERROR };
@@ -164,8 +170,8 @@ unsafe fn bound_lifetime(bo: *mut busyobj, serving: &Serving) {
         let oc = (*bo).fetch_objcore;
         let head = &serving.hit.head;
         let om = serving.om();
-        if !serving.hit.still_valid(&om.l2, &View::new((*bo).bereq0)) {
-            let vsl = (&raw mut (*bo).vsl).cast();
+        if !serving.hit.still_valid(&om.l2, &Request(View::new((*bo).bereq0))) {
+            let vsl = vsl::of_fetch(bo);
             vsl::decision(vsl, &format!("{} invalidated meanwhile", om.name));
             serving.pending.give_up("invalidated meanwhile", vsl);
             ((*oc).ttl, (*oc).grace, (*oc).keep) = (0.0, 0.0, 0.0);
@@ -198,7 +204,7 @@ unsafe fn parse_esi(bo: *mut busyobj, vc: *mut vfp_ctx, serving: &Serving) -> bo
         esi::Parser::NoRoom => "ESI instructions cannot be parsed: raise workspace_backend",
     };
     // SAFETY: this thread's log.
-    unsafe { vsl::decision((&raw mut (*bo).vsl).cast(), &format!("{} {why}", serving.om().name)) };
+    unsafe { vsl::decision(vsl::of_fetch(bo), &format!("{} {why}", serving.om().name)) };
     parser == esi::Parser::Unwanted
 }
 
@@ -211,26 +217,19 @@ unsafe fn keep_gzip(vc: *mut vfp_ctx, vfe: *mut vfp_entry, serving: &Serving) ->
     // SAFETY: by contract; the list is of entries in the workspace, ours is its last. VFP_Open walks it from there
     // to its first and takes the next one after we return.
     unsafe {
-        let name = |entry: *mut vfp_entry| CStr::from_ptr((*(*entry).vfp).name).to_bytes();
         // An ETag that was weakened because of it stays weak after varnishd's own 304.
         (*vc).obj_flags |= u32::from(serving.hit.head.flags) & OF_CHGCE;
         let mut in_place = true;
-        let mut entry = (*vc).vfp.vtqh_first;
-        while !entry.is_null() && !std::ptr::eq(entry, vfe) {
-            let next = (*entry).list.vtqe_next;
-            if name(entry) == b"testgunzip" && serving.hit.head.gzip_bits.is_some() && std::ptr::eq(next, vfe) {
-                // VTAILQ_REMOVE; it was not opened yet, so that there is nothing to close.
-                *(*entry).list.vtqe_prev = next;
-                (*next).list.vtqe_prev = (*entry).list.vtqe_prev;
-                if std::ptr::eq((*vc).vfp_nxt, entry) {
-                    (*vc).vfp_nxt = next;
-                }
+        for entry in fetch_filters::entries(vc).take_while(|entry| !std::ptr::eq(*entry, vfe)) {
+            let name = fetch_filters::name(entry);
+            let is_next = std::ptr::eq((*entry).list.vtqe_next, vfe);
+            if name == b"testgunzip" && serving.hit.head.gzip_bits.is_some() && is_next {
+                fetch_filters::remove(vc, entry);
                 (*vc).obj_flags |= OF_GZIPED;
                 serving.gzip.set(true);
-            } else if !matches!(name(entry), b"testgunzip" | b"esi") {
+            } else if !matches!(name, b"testgunzip" | b"esi") {
                 in_place = false;
             }
-            entry = next;
         }
         in_place
     }
@@ -263,9 +262,7 @@ unsafe fn adopt(bo: *mut busyobj, vc: *mut vfp_ctx, serving: &Serving) {
         Adoption::Elsewhere | Adoption::Small => {}
         Adoption::Gone | Adoption::Down | Adoption::Failed => {
             // SAFETY: this thread's log.
-            let vsl = unsafe { (&raw mut (*bo).vsl).cast() };
-            // SAFETY: as above.
-            unsafe { vsl::decision(vsl, &format!("{} copies: {adoption:?}", om.name)) };
+            unsafe { vsl::decision(vsl::of_fetch(bo), &format!("{} copies: {adoption:?}", om.name)) };
         }
     }
 }
@@ -276,7 +273,7 @@ unsafe extern "C" fn source_pull(
     ptr: *mut c_void,
     len: *mut isize,
 ) -> vfp_status {
-    fallible("source_pull", VFP_ERROR, || {
+    BOUNDARY.fallible("source_pull", VFP_ERROR, || {
         // SAFETY: varnishd's own filter context, our entry, and room for `*len` bytes.
         let pulled = unsafe { pull(vc, vfe, ptr.cast(), usize::try_from(*len).unwrap_or(0)) };
         match pulled {
@@ -289,7 +286,7 @@ unsafe extern "C" fn source_pull(
                 // SAFETY: as above; a format that takes one string.
                 unsafe {
                     *len = 0;
-                    VFP_Error(vc, c"objmapper: %s".as_ptr(), vsl::c_text(&why).as_ptr())
+                    VFP_Error(vc, c"objmapper: %s".as_ptr(), c_text(&why).as_ptr())
                 }
             }
         }
@@ -370,7 +367,7 @@ unsafe fn pull(
 }
 
 unsafe extern "C" fn source_fini(vc: *mut vfp_ctx, vfe: *mut vfp_entry) {
-    fallible("source_fini", (), || {
+    BOUNDARY.fallible("source_fini", (), || {
         // SAFETY: varnishd's own filter context and our own entry.
         let announced = unsafe { charged::<Serving>(vfe) }.is_some_and(|serving| {
             // SAFETY: as above.

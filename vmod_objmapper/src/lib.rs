@@ -14,7 +14,6 @@
 
 mod arguments;
 mod bans;
-mod boundary;
 mod deliver;
 mod deliver_pipe;
 mod deliver_place;
@@ -22,11 +21,9 @@ mod deliver_send;
 mod director;
 mod engine;
 mod entry;
-mod esi;
 mod fetch;
 mod ffi;
 mod filter;
-mod http;
 mod object;
 mod om;
 mod pending;
@@ -34,6 +31,14 @@ mod place;
 mod publish;
 mod refresh;
 mod regex;
+mod request;
 mod store;
 mod transaction;
-mod vsl;
+
+/// No panic of a callback leaves this library; one that is caught is a line of the director's.
+static BOUNDARY: varnishd::boundary::Boundary = varnishd::boundary::Boundary::new(operator);
+
+/// Writes a line of the director's for the operator.
+fn operator(ident: &str, message: &str) {
+    objmapper_log::stderr_line("director", ident, message);
+}

@@ -4,15 +4,16 @@ use std::ffi::{c_char, c_void};
 use std::ptr::null;
 use std::time::SystemTime;
 
-use objmapper_l2::{Head, Headers, Hit};
-use varnish_stevedore_sys::attr::{FLAGS_SIZE, GZIPBITS_SIZE};
-use varnish_stevedore_sys::bindings::{
+use objmapper_l2::{Head, Headers, Hit, is_hop_by_hop, is_never_stored};
+use varnishd::http::{self, View};
+use varnishd::text::text;
+use varnishd::workspace;
+use varnishd_sys::attr::{FLAGS_SIZE, GZIPBITS_SIZE};
+use varnishd_sys::bindings::{
     BS_LENGTH, BS_NONE, HTTP_CONN_MAGIC, HTTP_GetStatusPack, HTTP_IterHdrPack, OA_FLAGS, OA_GZIPBITS, OF_CHGCE,
     OF_ESIPROC, OF_GZIPED, ObjGetAttr, SC_NULL, VFP_Push, WS_Alloc, busyobj, http_PrintfHeader, http_PutResponse,
     http_SetHeader, http_VSL_log, http_conn, objcore, vfp, vfp_entry, worker,
 };
-
-use crate::http::{self, View};
 
 /// Flags of an object that are the body's, and travel with it.
 const BODY_FLAGS: u8 = (OF_GZIPED | OF_CHGCE | OF_ESIPROC) as u8;
@@ -22,28 +23,13 @@ const EXTRA_ROOM: usize = 2048;
 /// Lines for Age, Content-Length and what varnishd may add.
 const EXTRA_LINES: usize = 4;
 
-/// Headers of one connection (RFC 9110, section 7.6.1), and those that varnishd takes for such (`tbl/http_headers.h`).
-const HOP_BY_HOP: [&[u8]; 10] = [
-    b"Connection",
-    b"Proxy-Connection",
-    b"Keep-Alive",
-    b"TE",
-    b"Trailer",
-    b"Transfer-Encoding",
-    b"Upgrade",
-    b"HTTP2-Settings",
-    b"Proxy-Authenticate",
-    b"Proxy-Authorization",
-];
-
 fn is_one_of(name: &[u8], names: &[&[u8]]) -> bool {
     names.iter().any(|one| one.eq_ignore_ascii_case(name))
 }
 
-/// Headers that a record does not have: each connection has its own, and each response from the record says its own.
-fn is_said_anew(line: &[u8]) -> bool {
-    let name = http::name_of(line);
-    is_one_of(name, &[b"Age", b"Content-Length"]) || is_one_of(name, &HOP_BY_HOP)
+/// Returns true if and only if no record holds a header line like this one.
+fn is_left_out(line: &[u8]) -> bool {
+    is_never_stored(http::name_of(line))
 }
 
 /// Makes the response of a fetch from a record, with a filter in place of a connection.
@@ -57,7 +43,7 @@ pub(crate) unsafe fn respond(
     filter: *const vfp,
 ) -> Result<*mut vfp_entry, &'static str> {
     let head = &hit.head;
-    let lines = head.headers.iter().filter(|line| !is_said_anew(line));
+    let lines = head.headers.iter().filter(|line| !is_left_out(line));
     let (count, bytes) = lines.fold((0, 0), |(count, bytes), line| (count + 1, bytes + line.len() + 16));
     // SAFETY: by contract: everything is of this thread's transaction.
     unsafe {
@@ -65,10 +51,10 @@ pub(crate) unsafe fn respond(
             return Err("more headers than http_max_hdr");
         }
         let ws = (&raw mut (*bo).ws).cast();
-        if bytes + head.reason.len() + EXTRA_ROOM > http::free_room(ws) {
+        if bytes + head.reason.len() + EXTRA_ROOM > workspace::free_room(ws) {
             return Err("head larger than what is left of workspace_backend");
         }
-        let copy = |text: &[u8]| http::copy(ws, text).ok_or("workspace_backend is full");
+        let copy = |text: &[u8]| workspace::copy(ws, text).ok_or("workspace_backend is full");
 
         let htc = WS_Alloc(ws, size_of::<http_conn>() as u32).cast::<http_conn>();
         if htc.is_null() {
@@ -76,7 +62,7 @@ pub(crate) unsafe fn respond(
         }
         let reason = copy(&head.reason)?;
         http_PutResponse((*bo).beresp, c"HTTP/1.1".as_ptr(), head.status, reason);
-        for line in head.headers.iter().filter(|line| !is_said_anew(line)) {
+        for line in head.headers.iter().filter(|line| !is_left_out(line)) {
             http_SetHeader((*bo).beresp, copy(line)?);
         }
         let body_len = hit.record.body_len();
@@ -122,8 +108,8 @@ pub(crate) unsafe fn head(bo: *mut busyobj) -> Option<Head> {
         let mut headers = Headers::default();
         let mut line: *const c_char = null();
         while HTTP_IterHdrPack(wrk, oc, &raw mut line) != 0 {
-            let text = http::text(line)?;
-            if !is_said_anew(text) && !headers.push(text) {
+            let text = text(line)?;
+            if !is_left_out(text) && !headers.push(text) {
                 return None;
             }
         }
@@ -169,7 +155,7 @@ pub(crate) fn refreshed(old: &Head, answer: View<'_>, now: SystemTime) -> Option
             continue;
         }
         said.push(name);
-        if is_one_of(name, &HOP_BY_HOP) || is_one_of(name, &named) {
+        if is_hop_by_hop(name) || is_one_of(name, &named) {
             continue;
         }
         // The origin's ETag is of its own coding of the body, ours is of another.
@@ -182,7 +168,7 @@ pub(crate) fn refreshed(old: &Head, answer: View<'_>, now: SystemTime) -> Option
             return None;
         }
     }
-    for line in old.headers.iter().filter(|line| !is_said_anew(line)) {
+    for line in old.headers.iter().filter(|line| !is_left_out(line)) {
         if !said.iter().any(|name| name.eq_ignore_ascii_case(http::name_of(line))) && !headers.push(line) {
             return None;
         }
@@ -201,7 +187,7 @@ pub(crate) fn seconds(value: &[u8]) -> u64 {
 /// # Safety
 /// As for [`attribute`], in the fetch, before the object is complete.
 pub(crate) unsafe fn set_gzip_bits(wrk: *mut worker, oc: *mut objcore, bits: &[u8; 32]) -> bool {
-    use varnish_stevedore_sys::bindings::ObjSetAttr;
+    use varnishd_sys::bindings::ObjSetAttr;
     // SAFETY: by contract; ObjSetAttr copies the bytes.
     let set = unsafe { ObjSetAttr(wrk, oc, OA_GZIPBITS, bits.len() as isize, bits.as_ptr().cast::<c_void>()) };
     !set.is_null()

@@ -8,11 +8,11 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use objmapper_l2::{Counters, L2};
 use parking_lot::Mutex;
-use varnish_stevedore_sys::bindings::{VCL_BACKEND, VRT_Assign_Backend, VRT_DelDirector, director};
-use varnish_stevedore_sys::vsc::Segment;
+use varnishd::boundary::wrong;
+use varnishd_sys::bindings::{VCL_BACKEND, VRT_Assign_Backend, VRT_DelDirector, director};
+use varnishd_sys::vsc::Segment;
 
 use crate::arguments::Arguments;
-use crate::boundary::wrong;
 use crate::place::Name;
 
 const OM_MAGIC: u32 = 0x6f62_6d6f;

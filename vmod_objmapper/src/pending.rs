@@ -16,11 +16,11 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 
 use objmapper_l2::{Headers, Hit, Ticket};
-use varnish_stevedore_sys::bindings::{OC_F_HFM, OC_F_HFP, OC_F_PRIVATE, busyobj, vsl_log};
+use varnishd::http::View;
+use varnishd::vsl;
+use varnishd_sys::bindings::{OC_F_HFM, OC_F_HFP, OC_F_PRIVATE, busyobj, vsl_log};
 
-use crate::http::View;
 use crate::om::Om;
-use crate::vsl;
 
 /// A response that has been made for a try, and what is still to be done about it.
 pub(crate) struct Pending {
@@ -98,8 +98,7 @@ impl Pending {
         };
         // SAFETY: by contract.
         match unsafe { self.uncacheable(bo) }.or_else(unshareable) {
-            // SAFETY: the thread's own log.
-            Some(why) => refuse(self.om(), ticket, response.status(), why, unsafe { (&raw mut (*bo).vsl).cast() }),
+            Some(why) => refuse(self.om(), ticket, response.status(), why, vsl::of_fetch(bo)),
             None => self.ticket.set(Some(ticket)),
         }
     }

@@ -5,18 +5,21 @@ use std::rc::Rc;
 
 use objmapper_abi::{Bytes, Publication, Published};
 use objmapper_l2::{Head, Hit, Outage, Outcome, SealedOutcome, Ticket, Writer};
-use varnish_stevedore_sys::bindings::{
+use varnishd::cast::busyobj_of;
+use varnishd::http::View;
+use varnishd::vsl;
+use varnishd_sys::bindings::{
     BOS_FINISHED, OC_F_FAILED, OF_ESIPROC, ObjGetLen, ObjIterate, VTIM_real, busyobj, vrt_ctx, vsl_log,
 };
-use varnish_stevedore_sys::functions::HSH_Kill;
+use varnishd_sys::functions::HSH_Kill;
 
-use crate::boundary::{busyobj_of, fallible};
+use crate::BOUNDARY;
 use crate::engine::{self, Storage};
 use crate::filter::Serving;
-use crate::http::View;
+use crate::object;
 use crate::om::Om;
 use crate::pending::{self, Pending, is_error};
-use crate::{object, vsl};
+use crate::request::Request;
 
 /// What is to be done when the fetch is over.
 pub(crate) enum Work {
@@ -43,7 +46,8 @@ impl Work {
 /// # Safety
 /// `ctx` must be that of the task's end, in its thread.
 pub(crate) unsafe fn settle(ctx: &vrt_ctx, works: impl Iterator<Item = Work>) {
-    let bo = busyobj_of(ctx);
+    // SAFETY: by contract.
+    let bo = unsafe { busyobj_of(ctx) };
     for work in works {
         if bo.is_null() {
             continue;
@@ -85,8 +89,7 @@ struct End<'a> {
 
 impl End<'_> {
     fn log(&self) -> *mut vsl_log {
-        // SAFETY: the task's own busyobj.
-        unsafe { (&raw mut (*self.bo).vsl).cast() }
+        vsl::of_fetch(self.bo)
     }
 
     fn say(&self, text: impl std::fmt::Display) {
@@ -94,15 +97,15 @@ impl End<'_> {
         unsafe { vsl::decision(self.log(), &format!("{} {text}", self.om.name)) };
     }
 
-    fn request(&self) -> View<'_> {
+    fn request(&self) -> Request<'_> {
         // SAFETY: the fetch's own request, which nobody changes any more.
-        unsafe { View::new((*self.bo).bereq) }
+        Request(unsafe { View::new((*self.bo).bereq) })
     }
 
     /// What the client asked.
-    fn client(&self) -> View<'_> {
+    fn client(&self) -> Request<'_> {
         // SAFETY: as above.
-        unsafe { View::new((*self.bo).bereq0) }
+        Request(unsafe { View::new((*self.bo).bereq0) })
     }
 
     /// Whether the object is complete.
@@ -264,7 +267,7 @@ struct Copying {
 }
 
 unsafe extern "C" fn write(priv_: *mut c_void, _flush: c_uint, ptr: *const c_void, len: isize) -> c_int {
-    fallible("publish", 1, || {
+    BOUNDARY.fallible("publish", 1, || {
         // SAFETY: what `copy` gave to ObjIterate.
         let Some(copy) = (unsafe { priv_.cast::<Copying>().as_mut() }) else { return 1 };
         let Ok(len @ 1..) = usize::try_from(len) else { return 0 };

@@ -12,9 +12,10 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
 use parking_lot::Mutex;
-use varnish_stevedore_sys::bindings::{VMOD_PRIV_METHODS_MAGIC, VRT_priv_task, objcore, vmod_priv_methods, vrt_ctx};
+use varnishd::boundary::Constant;
+use varnishd_sys::bindings::{VMOD_PRIV_METHODS_MAGIC, VRT_priv_task, objcore, vmod_priv_methods, vrt_ctx};
 
-use crate::boundary::{Constant, fallible};
+use crate::BOUNDARY;
 
 /// How many notes there are for the address of an object.
 static NOTED: LazyLock<Mutex<HashMap<usize, usize>>> = LazyLock::new(Mutex::default);
@@ -58,7 +59,7 @@ static METHODS: Constant<vmod_priv_methods> = unsafe {
 
 unsafe extern "C" fn fini(_ctx: *const vrt_ctx, note: *mut c_void) {
     // SAFETY: `request` leaked it, and varnishd calls this once.
-    fallible("refresh", (), || drop(unsafe { Box::from_raw(note.cast::<Note>()) }));
+    BOUNDARY.fallible("refresh", (), || drop(unsafe { Box::from_raw(note.cast::<Note>()) }));
 }
 
 /// Has the fetch of this request refresh its record.

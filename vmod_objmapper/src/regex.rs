@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::ptr::{NonNull, null};
 
 use objmapper_l2::{Regex, Regexes};
-use varnish_stevedore_sys::bindings::{VRE_ERROR_NOMATCH, VRE_compile, VRE_free, VRE_match, vre_t};
+use varnishd_sys::bindings::{VRE_ERROR_NOMATCH, VRE_compile, VRE_free, VRE_match, vre_t};
 
 /// varnishd's.
 pub(crate) struct Vre;

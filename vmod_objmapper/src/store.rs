@@ -14,7 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::arguments::Arguments;
 use crate::place::{Name, Place};
 use crate::regex::Vre;
-use crate::{bans, om, vsl};
+use crate::{bans, om, operator};
 
 /// Connections of each: as many calls of an objmapperd can be on their way at once, without waiting for one another.
 const CONNECTIONS: usize = 4;
@@ -60,10 +60,10 @@ pub(crate) fn open(arguments: &Arguments) -> Result<(Arc<L2>, Name), String> {
             match notice {
                 Notice::Up(_) | Notice::Down(_) | Notice::FewConnections(_) => {
                     if let Some(left_out) = lines.admit() {
-                        vsl::operator(&who, &format!("{notice}{left_out}"));
+                        operator(&who, &format!("{notice}{left_out}"));
                     }
                 }
-                _ => vsl::operator(&who, &notice.to_string()),
+                _ => operator(&who, &notice.to_string()),
             }
             match notice {
                 Notice::Up(_) => om::show_state(&told, true),

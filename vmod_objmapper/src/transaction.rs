@@ -7,11 +7,13 @@
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
-use varnish_stevedore_sys::bindings::{
+use varnishd::boundary::Constant;
+use varnishd::cast::{busyobj_of, context};
+use varnishd_sys::bindings::{
     VMOD_PRIV_METHODS_MAGIC, VRT_priv_task, VRT_priv_task_get, vmod_priv, vmod_priv_methods, vrt_ctx,
 };
 
-use crate::boundary::{Constant, busyobj_of, context, fallible};
+use crate::BOUNDARY;
 use crate::om::Om;
 use crate::publish::{self, Work};
 
@@ -72,7 +74,7 @@ static METHODS: Constant<vmod_priv_methods> = unsafe {
 };
 
 unsafe extern "C" fn fini(ctx: *const vrt_ctx, task: *mut c_void) {
-    fallible("task", (), || {
+    BOUNDARY.fallible("task", (), || {
         // SAFETY: `of` leaked it, and varnishd calls this once.
         let task = unsafe { Box::from_raw(task.cast::<Task>()) };
         // SAFETY: varnishd's own context of the task that ends, in its thread.
@@ -88,7 +90,8 @@ impl Turn {
 
 /// The try that a context is of.
 fn attempt(ctx: &vrt_ctx) -> u32 {
-    let bo = busyobj_of(ctx);
+    // SAFETY: a context of varnishd's, in its thread.
+    let bo = unsafe { busyobj_of(ctx) };
     // SAFETY: a checked busyobj of the calling thread's.
     if bo.is_null() { 0 } else { unsafe { (*bo).retries } }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::bans::spec::{Ban, DurationOf, NumberOper, Subject, Test, TextOper};
 use crate::head::Head;
+use crate::never_stored::is_never_stored;
 use crate::regex::{Regex, Regexes};
 use crate::request::RequestView;
 
@@ -35,9 +36,6 @@ const FILTERED: &[&str] = &[
     // Set by varnishd if it handles gzip.
     "Accept-Encoding",
 ];
-
-/// Headers that no record holds, because each cache that serves it generates them.
-const REGENERATED: &[&str] = &["Age", "Connection", "Content-Length", "Transfer-Encoding"];
 
 /// Compiled patterns, by their text. The value is `None` for one that cannot be compiled.
 #[derive(Default, Clone)]
@@ -99,7 +97,7 @@ fn text_matches(
             request.header(name)
         }
         Subject::ObjectHeader(name) => {
-            if REGENERATED.iter().any(|anew| name.eq_ignore_ascii_case(anew.as_bytes())) {
+            if is_never_stored(name) {
                 return true;
             }
             head.headers.get(name)

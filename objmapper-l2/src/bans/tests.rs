@@ -180,6 +180,16 @@ fn texts() {
 }
 
 #[test]
+fn a_header_that_no_record_holds_matches() {
+    for name in crate::never_stored::names() {
+        for oper in [TextOper::Equal, TextOper::NotEqual, TextOper::Match, TextOper::NoMatch] {
+            let subject = Subject::ObjectHeader(name.to_vec());
+            assert!(is_match(&ban(0.0, vec![text(subject, oper, "x")])), "{} {oper:?}", name.escape_ascii());
+        }
+    }
+}
+
+#[test]
 fn numbers() {
     use DurationOf::{Age, Grace, Keep, Ttl};
     use NumberOper::{Equal, Greater, GreaterOrEqual, Less, LessOrEqual, NotEqual};

@@ -1,0 +1,112 @@
+//! varnishd's bans (Varnish: `cache/cache_ban.c`): its list, and news of it.
+//!
+//! The list is walked with varnishd's ban mutex held, under which nothing may block or call varnishd. What a ban's spec says
+//! is bytes without pointers, and decoded by their user.
+
+use std::ffi::{c_int, c_uint};
+use std::ptr::null_mut;
+use std::sync::OnceLock;
+
+use varnishd_sys::ban::{BANS_FLAG_COMPLETED, BANS_FLAGS, BANS_HEAD_LEN, BANS_LENGTH, Ban, ban_head, ban_mtx};
+use varnishd_sys::bindings::{Lck__Lock, Lck__Unlock};
+use varnishd_sys::functions::STV__iter;
+use varnishd_sys::stevedore::{BI_NEW, Stevedore, StorageBanInfo};
+
+use crate::cast::has_magic;
+
+/// The `baninfo` of the storage that has ours now.
+static FORMER: OnceLock<Option<StorageBanInfo>> = OnceLock::new();
+
+/// What is called with the spec of each new ban.
+static LISTENER: OnceLock<fn(&[u8])> = OnceLock::new();
+
+/// Calls `listener` with the spec of every new ban, with varnishd's ban mutex held, by a `baninfo` of ours in varnishd's first
+/// storage. Called in varnishd's CLI thread, as VCL is loaded, once in a process. `listener` must not panic.
+///
+/// # Errors
+/// varnishd has no storage.
+pub fn listen(listener: fn(&[u8])) -> Result<(), String> {
+    let _ = LISTENER.set(listener);
+    let mut stv: *mut Stevedore = null_mut();
+    // SAFETY: varnishd's list of storages does not change any more once VCL is loaded.
+    while unsafe { STV__iter(&raw mut stv) } != 0 {
+        // SAFETY: an element of that list. varnishd reads `baninfo` with the ban mutex held, and nothing else of it changes.
+        unsafe {
+            if !has_magic(stv) {
+                continue;
+            }
+            let _list = List::lock();
+            let former = (*stv).baninfo;
+            let _ = FORMER.set(former);
+            (*stv).baninfo = Some(baninfo);
+        }
+        return Ok(());
+    }
+    Err("varnishd has no storage at all that could tell of bans".to_owned())
+}
+
+unsafe extern "C" fn baninfo(stv: *const Stevedore, event: c_uint, ban: *const u8, len: c_uint) -> c_int {
+    if let (BI_NEW, Some(listener)) = (event, LISTENER.get()) {
+        // SAFETY: varnishd lends a ban's spec for the call.
+        if let Some(spec) = unsafe { spec(ban, len as usize) } {
+            listener(spec);
+        }
+    }
+    match FORMER.get().copied().flatten() {
+        // SAFETY: what varnishd would have called, with what it calls us with.
+        Some(former) => unsafe { former(stv, event, ban, len) },
+        None => 0,
+    }
+}
+
+/// A ban's spec; `None` if there is none.
+///
+/// # Safety
+/// `ban` must be null or point to `len` bytes that do not change during `'a`.
+pub unsafe fn spec<'a>(ban: *const u8, len: usize) -> Option<&'a [u8]> {
+    // SAFETY: by contract.
+    (!ban.is_null() && len > 0).then(|| unsafe { std::slice::from_raw_parts(ban, len) })
+}
+
+/// varnishd's list of bans, locked.
+pub struct List(());
+
+impl List {
+    /// Locks it, until the value is dropped.
+    #[must_use]
+    pub fn lock() -> List {
+        // SAFETY: varnishd makes the mutex before it loads any VCL; the name is static.
+        unsafe { Lck__Lock(&raw mut ban_mtx, c"objmapper bans".as_ptr(), 0) };
+        List(())
+    }
+
+    /// The specs of the bans that objects are still to be tested by, from the newest to the oldest.
+    pub fn pending(&self) -> impl Iterator<Item = &[u8]> {
+        // SAFETY: the list is read with its mutex held, which `self` does.
+        let mut next: *const Ban = unsafe { ban_head.first };
+        let bans = std::iter::from_fn(move || {
+            // SAFETY: as above; an element is a ban or null.
+            let ban = unsafe { has_magic(next).then(|| &*next) }?;
+            next = ban.list.next;
+            Some(ban)
+        });
+        bans.filter_map(|ban| {
+            // SAFETY: a spec has a head, in which its length stands; it is not freed while the list is locked.
+            let spec = unsafe {
+                let head = std::slice::from_raw_parts(ban.spec, BANS_HEAD_LEN);
+                let mut len = [0; 4];
+                len.copy_from_slice(&head[BANS_LENGTH..BANS_LENGTH + 4]);
+                std::slice::from_raw_parts(ban.spec, (u32::from_be_bytes(len) as usize).max(BANS_HEAD_LEN))
+            };
+            let completed = (ban.flags | u32::from(spec[BANS_FLAGS])) & BANS_FLAG_COMPLETED != 0;
+            (!completed).then_some(spec)
+        })
+    }
+}
+
+impl Drop for List {
+    fn drop(&mut self) {
+        // SAFETY: locked by `lock`, in this thread.
+        unsafe { Lck__Unlock(&raw mut ban_mtx, c"objmapper bans".as_ptr(), 0) };
+    }
+}
