@@ -55,6 +55,8 @@ struct Shared {
     stop: AtomicBool,
     /// Those that have not ended.
     connections: Mutex<Vec<Weak<UnixStream>>>,
+    /// Held while an answer is sent and its descriptors are closed: a commit of a file that is still open here is refused.
+    sending: Mutex<()>,
     path: PathBuf,
 }
 
@@ -75,6 +77,7 @@ impl Meddler {
             times: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             connections: Mutex::new(Vec::new()),
+            sending: Mutex::new(()),
             path: path.to_owned(),
         });
         let (accepting, listening) = (Arc::clone(&shared), listener.try_clone()?);
@@ -120,9 +123,9 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
         let (client, store) = (Arc::new(client), Arc::new(store));
         let both = [Arc::downgrade(&client), Arc::downgrade(&store)];
         shared.connections.lock().unwrap_or_else(PoisonError::into_inner).extend(both);
-        let answering = Arc::clone(shared);
+        let (requesting, answering) = (Arc::clone(shared), Arc::clone(shared));
         let (client2, store2) = (Arc::clone(&client), Arc::clone(&store));
-        threads.push(std::thread::spawn(move || pass_requests(&client, &store)));
+        threads.push(std::thread::spawn(move || pass_requests(&client, &store, &requesting)));
         threads.push(std::thread::spawn(move || {
             // An error is the end of the connection, like its closing.
             let _ = pass_answers(&store2, &client2, &answering, Random::new(number as u64));
@@ -140,11 +143,16 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
     }
 }
 
-fn pass_requests(mut client: &UnixStream, mut store: &UnixStream) {
+fn pass_requests(mut client: &UnixStream, mut store: &UnixStream, shared: &Shared) {
     let mut bytes = [0; ROOM];
     // Clients send no descriptors.
     while let Ok(n) = client.read(&mut bytes) {
-        if n == 0 || store.write_all(&bytes[..n]).is_err() {
+        if n == 0 {
+            break;
+        }
+        // The descriptors of an answer that this request follows are closed.
+        drop(shared.sending.lock().unwrap_or_else(PoisonError::into_inner));
+        if store.write_all(&bytes[..n]).is_err() {
             break;
         }
     }
@@ -191,9 +199,12 @@ fn pass_answers(store: &UnixStream, client: &UnixStream, shared: &Shared, mut ra
                 Meddling::NoDescriptors => descriptors.clear(),
             }
         }
+        let sending = shared.sending.lock().unwrap_or_else(PoisonError::into_inner);
         if !piece.is_empty() {
             send(client, piece, &descriptors)?;
         }
+        drop(descriptors);
+        drop(sending);
         if chosen && matches!(meddling, Meddling::Cut | Meddling::CutAt(_)) {
             return Ok(());
         }
