@@ -29,6 +29,14 @@ pub struct Options<'a> {
     pub descriptors: Option<u32>,
 }
 
+impl<'a> Options<'a> {
+    /// The options of a varnishd with nothing but storage and VCL: it listens on loopback only, with its own parameters and
+    /// jail, and this process's limit on descriptors.
+    pub fn new(arrangement: Arrangement, storage: &'a [String], vcl: &'a str) -> Self {
+        Self { arrangement, storage, listen: &[], vcl, parameters: &[], user: None, descriptors: None }
+    }
+}
+
 /// An ordinary user, for a varnishd without a jail.
 #[derive(Debug, Clone, Copy)]
 pub struct User {

@@ -65,18 +65,7 @@ sub vcl_backend_error {{
     );
     let arrangement = Arrangement::Embedded;
     let storage = [arrangement.storage("s0", "32m", None, "")];
-    let varnishd = Varnishd::start(
-        dir,
-        &Options {
-            arrangement,
-            storage: &storage,
-            listen: &[],
-            vcl: &vcl,
-            parameters: &[],
-            user: None,
-            descriptors: None,
-        },
-    )?;
+    let varnishd = Varnishd::start(dir, &Options::new(arrangement, &storage, &vcl))?;
     std::thread::scope(|scope| {
         let share = OBJECTS / CONNECTIONS;
         let varnishd = &varnishd;

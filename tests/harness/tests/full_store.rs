@@ -81,18 +81,7 @@ impl Stage {
             arrangement.storage("s0", "1g", None, &format!("fallback_heap={HEAP}b,{options}")),
             arrangement.storage("Transient", "1g", None, &absent),
         ];
-        let varnishd = Varnishd::start(
-            dir,
-            &Options {
-                arrangement,
-                storage: &storage,
-                listen: &[],
-                vcl: &vcl,
-                parameters: &[],
-                user: None,
-                descriptors: None,
-            },
-        )?;
+        let varnishd = Varnishd::start(dir, &Options::new(arrangement, &storage, &vcl))?;
         Ok(Stage { varnishd, _h2o: h2o, store: dir.join("store"), _directory: directory })
     }
 

@@ -117,9 +117,7 @@ impl Stage {
             site::write(&root, &name, size as u64, size)?;
         }
         let h2o = H2o::start(dir, &root)?;
-        // varnishd compiles VCL as another user, who may not see where we are built.
-        let vmod = dir.join("libvmod_objmapper.so");
-        std::fs::copy(artefacts::vmod()?, &vmod)?;
+        let vmod = artefacts::stage(&artefacts::vmod()?, dir)?;
         let vcl = format!(
             r#"vcl 4.1;
 import objmapper from "{}";

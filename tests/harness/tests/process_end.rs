@@ -47,18 +47,7 @@ fn bodies_leave_objmapperd_when_varnishd_stops() -> Result<()> {
     let start = daemon.stat()?;
     let arrangement = Arrangement::Daemon;
     let storage = [arrangement.storage("s0", "100m", Some(&daemon.socket()), "")];
-    let varnishd = Varnishd::start(
-        dir.path(),
-        &Options {
-            arrangement,
-            storage: &storage,
-            listen: &[],
-            vcl: &vcl,
-            parameters: &[],
-            user: None,
-            descriptors: None,
-        },
-    )?;
+    let varnishd = Varnishd::start(dir.path(), &Options::new(arrangement, &storage, &vcl))?;
     wait_for("the engine to find objmapperd", BOUND, || Ok((varnishd.counter("OBJM.s0.g_happy")? == 1).then_some(())))?;
     for number in 0..3 {
         fetch(&varnishd, &format!("/large?{number}"))?;

@@ -156,15 +156,7 @@ impl Stage {
         let daemon = arrangement.has_daemon().then(|| Objmapperd::start(&dir, "1g")).transpose()?;
         let socket = daemon.as_ref().map(Objmapperd::socket);
         let storage = [arrangement.storage("s0", "200m", socket.as_deref(), "")];
-        let options = Options {
-            arrangement,
-            storage: &storage,
-            listen: &[],
-            vcl: &vcl,
-            parameters: &[],
-            user: None,
-            descriptors: None,
-        };
+        let options = Options::new(arrangement, &storage, &vcl);
         Ok(Stage { varnishd: Varnishd::start(&dir, &options)?, _daemon: daemon })
     }
 
