@@ -7,7 +7,7 @@
 use std::sync::OnceLock;
 
 use objmapper_abi::Bytes;
-use objmapper_l2::L2;
+use objmapper_records::L2;
 use varnishd::bans::{self, List};
 
 use crate::BOUNDARY;

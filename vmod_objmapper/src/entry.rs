@@ -78,7 +78,7 @@ unsafe fn om<'a>(object: *const vmod_objmapper_director) -> &'a Om {
 ///
 /// # Safety
 /// `ctx` must be varnishd's, of a client request or a fetch.
-unsafe fn key(ctx: &vrt_ctx, om: &Om) -> Result<objmapper_l2::Key, String> {
+unsafe fn key(ctx: &vrt_ctx, om: &Om) -> Result<objmapper_records::Key, String> {
     // SAFETY: by contract.
     unsafe {
         // In vcl_pipe there are both, and the fetch's request is none that could have a record.

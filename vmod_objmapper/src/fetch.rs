@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-use objmapper_l2::{Adopts, Counters, Finding, Hit, Key, Lookup, MissReason, Stale, Ticket};
+use objmapper_records::{Adopts, Counters, Finding, Hit, Key, Lookup, MissReason, Stale, Ticket};
 use sha2::{Digest, Sha256};
 use varnishd::cast::busyobj_of;
 use varnishd::fetch::{reset, with_director};

@@ -6,7 +6,7 @@ use std::ptr::{null, null_mut};
 use std::rc::Rc;
 
 use objmapper_abi::{Adoption, Bytes, Record};
-use objmapper_l2::{Counters, Hit, Summer};
+use objmapper_records::{Counters, Hit, Summer};
 use varnishd::boundary::Constant;
 use varnishd::cast::{busyobj_of, context};
 use varnishd::http::View;

@@ -1,7 +1,7 @@
 //! objmapper in VCL: `import objmapper;`. What it does for VCL is documented in `vmod_objmapper.vcc`.
 //!
 //! This crate is everything of the second cache level that touches varnishd, and nothing else: what a record is, where it
-//! is found and how it is published is `objmapper-l2`, which knows nothing of varnishd.
+//! is found and how it is published is `objmapper-records`, which knows nothing of varnishd.
 //!
 //! ```text
 //! entry ──► director ──► fetch ──► filter      a fetch: look-up, answer from a record, or the real backend

@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_void};
 use std::ptr::null;
 use std::time::SystemTime;
 
-use objmapper_l2::{Head, Headers, Hit, is_hop_by_hop, is_never_stored};
+use objmapper_records::{Head, Headers, Hit, is_hop_by_hop, is_never_stored};
 use varnishd::http::{self, View};
 use varnishd::text::text;
 use varnishd::workspace;

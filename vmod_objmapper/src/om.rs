@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use objmapper_l2::{Counters, L2};
+use objmapper_records::{Counters, L2};
 use parking_lot::Mutex;
 use varnishd::boundary::wrong;
 use varnishd_sys::bindings::{VCL_BACKEND, VRT_Assign_Backend, VRT_DelDirector, director};

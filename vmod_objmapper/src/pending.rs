@@ -15,7 +15,7 @@
 use std::cell::Cell;
 use std::ptr::NonNull;
 
-use objmapper_l2::{Headers, Hit, Ticket};
+use objmapper_records::{Headers, Hit, Ticket};
 use varnishd::http::View;
 use varnishd::vsl;
 use varnishd_sys::bindings::{OC_F_HFM, OC_F_HFP, OC_F_PRIVATE, busyobj, vsl_log};
@@ -94,7 +94,7 @@ impl Pending {
         let unshareable = || {
             let mut headers = Headers::default();
             let complete = response.lines().all(|line| headers.push(line));
-            if complete { objmapper_l2::unshareable(response.status(), &headers) } else { Some("head too large") }
+            if complete { objmapper_records::unshareable(response.status(), &headers) } else { Some("head too large") }
         };
         // SAFETY: by contract.
         match unsafe { self.uncacheable(bo) }.or_else(unshareable) {

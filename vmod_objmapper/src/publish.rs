@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::rc::Rc;
 
 use objmapper_abi::{Bytes, Publication, Published};
-use objmapper_l2::{Head, Hit, Outage, Outcome, SealedOutcome, Ticket, Writer};
+use objmapper_records::{Head, Hit, Outage, Outcome, SealedOutcome, Ticket, Writer};
 use varnishd::cast::busyobj_of;
 use varnishd::http::View;
 use varnishd::vsl;

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::ptr::{NonNull, null};
 
-use objmapper_l2::{Regex, Regexes};
+use objmapper_records::{Regex, Regexes};
 use varnishd_sys::bindings::{VRE_ERROR_NOMATCH, VRE_compile, VRE_free, VRE_match, vre_t};
 
 /// varnishd's.

@@ -1,6 +1,6 @@
 //! A request of varnishd's, as the second cache level looks at one.
 
-use objmapper_l2::RequestView;
+use objmapper_records::RequestView;
 use varnishd::http::View;
 
 /// The head of a request.

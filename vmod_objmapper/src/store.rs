@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use objmapper_l2::{Config, Connect, L2, Notice};
 use objmapper_log::RateLimited;
+use objmapper_records::{Config, Connect, L2, Notice};
 use parking_lot::{Mutex, RwLock};
 
 use crate::arguments::Arguments;

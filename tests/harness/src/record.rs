@@ -1,4 +1,4 @@
-//! A record as bytes, by `objmapper-l2/RECORD.md`, for tests that publish what the director never would.
+//! A record as bytes, by `objmapper-records/RECORD.md`, for tests that publish what the director never would.
 //!
 //! Every field is kept as the bytes that it has in the file, so that a test can put anything there; lengths and checksums
 //! are right again when the record is [encoded](Record::encode), so that only the field itself is wrong.

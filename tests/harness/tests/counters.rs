@@ -73,7 +73,7 @@ fn varnishstat_shows_what_the_source_says() -> Result<()> {
     let shown = varnishd.statistics()?;
     let memory = shared_memory(&dir.path().join("v/_.vsm_child"))?;
     let engine = objmapper_engine::counters::Counters::description().definitions();
-    let director = objmapper_l2::Counters::description().definitions();
+    let director = objmapper_records::Counters::description().definitions();
     compare(&shown, "OBJM.s0.", engine, &memory)?;
     compare(&shown, "OBJM.s1.", engine, &memory)?;
     compare(&shown, "OBJM.boot.om.", director, &memory)?;

@@ -1,0 +1,446 @@
+//! Looking up in a store with extensions.
+//!
+//! In this order: the key's fence is loaded, the current bans are read, the key is looked up with a request for a
+//! lease, an index leads to a variant, and the record is opened and validated. A fresh record that no ban matches is a
+//! hit. A stale one leads to its renewal, which has a lease of its own. A record that is damaged, expired or
+//! invalidated is removed, and the look-up begins again.
+//!
+//! Because the fence and the bans are older than the record, a purge or a ban that comes later is noticed: by
+//! `Hit::still_valid` before the delivery, and by the commit of what the ticket publishes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use objmapper_client::{ConnectionState, Entry, Fence, Lease, Leased, ObjUri, Session, Want};
+
+use crate::core::Core;
+use crate::counters::Counters;
+use crate::invalidation::bans::keeper::{BanLogSnapshot, Unknown};
+use crate::lookup::finding::{Finding, Miss, MissReason, Stale};
+use crate::lookup::hit::{Hit, ReadView, RecordFile};
+use crate::lookup::request::Lookup;
+use crate::outage::Outage;
+use crate::publication::ticket::{RECORD_GONE, Renews, Ticket};
+use crate::record::bytes::Malformed;
+use crate::record::head::Head;
+use crate::record::reading::{Opened, Unreadable};
+use crate::record::stored::{Mark, Stored, Target};
+use crate::record::tail::Kind;
+use crate::record::vary::{Index, VaryKey};
+
+/// Attempts of a look-up: it begins again when a record that it found is gone.
+const ROUNDS: usize = 8;
+
+/// A look-up under way.
+struct Search<'a> {
+    core: &'a Arc<Core>,
+    lookup: &'a Lookup<'a>,
+    counters: &'a Counters,
+    session: Arc<Session>,
+    /// The key's fence, loaded before anything was looked up.
+    fence: Fence,
+    bans: Arc<BanLogSnapshot>,
+    /// Until when to wait for another cache's fetch.
+    wait_until: Instant,
+    /// True if the look-up waited for another cache's fetch; `waited_last`: in the last call, so that what was read
+    /// before it may have changed.
+    waited: bool,
+    waited_last: bool,
+    /// The reason, if the look-up ends as a miss.
+    why: MissReason,
+}
+
+#[expect(clippy::large_enum_variant, reason = "one for a request, for a moment")]
+enum Step {
+    Done(Finding),
+    /// A record was removed or replaced: look up again.
+    Again,
+}
+
+/// A record that was found.
+struct Candidate<'a> {
+    uri: &'a ObjUri<'static>,
+    entry: Entry,
+    opened: Opened,
+    stored: Stored,
+    /// True if the key has an index.
+    indexed: bool,
+}
+
+impl From<Outage> for MissReason {
+    fn from(outage: Outage) -> Self {
+        Self::Outage(outage)
+    }
+}
+
+fn miss(why: MissReason) -> Step {
+    Step::Done(Finding::Miss(Miss { ticket: None, why }))
+}
+
+impl Core {
+    pub(crate) fn find(self: &Arc<Self>, lookup: &Lookup<'_>, counters: &Counters) -> Finding {
+        let finding = if !self.client.is_up() {
+            Err(MissReason::Outage(Outage::Down))
+        } else if let ConnectionState::V01 { .. } = self.client.state() {
+            self.find_v01(lookup, counters)
+        } else {
+            self.search(lookup, counters)
+        };
+        let finding = finding.unwrap_or_else(|why| Finding::Miss(Miss { ticket: None, why }));
+        match &finding {
+            Finding::Hit(hit) => {
+                Counters::add(&counters.c_hits, 1);
+                Counters::add(&counters.c_waited, hit.waited.into());
+            }
+            Finding::Stale(_) => {}
+            Finding::Miss(miss) => {
+                Counters::add(&counters.c_misses, 1);
+                match miss.why {
+                    MissReason::Uncacheable(_) => Counters::add(&counters.c_refused, 1),
+                    MissReason::Waited => Counters::add(&counters.c_wait_timeout, 1),
+                    MissReason::BansPending => Counters::add(&counters.c_bans_pending, 1),
+                    MissReason::Outage(outage) => counters.outage(outage),
+                    _ => {}
+                }
+            }
+        }
+        finding
+    }
+
+    fn search(self: &Arc<Self>, lookup: &Lookup<'_>, counters: &Counters) -> Result<Finding, MissReason> {
+        let session = self.session()?;
+        let fence = session.board().ok_or(Outage::Protocol)?.fence(lookup.key.uri());
+        let bans = self.current_bans(&session).map_err(|why| match why {
+            Unknown::Pending => MissReason::BansPending,
+            Unknown::Outage(outage) => MissReason::Outage(outage),
+        })?;
+        let wait_until = Instant::now() + lookup.wait;
+        let mut search = Search {
+            core: self,
+            lookup,
+            counters,
+            session,
+            fence,
+            bans,
+            wait_until,
+            waited: false,
+            waited_last: false,
+            why: if lookup.refresh { MissReason::Refresh } else { MissReason::Absent },
+        };
+        for _ in 0..ROUNDS {
+            if let Step::Done(finding) = search.look_at_key()? {
+                return Ok(finding);
+            }
+        }
+        Err(MissReason::Busy)
+    }
+}
+
+impl Search<'_> {
+    /// Requests a lease, first without waiting, so that a store that does not answer costs the deadline of a call and
+    /// not the time to wait too.
+    fn lease(&mut self, uri: &ObjUri<'_>) -> Result<Leased, MissReason> {
+        let lease = |wait| {
+            let leased = self.core.client.lease(uri, wait, self.lookup.hold, Want::ENTRY);
+            leased.map_err(|why| MissReason::from(Outage::from(&why)))
+        };
+        let leased = lease(Duration::ZERO)?;
+        let began = Instant::now();
+        let wait = self.wait_until.saturating_duration_since(began);
+        self.waited_last = matches!(leased, Leased::TimedOut) && !wait.is_zero() && !self.lookup.refresh;
+        if !self.waited_last {
+            return Ok(leased);
+        }
+        Counters::add(&self.counters.g_waiting, 1);
+        let leased = lease(wait);
+        Counters::sub(&self.counters.g_waiting, 1);
+        // A grant and a refusal count as well: a record that replaces the one to be renewed is at another URI.
+        self.waited |= matches!(leased, Ok(Leased::Present(_) | Leased::Granted(_) | Leased::Refused { .. }));
+        Counters::add(&self.counters.t_wait_us, began.elapsed().as_micros() as u64);
+        leased
+    }
+
+    /// Opens a record. `None`: it was gone, or was damaged and has been removed.
+    fn open(&mut self, uri: &ObjUri<'_>, entry: &Entry) -> Result<Option<Opened>, MissReason> {
+        match Opened::new(&self.session, entry) {
+            Ok(opened) => Ok(Some(opened)),
+            Err(why) => self.unreadable(uri, entry, why).map(|()| None),
+        }
+    }
+
+    fn unreadable(&mut self, uri: &ObjUri<'_>, entry: &Entry, why: Unreadable) -> Result<(), MissReason> {
+        match why {
+            Unreadable::Gone => Ok(()),
+            Unreadable::Damaged(why) => self.damaged(uri, entry, why),
+            Unreadable::Outage(outage) => Err(outage.into()),
+        }
+    }
+
+    fn damaged(&mut self, uri: &ObjUri<'_>, entry: &Entry, why: Malformed) -> Result<(), MissReason> {
+        self.why = MissReason::Damaged;
+        Ok(self.core.discard(uri, entry.version, why, self.counters)?)
+    }
+
+    fn remove(&mut self, uri: &ObjUri<'_>, entry: &Entry, why: MissReason) -> Result<Step, MissReason> {
+        if why == MissReason::Invalidated {
+            Counters::add(&self.counters.c_outlawed, 1);
+        }
+        self.why = why;
+        self.core.evict(uri, entry.version)?;
+        Ok(Step::Again)
+    }
+
+    fn ticket(&self, lease: Lease, indexed: bool, base: u64, renews: Option<Renews>) -> Result<Ticket, MissReason> {
+        // The origin has not been asked yet, so that the present fence is valid. It is newer than the first one, and
+        // meets fewer conflicts.
+        let fence = self.session.board().ok_or(Outage::Protocol)?.fence(self.lookup.key.uri());
+        Ok(Ticket::new(Arc::clone(self.core), self.lookup.key.clone(), lease, self.view(fence), indexed, base, renews))
+    }
+
+    /// Ends a refresh as a miss. `record` is the record that was found, if any.
+    fn refresh(
+        &self,
+        lease: Option<Lease>,
+        indexed: bool,
+        record: Option<(&ObjUri<'static>, &Entry, &Head)>,
+    ) -> Result<Step, MissReason> {
+        let fence = self.session.board().ok_or(Outage::Protocol)?.fence(self.lookup.key.uri());
+        let ticket = Ticket::without_lease(Arc::clone(self.core), self.lookup.key.clone(), self.view(fence));
+        let found = record.map(|(uri, entry, _)| (uri.clone(), entry.version));
+        let mut ticket = ticket.for_refresh(lease, indexed, found);
+        if let Some((.., head)) = record {
+            ticket = ticket.replacing(head);
+        }
+        Ok(Step::Done(Finding::Miss(Miss { ticket: Some(ticket), why: self.why })))
+    }
+
+    fn view(&self, fence: Fence) -> ReadView {
+        ReadView::Board { session: Arc::clone(&self.session), fence, bans: Arc::clone(&self.bans) }
+    }
+
+    fn allows(&self, mark: &Mark, head: &Head) -> bool {
+        self.bans.log.allows(mark, self.lookup.key.text(), head, self.lookup.client, &self.bans.patterns)
+    }
+
+    fn look_at_key(&mut self) -> Result<Step, MissReason> {
+        let uri = self.lookup.key.uri();
+        match self.lease(uri)? {
+            Leased::Granted(lease) if self.lookup.refresh => self.refresh(Some(lease), false, None),
+            Leased::Refused { .. } | Leased::TimedOut if self.lookup.refresh => self.refresh(None, false, None),
+            Leased::Granted(lease) => {
+                let ticket = Some(self.ticket(lease, false, 0, None)?);
+                Ok(Step::Done(Finding::Miss(Miss { ticket, why: self.why })))
+            }
+            Leased::Refused { retry } => Ok(miss(MissReason::Uncacheable(retry))),
+            Leased::TimedOut => Ok(miss(MissReason::Waited)),
+            Leased::Present(found) => {
+                let entry = found.entry;
+                let Some(opened) = self.open(uri, &entry)? else { return Ok(Step::Again) };
+                match opened.kind() {
+                    Kind::Record => self.look_at_record(uri, entry, opened, None),
+                    Kind::Vary => self.look_at_index(entry, &opened),
+                    _ => self.damaged(uri, &entry, Malformed("kind")).map(|()| Step::Again),
+                }
+            }
+        }
+    }
+
+    fn look_at_index(&mut self, at_key: Entry, opened: &Opened) -> Result<Step, MissReason> {
+        let key = self.lookup.key;
+        let index = match Index::decode(opened.head()) {
+            Ok(index) if index.text == key.text() => index,
+            other => {
+                let why = other.err().unwrap_or(Malformed("text"));
+                return self.damaged(key.uri(), &at_key, why).map(|()| Step::Again);
+            }
+        };
+        // A request whose headers exceed the limits has no variant.
+        let keys: Vec<VaryKey> = index.specs().iter().filter_map(|spec| spec.key(self.lookup.request).ok()).collect();
+        let variants: Vec<_> = keys.iter().map(|key| self.core.space.uri(&[b"v", &index.variant(key)])).collect();
+        let mut chosen = 0;
+        if variants.len() > 1 {
+            for (i, uri) in variants.iter().enumerate() {
+                let found = self.core.client.lookup(uri, Want::ENTRY).map_err(|why| Outage::from(&why))?;
+                if found.is_some() {
+                    chosen = i;
+                    break;
+                }
+            }
+        }
+        let (Some(uri), Some(vary)) = (variants.get(chosen), keys.get(chosen)) else {
+            return Ok(miss(MissReason::Absent));
+        };
+        match self.lease(uri)? {
+            Leased::Granted(lease) if self.lookup.refresh => self.refresh(Some(lease), true, None),
+            Leased::Refused { .. } | Leased::TimedOut if self.lookup.refresh => self.refresh(None, true, None),
+            Leased::Granted(lease) => {
+                if self.waited_last && !self.is_there(key.uri(), &at_key)? {
+                    // The former holder of the lease has published something else.
+                    return Ok(Step::Again);
+                }
+                let ticket = Some(self.ticket(lease, true, at_key.version, None)?);
+                Ok(Step::Done(Finding::Miss(Miss { ticket, why: self.why })))
+            }
+            Leased::Refused { retry } => Ok(miss(MissReason::Uncacheable(retry))),
+            Leased::TimedOut => Ok(miss(MissReason::Waited)),
+            Leased::Present(found) => {
+                let entry = found.entry;
+                let Some(opened) = self.open(uri, &entry)? else { return Ok(Step::Again) };
+                if opened.kind() != Kind::Record {
+                    return self.damaged(uri, &entry, Malformed("kind")).map(|()| Step::Again);
+                }
+                self.look_at_record(uri, entry, opened, Some(vary))
+            }
+        }
+    }
+
+    fn is_there(&self, uri: &ObjUri<'_>, entry: &Entry) -> Result<bool, MissReason> {
+        let found = self.core.client.lookup(uri, Want::ENTRY).map_err(|why| Outage::from(&why))?;
+        Ok(found.is_some_and(|found| found.entry.version == entry.version))
+    }
+
+    fn look_at_record(
+        &mut self,
+        uri: &ObjUri<'static>,
+        entry: Entry,
+        opened: Opened,
+        vary: Option<&VaryKey>,
+    ) -> Result<Step, MissReason> {
+        let stored = match Stored::decode(opened.head(), false) {
+            Ok(stored) if stored.text == self.lookup.key.text() && stored.vary.as_ref() == vary => stored,
+            other => {
+                let why = other.err().unwrap_or(Malformed("text"));
+                return self.damaged(uri, &entry, why).map(|()| Step::Again);
+            }
+        };
+        if self.lookup.refresh {
+            return self.refresh(None, vary.is_some(), Some((uri, &entry, &stored.head)));
+        }
+        if !stored.flags_known {
+            return self.remove(uri, &entry, MissReason::Outdated);
+        }
+        if stored.head.is_from_the_future(self.lookup.now) {
+            return self.remove(uri, &entry, MissReason::Expired);
+        }
+        let candidate = Candidate { uri, entry, opened, stored, indexed: vary.is_some() };
+        if !candidate.stored.head.is_fresh(self.lookup.now) {
+            return self.look_at_renewal(candidate);
+        }
+        if !self.allows(&candidate.stored.mark, &candidate.stored.head) {
+            return self.remove(uri, &entry, MissReason::Invalidated);
+        }
+        let (head, mark) = (candidate.stored.head.clone(), candidate.stored.mark);
+        Ok(self.hit(candidate, head, mark)?.map_or(Step::Again, |hit| Step::Done(Finding::Hit(hit))))
+    }
+
+    fn is_usable_stale(&self, head: &Head) -> bool {
+        head.in_grace(self.lookup.now) || head.is_renewable(self.lookup.now)
+    }
+
+    /// Continues with a record that is not fresh: uses its renewal, waits for one, or returns the ticket to renew it.
+    fn look_at_renewal(&mut self, record: Candidate<'_>) -> Result<Step, MissReason> {
+        let (uri, entry) = (record.uri, record.entry);
+        let target = Target { object: entry.object, version: entry.version };
+        let parts = [uri.as_bytes(), &target.object.to_be_bytes(), &target.version.to_be_bytes()];
+        let renewal_uri = self.core.derived(b"n", &parts);
+        let (mut head, mut mark) = (record.stored.head.clone(), record.stored.mark);
+        for _ in 0..ROUNDS {
+            match self.lease(&renewal_uri)? {
+                Leased::Present(found) => {
+                    let Some(opened) = self.open(&renewal_uri, &found.entry)? else { continue };
+                    let renewed = match Stored::decode(opened.head(), true) {
+                        Ok(renewed) if !renewed.flags_known => {
+                            self.core.evict(&renewal_uri, found.entry.version)?;
+                            continue;
+                        }
+                        Ok(renewed)
+                            if opened.kind() == Kind::Renewal
+                                && renewed.target == Some(target)
+                                && renewed.text == record.stored.text
+                                && renewed.vary == record.stored.vary =>
+                        {
+                            renewed
+                        }
+                        other => {
+                            let why = other.err().unwrap_or(Malformed("target"));
+                            self.damaged(&renewal_uri, &found.entry, why)?;
+                            continue;
+                        }
+                    };
+                    if renewed.head.is_from_the_future(self.lookup.now) {
+                        self.core.evict(&renewal_uri, found.entry.version)?;
+                        continue;
+                    }
+                    (head, mark) = (renewed.head, renewed.mark);
+                    if head.is_fresh(self.lookup.now) && self.allows(&mark, &head) {
+                        let hit = self.hit(record, head, mark)?;
+                        return Ok(hit.map_or(Step::Again, |hit| Step::Done(Finding::Hit(hit))));
+                    }
+                    // The renewal's head is read, and is not fresh either. Once it is removed, a look-up can be granted
+                    // the lease for the next one.
+                    self.core.evict(&renewal_uri, found.entry.version)?;
+                }
+                Leased::Granted(lease) => {
+                    if self.waited_last && !self.is_there(uri, &entry)? {
+                        return Ok(Step::Again);
+                    }
+                    if !self.allows(&mark, &head) {
+                        return self.remove(uri, &entry, MissReason::Invalidated);
+                    }
+                    if !self.is_usable_stale(&head) {
+                        return self.remove(uri, &entry, MissReason::Expired);
+                    }
+                    let vary = record.stored.vary.clone();
+                    let (base, indexed) = (entry.version, record.indexed);
+                    let Some(hit) = self.hit(record, head, mark)? else { return Ok(Step::Again) };
+                    let renews = Renews { target, vary, record_uri: uri.clone(), uri: renewal_uri };
+                    let ticket = self.ticket(lease, indexed, base, Some(renews))?.replacing(&hit.head);
+                    return Ok(Step::Done(Finding::Stale(Stale { hit, ticket: Some(ticket) })));
+                }
+                not_granted => {
+                    let why = match not_granted {
+                        Leased::Refused { retry } if retry <= RECORD_GONE => return Ok(Step::Again),
+                        Leased::Refused { retry } => MissReason::Uncacheable(retry),
+                        _ => MissReason::Waited,
+                    };
+                    if !self.allows(&mark, &head) || !self.is_usable_stale(&head) {
+                        return Ok(miss(why));
+                    }
+                    let hit = self.hit(record, head, mark)?;
+                    return Ok(hit.map_or(Step::Again, |hit| Step::Done(Finding::Stale(Stale { hit, ticket: None }))));
+                }
+            }
+        }
+        Err(MissReason::Busy)
+    }
+
+    /// Makes a hit of a record. `None`: its body does not validate, and the record was removed.
+    fn hit(&mut self, record: Candidate<'_>, head: Head, mark: Mark) -> Result<Option<Hit>, MissReason> {
+        let Candidate { uri, entry, opened, stored: Stored { text, vary, .. }, .. } = record;
+        let instance = self.session.instance().0;
+        let body_len = opened.trailer.body_len;
+        let checked = match &head.gzip_bits {
+            Some(_) => opened.last_bytes().and_then(|last| Ok(head.validate_gzip(body_len, last)?)),
+            None => Ok(()),
+        };
+        if let Err(why) = checked {
+            return self.unreadable(uri, &entry, why).map(|()| None);
+        }
+        let adopted = self.lookup.adopts.is_some_and(|a| a.instance == instance && body_len >= a.from);
+        if adopted && self.lookup.adopts.is_some_and(|a| (a.is_unreadable)(instance, entry.object)) {
+            return self.damaged(uri, &entry, Malformed("file: it cannot be read")).map(|()| None);
+        }
+        let bytes = if adopted || body_len > RecordFile::READ_LIMIT {
+            None
+        } else {
+            match opened.body() {
+                Ok(body) => Some(body),
+                Err(why) => return self.unreadable(uri, &entry, why).map(|()| None),
+            }
+        };
+        let sum = opened.trailer.sum;
+        let file = if bytes.is_some() { None } else { Some(opened.file) };
+        let record = RecordFile { uri: uri.clone(), entry, instance, file, bytes, body_len, sum };
+        Ok(Some(Hit { head, record, waited: self.waited, text, vary, mark, view: self.view(self.fence) }))
+    }
+}

@@ -1,0 +1,397 @@
+//! A store in this process, caches that share it, requests, responses and bans.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+pub(crate) mod proxy;
+pub(crate) mod v01_peer;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use objmapper_records::{
+    Config, Connect, Counters, Finding, Head, Headers, Hit, Key, L2, Lookup, Miss, MissReason, Notice, Outcome, Regex,
+    Regexes, RequestView, Stale, Ticket,
+};
+use objmapper_server::net::{ListenConfig, Server};
+use objmapper_server::store::{DiskTier, MemoryTier, Store, StoreConfig};
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const NOW: f64 = 1_800_000_000.0;
+
+/// Waits for a condition.
+#[track_caller]
+pub(crate) fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < end, "in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+pub(crate) struct Pcre;
+
+impl Regexes for Pcre {
+    fn compile(&self, pattern: &[u8]) -> Option<Box<dyn Regex>> {
+        let regex = regex::bytes::Regex::new(std::str::from_utf8(pattern).ok()?).ok()?;
+        Some(Box::new(Compiled(regex)))
+    }
+}
+
+struct Compiled(regex::bytes::Regex);
+
+impl Regex for Compiled {
+    fn is_match(&self, subject: &[u8]) -> Option<bool> {
+        Some(self.0.is_match(subject))
+    }
+}
+
+/// A request.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Req {
+    pub(crate) url: Vec<u8>,
+    pub(crate) headers: Vec<(&'static str, Vec<u8>)>,
+}
+
+pub(crate) fn req(url: &str) -> Req {
+    Req { url: url.into(), headers: Vec::new() }
+}
+
+impl Req {
+    pub(crate) fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+}
+
+impl RequestView for Req {
+    fn url(&self) -> &[u8] {
+        &self.url
+    }
+
+    fn header(&self, name: &[u8]) -> Option<&[u8]> {
+        self.headers.iter().find(|(n, _)| n.as_bytes().eq_ignore_ascii_case(name)).map(|(_, v)| &v[..])
+    }
+}
+
+/// A response's head, made at [`NOW`].
+pub(crate) fn head(ttl: f32, lines: &[&str]) -> Head {
+    let mut headers = Headers::default();
+    for line in lines {
+        assert!(headers.push(line.as_bytes()));
+    }
+    Head {
+        status: 200,
+        reason: b"OK".to_vec(),
+        headers,
+        t_origin: NOW,
+        ttl,
+        grace: 10.0,
+        keep: 0.0,
+        gzip_bits: None,
+        flags: 0,
+    }
+}
+
+/// A ban as varnishd encodes it, built test by test.
+pub(crate) struct Ban {
+    tests: Vec<u8>,
+    flags: u8,
+    time: f64,
+}
+
+pub(crate) const EQ: u8 = 0x10;
+pub(crate) const NEQ: u8 = 0x11;
+pub(crate) const MATCH: u8 = 0x12;
+pub(crate) const NMATCH: u8 = 0x13;
+pub(crate) const GT: u8 = 0x14;
+
+impl Ban {
+    pub(crate) fn at(time: f64) -> Self {
+        Self { tests: Vec::new(), flags: 0, time }
+    }
+
+    fn lump(&mut self, bytes: &[u8]) {
+        while !self.tests.len().is_multiple_of(8) {
+            self.tests.push(0xff);
+        }
+        self.tests.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+        self.tests.extend_from_slice(&[0; 4]);
+        self.tests.extend_from_slice(bytes);
+    }
+
+    fn text(mut self, oper: u8, text: &str) -> Self {
+        self.lump(&[text.as_bytes(), &[0]].concat());
+        self.tests.push(oper);
+        if matches!(oper, MATCH | NMATCH) {
+            self.lump(b"\xff\xff compiled \x00");
+        }
+        self
+    }
+
+    fn header(mut self, arg: u8, name: &str, oper: u8, text: &str) -> Self {
+        self.tests.push(arg);
+        self.tests.push(name.len() as u8 + 1);
+        self.tests.extend_from_slice(name.as_bytes());
+        self.tests.extend_from_slice(b":\0");
+        self.text(oper, text)
+    }
+
+    pub(crate) fn url(mut self, oper: u8, text: &str) -> Self {
+        self.flags |= 1;
+        self.tests.push(0x18);
+        self.text(oper, text)
+    }
+
+    pub(crate) fn req_http(mut self, name: &str, oper: u8, text: &str) -> Self {
+        self.flags |= 9;
+        self.header(0x19, name, oper, text)
+    }
+
+    pub(crate) fn obj_http(mut self, name: &str, oper: u8, text: &str) -> Self {
+        self.flags |= 10;
+        self.header(0x1a, name, oper, text)
+    }
+
+    pub(crate) fn status(mut self, oper: u8, text: &str) -> Self {
+        self.flags |= 2;
+        self.tests.push(0x1b);
+        self.text(oper, text)
+    }
+
+    /// 0x1c ttl, 0x1d age, 0x1e grace, 0x1f keep
+    pub(crate) fn duration(mut self, arg: u8, oper: u8, seconds: f64) -> Self {
+        self.flags |= 0x12 | if arg <= 0x1d { 0x20 } else { 0 };
+        self.tests.push(arg);
+        self.lump(&seconds.to_be_bytes());
+        self.tests.push(oper);
+        self
+    }
+
+    pub(crate) fn spec(&self) -> Vec<u8> {
+        let mut spec = self.time.to_be_bytes().to_vec();
+        spec.extend_from_slice(&(self.tests.len() as u32 + 16).to_be_bytes());
+        spec.extend_from_slice(&[self.flags, 0, 0, 0]);
+        spec.extend_from_slice(&self.tests);
+        spec
+    }
+}
+
+/// A store that is served at a socket.
+pub(crate) struct Site {
+    pub(crate) dir: tempfile::TempDir,
+    server: Option<Server>,
+    store: Option<Store>,
+    disk: bool,
+}
+
+impl Site {
+    pub(crate) fn memory() -> Self {
+        Self::new(false)
+    }
+
+    pub(crate) fn disk() -> Self {
+        Self::new(true)
+    }
+
+    fn new(disk: bool) -> Self {
+        let mut site = Self { dir: tempfile::tempdir().unwrap(), server: None, store: None, disk };
+        site.start();
+        site
+    }
+
+    pub(crate) fn start(&mut self) {
+        let limit = 64 << 20;
+        let disk = self.disk.then(|| DiskTier { dir: self.dir.path().join("disk"), limit });
+        let memory = (!self.disk).then_some(MemoryTier { limit, mount: None });
+        let store = Store::open(StoreConfig { memory, disk, ..StoreConfig::default() }).unwrap();
+        let config = ListenConfig {
+            socket: self.socket(),
+            mode: 0o600,
+            owner: None,
+            group: None,
+            allow_uids: Vec::new(),
+            allow_gids: Vec::new(),
+            max_connections: 100,
+            threads: 1,
+        };
+        self.server = Some(Server::start(config, store.clone()).unwrap());
+        self.store = Some(store);
+    }
+
+    /// Leases that are held in the store.
+    pub(crate) fn leases(&self) -> usize {
+        self.store.as_ref().map_or(0, |store| store.stats().leases)
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.store = None;
+        if let Some(server) = self.server.take() {
+            assert_eq!(server.protocol_errors(), 0);
+            server.drain(Duration::ZERO);
+        }
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    pub(crate) fn cache(&self) -> Cache {
+        Cache::at(&self.socket(), PATIENCE)
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.drain(Duration::ZERO);
+        }
+    }
+}
+
+/// A cache: what a varnishd is to us.
+pub(crate) struct Cache {
+    pub l2: Arc<L2>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) notices: Arc<Mutex<Vec<Notice>>>,
+}
+
+/// What a look-up of [`Cache::get`] brought.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a test takes it apart at once")]
+pub(crate) enum Got {
+    Hit(Vec<u8>, Hit),
+    Stale(Vec<u8>, Stale),
+    Miss(Miss),
+}
+
+impl Got {
+    #[track_caller]
+    pub(crate) fn body(self) -> Vec<u8> {
+        match self {
+            Got::Hit(body, _) => body,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn ticket(self) -> Ticket {
+        match self {
+            Got::Miss(Miss { ticket: Some(ticket), .. }) => ticket,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn why(self) -> MissReason {
+        match self {
+            Got::Miss(miss) => miss.why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn stale(self) -> (Vec<u8>, Stale) {
+        match self {
+            Got::Stale(body, stale) => (body, stale),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+impl Cache {
+    /// `timeout` is for a call.
+    pub(crate) fn at(socket: &Path, timeout: Duration) -> Self {
+        let cache = Self::not_connected(socket, timeout);
+        assert!(cache.l2.wait_up(PATIENCE));
+        cache
+    }
+
+    pub(crate) fn not_connected(socket: &Path, timeout: Duration) -> Self {
+        let notices = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&notices);
+        let l2 = L2::open(Config {
+            store: Connect::Socket(socket.into()),
+            call_timeout: timeout,
+            connections: 2,
+            prefix: b"cdn://example.com".to_vec(),
+            regexes: Arc::new(Pcre),
+            log: Arc::new(move |notice| told.lock().unwrap().push(notice.clone())),
+        })
+        .unwrap();
+        Self { l2, counters: Arc::default(), notices }
+    }
+
+    pub(crate) fn key(&self, url: &str) -> Key {
+        self.l2.key(b"www", url.as_bytes(), None)
+    }
+
+    /// Looks up without waiting for another fetch.
+    pub(crate) fn get(&self, req: &Req) -> Got {
+        self.get_at(req, NOW, Duration::ZERO)
+    }
+
+    pub(crate) fn get_at(&self, req: &Req, now: f64, wait: Duration) -> Got {
+        self.look_up(req, now, wait, false)
+    }
+
+    /// Asks the origin, whatever there is.
+    pub(crate) fn refresh(&self, req: &Req) -> Got {
+        self.look_up(req, NOW, PATIENCE, true)
+    }
+
+    fn look_up(&self, req: &Req, now: f64, wait: Duration, refresh: bool) -> Got {
+        let key = self.l2.key(b"www", &req.url, None);
+        let hold = PATIENCE;
+        let lookup = Lookup { key: &key, request: req, client: req, wait, hold, now, refresh, adopts: None };
+        match self.l2.find(&lookup, &self.counters) {
+            Finding::Hit(hit) => Got::Hit(body(&hit), hit),
+            Finding::Stale(stale) => Got::Stale(body(&stale.hit), stale),
+            Finding::Miss(miss) => Got::Miss(miss),
+        }
+    }
+
+    pub(crate) fn publish(&self, ticket: Ticket, req: &Req, head: Head, body: &[u8]) -> Outcome {
+        let mut writer = match ticket.writer(head, req, Some(body.len() as u64), &self.counters) {
+            Ok(writer) => writer,
+            Err(outcome) => return outcome,
+        };
+        for piece in body.chunks(10_000) {
+            if let Err(outcome) = writer.write(piece) {
+                return outcome;
+            }
+        }
+        writer.finish(&self.counters)
+    }
+
+    /// Misses (after the holder of the ticket has given it up), and publishes.
+    #[track_caller]
+    pub(crate) fn put(&self, req: &Req, head: Head, body: &[u8]) {
+        let ticket = self.get_at(req, NOW, PATIENCE).ticket();
+        assert_eq!(self.publish(ticket, req, head, body), Outcome::Published);
+    }
+
+    /// Announces a ban.
+    pub(crate) fn ban(&self, ban: &Ban) {
+        self.l2.announce_ban(&ban.spec());
+    }
+
+    pub(crate) fn purge(&self, url: &str) -> bool {
+        self.l2.purge(&self.key(url), &self.counters).unwrap()
+    }
+}
+
+pub(crate) fn body(hit: &Hit) -> Vec<u8> {
+    let mut body = vec![0; hit.record.body_len() as usize + 10];
+    let mut at = 0;
+    loop {
+        let end = body.len().min(at + 7000);
+        match hit.record.read_at(&mut body[at..end], at as u64).unwrap() {
+            0 => break,
+            n => at += n,
+        }
+    }
+    body.truncate(at);
+    assert_eq!(at as u64, hit.record.body_len());
+    body
+}
