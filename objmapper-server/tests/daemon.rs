@@ -8,6 +8,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::*;
@@ -326,11 +328,18 @@ fn sigkill_loses_no_acknowledged_commit_and_serves_no_half_one() {
             let file = rustix::fs::openat(fds.remove(0), path.as_str(), flags, rustix::fs::Mode::empty());
             assert_eq!(read_fd(file.unwrap()), *body, "the pinned body is gone");
         }
-        let killed_after = Duration::from_millis(20 + random() % 120);
-        let killer = std::thread::spawn(move || {
-            std::thread::sleep(killed_after);
-            daemon.signal(Signal::KILL);
-            daemon
+        // In the middle of the next commit, or of the one behind it: a number of commits, because a slow machine
+        // does none in a fixed time.
+        let (kill_at, into) = (5 + random() % 60, Duration::from_micros(random() % 2_000));
+        let acknowledged = Arc::new(AtomicU64::new(0));
+        let killer = std::thread::spawn({
+            let acknowledged = acknowledged.clone();
+            move || {
+                eventually("commits", || acknowledged.load(Ordering::Relaxed) >= kill_at);
+                std::thread::sleep(into);
+                daemon.signal(Signal::KILL);
+                daemon
+            }
         });
         let mut commits = 0u64;
         loop {
@@ -349,6 +358,7 @@ fn sigkill_loses_no_acknowledged_commit_and_serves_no_half_one() {
                         pinned = Some((object, body));
                     }
                     commits += 1;
+                    acknowledged.store(commits, Ordering::Relaxed);
                 }
                 Ok(Err(status)) => panic!("{status}"),
                 Err(_) => {
