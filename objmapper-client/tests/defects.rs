@@ -385,8 +385,11 @@ fn d11_a_full_backlog() {
     eventually("a failed attempt", || client.counters().connect_failures > 0);
     // Calls do not wait for it.
     let begun = Instant::now();
-    assert!(matches!(client.lookup(&uri("/a"), Want::ENTRY), Err(Error::Down { .. })));
-    assert!(begun.elapsed() < Duration::from_millis(200));
+    for _ in 0..100 {
+        assert!(matches!(client.lookup(&uri("/a"), Want::ENTRY), Err(Error::Down { .. })));
+    }
+    // If each of them waited for an attempt, they would take 20 s.
+    assert!(begun.elapsed() < Duration::from_secs(10));
 }
 
 /// The peer knows V1 only: it takes HELLO for a request that is too long and hangs up.

@@ -72,7 +72,8 @@ fn a_stalled_store_is_given_up_and_comes_back() {
     for _ in 0..100 {
         assert!(matches!(client.lookup(&uri("/a"), Want::ENTRY), Err(Error::Down { .. })));
     }
-    assert!(begun.elapsed() < Duration::from_millis(200), "calls wait for a store that is down");
+    // If each of them waited for its deadline, they would take 20 s.
+    assert!(begun.elapsed() < Duration::from_secs(10), "calls wait for a store that is down");
     // Its directories are still there.
     assert_eq!(client.session().unwrap().tiers().len(), 1);
     stalled.store(false, Ordering::SeqCst);

