@@ -1,8 +1,7 @@
 //! Adoption, the store's part: pins a record, so that it can become a body ([`Body::adopt`](crate::body::Body::adopt)).
 //! A pinned record must be taken by a body or released ([`Engine::cancel_adoption`]).
 
-use crate::adopted::Room;
-use crate::backing::{Failure, Lengths, Stored};
+use crate::backing::{Failure, Lengths, StoredBody};
 use crate::engine::Engine;
 use crate::unreadable::is_unreadable;
 
@@ -39,15 +38,7 @@ pub enum NotAdopted {
 /// A record that is pinned for a body: give it to [`Body::adopt`](crate::body::Body::adopt) or to [`Engine::cancel_adoption`].
 #[derive(Debug)]
 #[must_use = "it stays pinned"]
-pub struct Announced(pub(crate) Stored);
-
-/// How far an adoption has come.
-pub(crate) enum Adoption {
-    /// The record is pinned, and no room was asked for yet.
-    Announced(Announced),
-    /// The record is the body, and this is the writer's room while the fetch goes on.
-    Room(Room),
-}
+pub struct Announced(pub(crate) StoredBody);
 
 impl Engine {
     /// Pins a record that is to become a body. May wait for the store until the deadline of a call (`timeout`).

@@ -1,8 +1,8 @@
 //! A body that is being written to the store: its file, and the buffer through which the fetch writes.
 //!
-//! The fetch owns a [`Writing`] and takes it out of the body while it works on it, so that no lock is held during a
-//! write or a request. The body's first `written` bytes are in the file, those from there on in the buffer, and, once
-//! the store has refused more (`ends_at`), the rest in heap.
+//! A [`Draft`] is the [writer](crate::writer)'s, whose lock is held while the fetch works on it: during a write and a
+//! request. The body's first `written` bytes are in the file, those from there on in the buffer, and, once the store has
+//! refused more (`ends_at`), the rest in heap.
 //!
 //! * The account grants bytes before the store reserves them, and the store releases them before the account: bytes
 //!   that the account grants to another fetch are free in the store too.
@@ -19,14 +19,14 @@ use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::sys::stat::Mode;
 use nix::unistd::ftruncate;
 
-use crate::backing::{Draft, Failure, Room};
+use crate::backing::{DraftFile, DraftSize, Failure};
 use crate::counters;
 use crate::engine::Engine;
 use crate::write_buffer::WriteBuffer;
 
-/// The writer's view of a draft.
-pub(crate) struct Writing {
-    draft: Draft,
+/// A draft of a body.
+pub(crate) struct Draft {
+    file: DraftFile,
     /// The descriptor for readers, which is read-only.
     reading: Arc<File>,
     /// Bytes reserved with the account, from the body's start; less what was given back.
@@ -53,7 +53,7 @@ pub(crate) struct Writing {
 /// The buffer could not be written to the file, and is still the only place of its bytes.
 pub(crate) struct Unwritten;
 
-impl Writing {
+impl Draft {
     /// Begins a draft with `reserved` bytes, for a body of `hint` bytes (0: unknown). `fill` writes the body's present
     /// bytes to its file. `None`: the store, or this process, failed; this is counted.
     pub(crate) fn begin(
@@ -61,24 +61,24 @@ impl Writing {
         hint: u64,
         reserved: u64,
         fill: impl FnOnce(&File) -> std::io::Result<()>,
-    ) -> Option<Box<Writing>> {
-        let draft = engine.create_draft(Room { granted: reserved, expected: hint })?;
-        let open = || reopen_read_only(draft.file()?);
+    ) -> Option<Box<Draft>> {
+        let file = engine.create_draft(DraftSize { granted: reserved, expected: hint })?;
+        let open = || reopen_read_only(file.file()?);
         let opened = open().or_else(|error| if engine.drop_caches(&error) { open() } else { Err(error) });
         let begun = opened.and_then(|reading| {
-            fill(draft.file()?)?;
+            fill(file.file()?)?;
             Ok(Arc::new(reading))
         });
         let reading = match begun {
             Ok(reading) => reading,
             Err(error) => {
                 engine.draft_error("beginning a body", &error);
-                draft.abort();
+                file.abort();
                 return None;
             }
         };
-        Some(Box::new(Writing {
-            draft,
+        Some(Box::new(Draft {
+            file,
             reading,
             reserved,
             given_back: 0,
@@ -107,7 +107,7 @@ impl Writing {
         self.reading.clone()
     }
 
-    /// Returns the bytes of room in total.
+    /// Returns the bytes reserved in total.
     pub(crate) fn reserved(&self) -> u64 {
         self.reserved
     }
@@ -128,8 +128,8 @@ impl Writing {
     /// freed yet need one: the store holds a draft to its reservation.
     pub(crate) fn grow(&mut self, engine: &Engine, bytes: u64) -> bool {
         let reserved = self.reserved + bytes;
-        let room = Room { granted: reserved - self.punched, expected: self.hint };
-        if let Err(failure) = self.reserve_or_move(engine, room) {
+        let size = DraftSize { granted: reserved - self.punched, expected: self.hint };
+        if let Err(failure) = self.reserve_or_move(engine, size) {
             engine.count_fallback(&failure);
             return false;
         }
@@ -140,14 +140,14 @@ impl Writing {
 
     /// Reserves room for a record's tail behind the `len` bytes of a complete body. A failure is counted.
     pub(crate) fn reserve_tail(&mut self, engine: &Engine, len: u64, tail: u64) -> Result<(), Failure> {
-        let room = Room { granted: len + tail, expected: 0 };
-        self.reserve_or_move(engine, room).inspect_err(|failure| engine.count_failure(failure))
+        let size = DraftSize { granted: len + tail, expected: 0 };
+        self.reserve_or_move(engine, size).inspect_err(|failure| engine.count_failure(failure))
     }
 
     /// Sets the reservation. If the draft's tier is full, moves the draft to another one. Readers that have the old
-    /// file go on reading it; later readers are given the new one ([`Writing::reading`]).
-    fn reserve_or_move(&mut self, engine: &Engine, room: Room) -> Result<(), Failure> {
-        let full = match engine.reserve(&mut self.draft, room) {
+    /// file go on reading it; later readers are given the new one ([`Draft::reading`]).
+    fn reserve_or_move(&mut self, engine: &Engine, size: DraftSize) -> Result<(), Failure> {
+        let full = match engine.reserve(&mut self.file, size) {
             Err(full @ Failure::Full(_)) => full,
             other => return other,
         };
@@ -155,7 +155,7 @@ impl Writing {
         if self.given_back > 0 {
             return Err(full);
         }
-        let moved = match engine.backing().create_elsewhere(&self.draft, room, self.written) {
+        let moved = match engine.backing().create_elsewhere(&self.file, size, self.written) {
             None => return Err(full),
             Some(created) => created?,
         };
@@ -163,7 +163,7 @@ impl Writing {
         match open().or_else(|error| if engine.drop_caches(&error) { open() } else { Err(error) }) {
             Ok(reading) => {
                 self.reading = Arc::new(reading);
-                std::mem::replace(&mut self.draft, moved).abort();
+                std::mem::replace(&mut self.file, moved).abort();
                 Ok(())
             }
             Err(error) => {
@@ -180,7 +180,7 @@ impl Writing {
 
     /// Returns where the bytes from `len`, the body's end, on can be written: a buffer that is not full, its used
     /// bytes, and the bytes that may still be written there. `None`: there is no memory; this is counted.
-    pub(crate) fn room(&mut self, engine: &Engine, len: u64) -> Option<(Arc<WriteBuffer>, usize, usize)> {
+    pub(crate) fn space(&mut self, engine: &Engine, len: u64) -> Option<(Arc<WriteBuffer>, usize, usize)> {
         let buffer = match &self.buffer {
             Some(buffer) => buffer,
             None => {
@@ -194,12 +194,12 @@ impl Writing {
             }
         };
         let used = (len - self.written) as usize;
-        let room = (buffer.size() - used).min(usize::try_from(self.reserved - len).unwrap_or(usize::MAX));
-        Some((buffer.clone(), used, room))
+        let space = (buffer.size() - used).min(usize::try_from(self.reserved - len).unwrap_or(usize::MAX));
+        Some((buffer.clone(), used, space))
     }
 
     /// Writes the buffered bytes of the body, which ends at `len`, to the file, and returns the buffer, for
-    /// [`Writing::reuse_buffer`]; `None` if there is none. `Err`: the write failed, and the bytes stay in the buffer;
+    /// [`Draft::reuse_buffer`]; `None` if there is none. `Err`: the write failed, and the bytes stay in the buffer;
     /// this is counted.
     pub(crate) fn write(&mut self, engine: &Engine, len: u64) -> Result<Option<Arc<WriteBuffer>>, Unwritten> {
         if self.ends_at.is_some() {
@@ -212,7 +212,7 @@ impl Writing {
         let skip = (self.given_back.saturating_sub(self.written) as usize).min(bytes.len());
         if skip < bytes.len() {
             let from = self.written + skip as u64;
-            if let Err(error) = self.draft.file().and_then(|file| file.write_all_at(&bytes[skip..], from)) {
+            if let Err(error) = self.file.file().and_then(|file| file.write_all_at(&bytes[skip..], from)) {
                 engine.draft_error("writing a body", &error);
                 return Err(Unwritten);
             }
@@ -229,16 +229,16 @@ impl Writing {
         self.buffer = (suits && Arc::get_mut(&mut buffer).is_some()).then_some(buffer);
     }
 
-    /// Releases the surplus behind `len`. The writer has nothing to [`write`](Writing::write) any more.
+    /// Releases the surplus behind `len`. The writer has nothing to [`write`](Draft::write) any more.
     pub(crate) fn trim(&mut self, engine: &Engine, len: u64) {
         self.buffer = None;
         let len = self.ends_at.unwrap_or(len);
         // Readers end below this size: none is affected.
-        match self.draft.file().and_then(|file| set_size(file, self.written)) {
+        match self.file.file().and_then(|file| set_size(file, self.written)) {
             Ok(()) => self.file_size = self.written,
             Err(error) => engine.file_error("trimming a body", &error),
         }
-        engine.reserve_less(&mut self.draft, len.saturating_sub(self.punched));
+        engine.reserve_less(&mut self.file, len.saturating_sub(self.punched));
         // After the store's reservation: another fetch that is granted these bytes here must not be refused by the
         // store.
         let surplus = self.reserved.saturating_sub(len);
@@ -260,7 +260,7 @@ impl Writing {
         self.punched = to;
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let punched = self
-            .draft
+            .file
             .file()
             .and_then(|file| uninterrupted(|| Ok(fallocate(file.as_fd(), flags, from as i64, (to - from) as i64)?)));
         if let Err(error) = punched {
@@ -303,9 +303,9 @@ impl Writing {
         counters::sub(&engine.counters.g_body_bytes, bytes);
     }
 
-    /// Returns the draft, to be published.
-    pub(crate) fn draft(&mut self) -> &mut Draft {
-        &mut self.draft
+    /// Returns the file, to be written to and published.
+    pub(crate) fn file(&mut self) -> &mut DraftFile {
+        &mut self.file
     }
 
     /// The bytes of a record's tail behind the body.
@@ -322,12 +322,12 @@ impl Writing {
     /// Closes the writable descriptor, as publishing demands.
     pub(crate) fn close(&mut self) {
         self.buffer = None;
-        self.draft.close();
+        self.file.close();
     }
 
-    /// Returns true after [`Writing::close`].
+    /// Returns true after [`Draft::close`].
     pub(crate) fn is_closed(&self) -> bool {
-        self.draft.file().is_err()
+        self.file.file().is_err()
     }
 
     /// Returns the bytes that the account counts for the draft.
@@ -335,15 +335,12 @@ impl Writing {
         self.reserved - self.given_back + self.tail
     }
 
-    /// Returns the descriptor for readers.
-    pub(crate) fn into_reading(self) -> Arc<File> {
-        self.reading
-    }
-
     /// Aborts the draft and ends its accounting.
     pub(crate) fn discard(self, engine: &Engine) {
         let outstanding = self.outstanding();
-        self.draft.abort();
+        let Draft { file, reading, .. } = self;
+        drop(reading);
+        file.abort();
         // After the store's reservation, as in `trim`.
         engine.end_draft_accounting(outstanding);
     }

@@ -15,7 +15,7 @@ use std::time::Instant;
 use objmapper_client::Cache;
 
 use crate::account::Account;
-use crate::backing::{Backing, Draft, Failure, Lengths, Name, Room, Stored};
+use crate::backing::{Backing, DraftFile, DraftSize, Failure, Lengths, Name, StoredBody};
 use crate::counters::{self, Counters};
 use crate::descriptors::Share;
 use crate::fallback::{Charge, FallbackHeap};
@@ -25,7 +25,7 @@ use crate::log::Repeating;
 use crate::maintenance::{LossScope, Maintenance};
 use crate::maps::BodyMap;
 use crate::options::Options;
-use crate::record::Record;
+use crate::record::NewRecord;
 use crate::registry::Registry;
 use crate::span::{NoSpan, ran_out};
 use crate::unreadable::{self, ReadLog};
@@ -114,8 +114,8 @@ impl Engine {
     }
 
     /// Creates a draft. `None`: the store refused, and the body stays in heap, which is counted under its reason.
-    pub(crate) fn create_draft(&self, room: Room) -> Option<Draft> {
-        match self.backing.create(room) {
+    pub(crate) fn create_draft(&self, size: DraftSize) -> Option<DraftFile> {
+        match self.backing.create(size) {
             Ok(draft) => Some(draft),
             Err(failure) => {
                 self.count_fallback(&failure);
@@ -125,19 +125,19 @@ impl Engine {
     }
 
     /// Sets a draft's reservation. A failure is not counted: see [`Engine::count_fallback`].
-    pub(crate) fn reserve(&self, draft: &mut Draft, room: Room) -> Result<(), Failure> {
-        self.backing.reserve(draft, room)
+    pub(crate) fn reserve(&self, draft: &mut DraftFile, size: DraftSize) -> Result<(), Failure> {
+        self.backing.reserve(draft, size)
     }
 
     /// Lowers the reservation of a complete body's draft. A failure is counted, and does not change where the body is.
-    pub(crate) fn reserve_less(&self, draft: &mut Draft, length: u64) {
-        if let Err(failure) = self.backing.reserve(draft, Room { granted: length, expected: 0 }) {
+    pub(crate) fn reserve_less(&self, draft: &mut DraftFile, length: u64) {
+        if let Err(failure) = self.backing.reserve(draft, DraftSize { granted: length, expected: 0 }) {
             self.count_failure(&failure);
         }
     }
 
     /// Publishes a complete, closed draft under a URI of its own. A failure is counted.
-    pub(crate) fn publish(&self, draft: &mut Draft, lengths: Lengths) -> Option<Stored> {
+    pub(crate) fn publish(&self, draft: &mut DraftFile, lengths: Lengths) -> Option<StoredBody> {
         match self.publish_own(draft, lengths) {
             Ok(stored) => Some(stored),
             Err(failure) => {
@@ -148,7 +148,7 @@ impl Engine {
         }
     }
 
-    fn publish_own(&self, draft: &mut Draft, lengths: Lengths) -> Result<Stored, Failure> {
+    fn publish_own(&self, draft: &mut DraftFile, lengths: Lengths) -> Result<StoredBody, Failure> {
         let key = self.new_key();
         let uri = format!("{}/{key:x}", self.uri_base);
         self.backing.publish(draft, Name::Own(&uri), lengths, key)
@@ -159,7 +159,7 @@ impl Engine {
         const MAX_LEN: u64 = 1 << 20;
         let zeros = vec![0; self.options.threshold.clamp(4096, MAX_LEN) as usize];
         let len = zeros.len() as u64;
-        let mut draft = self.backing.create(Room { granted: len, expected: len })?;
+        let mut draft = self.backing.create(DraftSize { granted: len, expected: len })?;
         let written = draft.file().and_then(|file| file.write_all_at(&zeros, 0));
         written.map_err(|error| Failure::Io(error.to_string()))?;
         draft.close();
@@ -171,10 +171,10 @@ impl Engine {
     /// As [`Engine::publish`], as a record that other caches find.
     pub(crate) fn publish_record(
         &self,
-        draft: &mut Draft,
-        record: &Record<'_>,
+        draft: &mut DraftFile,
+        record: &NewRecord<'_>,
         lengths: Lengths,
-    ) -> Result<Stored, Failure> {
+    ) -> Result<StoredBody, Failure> {
         let name = Name::Record { uri: record.uri, expires: record.expires, fence: record.fence };
         let published = self.backing.publish(draft, name, lengths, self.new_key());
         match &published {
@@ -314,14 +314,14 @@ impl Engine {
     }
 
     /// Caches the descriptor of a body that was just published, for its next reader.
-    pub(crate) fn cache_descriptor(&self, stored: &Stored, file: Arc<File>) {
+    pub(crate) fn cache_descriptor(&self, stored: &StoredBody, file: Arc<File>) {
         self.fds.insert(stored.key, file);
         self.show_caches();
     }
 
     /// Enters `owner`, a cached object, as the owner of a published body: from now on [`Engine::sweep`] may name it.
     /// Returns false if the body is lost already.
-    pub(crate) fn register(&self, stored: &Stored, owner: usize) -> bool {
+    pub(crate) fn register(&self, stored: &StoredBody, owner: usize) -> bool {
         let Some(loss_domain) = stored.loss_domain() else { return true };
         self.registry.enter(stored.key, loss_domain, owner);
         // The sweep for a loss may have ended before the entry.
@@ -333,7 +333,7 @@ impl Engine {
     }
 
     /// Counts the loss of a body, whose object leaves the cache. Does nothing if a sweep has named its owner before.
-    pub(crate) fn count_loss(&self, stored: Option<&Stored>) {
+    pub(crate) fn count_loss(&self, stored: Option<&StoredBody>) {
         let registered = stored.filter(|stored| stored.loss_domain().is_some());
         if registered.is_none_or(|stored| self.registry.remove(stored.key)) {
             counters::add(&self.counters.c_lost, 1);
@@ -341,7 +341,7 @@ impl Engine {
     }
 
     /// Releases a published body. Afterwards, [`Engine::sweep`] does not name its owner.
-    pub(crate) fn forget(&self, stored: &Stored) {
+    pub(crate) fn forget(&self, stored: &StoredBody) {
         if stored.loss_domain().is_some() {
             self.registry.remove(stored.key);
         }
@@ -353,7 +353,7 @@ impl Engine {
     }
 
     /// Takes a body's descriptor and mapping out of the caches.
-    pub(crate) fn close(&self, stored: &Stored) {
+    pub(crate) fn close(&self, stored: &StoredBody) {
         self.maps.invalidate(&stored.key);
         self.fds.invalidate(&stored.key);
         self.show_caches();
@@ -414,7 +414,7 @@ impl Engine {
     }
 
     /// Returns a published body's file; opens it if it is not in the cache.
-    pub(crate) fn open(&self, stored: &Stored) -> Result<Arc<File>, NoSpan> {
+    pub(crate) fn open(&self, stored: &StoredBody) -> Result<Arc<File>, NoSpan> {
         let opened = self.fds.get_or_open(stored.key, || {
             let file =
                 stored.open().or_else(|error| if self.drop_caches(&error) { stored.open() } else { Err(error) })?;
@@ -428,7 +428,7 @@ impl Engine {
 
     /// Returns a published body's mapping, for the kernel to read; maps it if it is not in the cache. `None`: it cannot
     /// be mapped, but may be read.
-    pub(crate) fn map(&self, stored: &Stored) -> Result<Option<Arc<BodyMap>>, NoSpan> {
+    pub(crate) fn map(&self, stored: &StoredBody) -> Result<Option<Arc<BodyMap>>, NoSpan> {
         let file = self.open(stored)?;
         let mapped = self.maps.get_or_open(stored.key, || {
             let map = BodyMap::new(&file, stored)?;
@@ -447,7 +447,7 @@ impl Engine {
     }
 
     /// Counts and logs that a body's file could not be read. A record is not adopted again.
-    pub(crate) fn read_failed(&self, stored: Option<&Stored>, error: &io::Error) {
+    pub(crate) fn read_failed(&self, stored: Option<&StoredBody>, error: &io::Error) {
         counters::add(&self.counters.c_err_io, 1);
         self.read_log.lost(stored, error);
         if let Some(stored) = stored.filter(|stored| stored.is_shared())
@@ -466,7 +466,7 @@ impl Engine {
 }
 
 /// Returns an error if the file's length is not the one that it was published with.
-fn check_length(file: &File, stored: &Stored) -> io::Result<()> {
+fn check_length(file: &File, stored: &StoredBody) -> io::Result<()> {
     let size = file.metadata()?.len();
     if size == stored.file_len {
         return Ok(());

@@ -3,7 +3,7 @@
 //! A body is *in heap* while it is small, *a draft* (a private file, written through a buffer) while a large one comes
 //! in, and *stored* (a published, immutable file in the store, neither open nor mapped unless it is being read)
 //! afterwards. It may be published as a record that other caches find, and a record of another cache may be adopted as
-//! a body.
+//! a body. `state.rs` has all states.
 //!
 //! [`engine::Engine`] is one storage with its limit, counters and bounded caches of descriptors and mappings;
 //! [`body::Body`] is one body. The cdylib `stevedore_objmapper` makes varnishd's `obj_methods` of them.
@@ -31,7 +31,9 @@ pub mod record;
 mod registry;
 pub mod space;
 pub mod span;
+mod state;
 mod to_draft;
 pub mod transit;
 pub mod unreadable;
 mod write_buffer;
+mod writer;

@@ -1,14 +1,14 @@
 //! The queue of a storage's background thread.
 //!
 //! The thread itself is in the cdylib, because its work is varnishd's (evicting and killing objects, with a
-//! worker of varnishd's). It takes one task after the other from [`Maintenance::next_work`], the most urgent first:
+//! worker of varnishd's). It takes one task after the other from [`Maintenance::next_task`], the most urgent first:
 //!
 //! | task | requested by | ends with |
 //! |---|---|---|
-//! | [`Work::Stop`] | [`Maintenance::stop`] | the thread ends |
-//! | [`Work::Sweep`] | the connection's events, when an objmapperd has lost bodies | the objects of those bodies are killed |
-//! | [`Work::MakeRoom`] | a fetch that has no room, or leaves too little | [`Maintenance::made_room`] |
-//! | [`Work::Idle`] | `Maintenance::notify`, or the timeout of `next_work` | |
+//! | [`Task::Stop`] | [`Maintenance::stop`] | the thread ends |
+//! | [`Task::Sweep`] | the connection's events, when an objmapperd has lost bodies | the objects of those bodies are killed |
+//! | [`Task::MakeRoom`] | a fetch that has no room, or leaves too little | [`Maintenance::made_room`] |
+//! | [`Task::Idle`] | `Maintenance::notify`, or the timeout of `next_task` | |
 //!
 //! Invariants: a request for room that comes while a round is under way belongs to the next round, which has its own
 //! number, so that a waiter never takes the end of an earlier round for its own. A loss is remembered after its sweep:
@@ -58,7 +58,7 @@ impl LossScope {
 
 /// A task of the background thread.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Work {
+pub enum Task {
     /// Remove the objects of lost bodies from the cache.
     Sweep(LossScope),
     /// Evict until so many bytes are free or nothing can be evicted, then report which by [`Maintenance::made_room`].
@@ -96,26 +96,26 @@ pub struct Maintenance {
 
 impl Maintenance {
     /// Returns the next task; waits for one, but not longer than `patience`.
-    pub fn next_work(&self, patience: Duration) -> Work {
+    pub fn next_task(&self, patience: Duration) -> Task {
         let mut state = self.state.lock();
         if !state.stop && !state.notified && state.wanted == 0 && state.scopes.is_empty() {
             self.wake.wait_for(&mut state, patience);
         }
         if state.stop {
-            return Work::Stop;
+            return Task::Stop;
         }
         if let Some(scope) = state.scopes.pop() {
-            return Work::Sweep(scope);
+            return Task::Sweep(scope);
         }
         if state.wanted > 0 {
             state.begun += 1;
-            return Work::MakeRoom(std::mem::take(&mut state.wanted));
+            return Task::MakeRoom(std::mem::take(&mut state.wanted));
         }
         state.notified = false;
-        Work::Idle
+        Task::Idle
     }
 
-    /// Ends a round of [`Work::MakeRoom`]: there was room, or, if `exhausted`, nothing more to evict.
+    /// Ends a round of [`Task::MakeRoom`]: there was room, or, if `exhausted`, nothing more to evict.
     pub fn made_room(&self, exhausted: bool) {
         let mut state = self.state.lock();
         state.ended = state.begun;
@@ -222,16 +222,16 @@ mod tests {
         let account = account(64 << 20);
         assert!(account.alloc(63 << 20));
         maintenance.keep_room(&account);
-        assert_eq!(maintenance.next_work(Duration::ZERO), Work::Idle, "more than half of what is kept free is free");
+        assert_eq!(maintenance.next_task(Duration::ZERO), Task::Idle, "more than half of what is kept free is free");
         assert!(account.alloc(1 << 19));
         maintenance.keep_room(&account);
         maintenance.report_loss(LossScope::SessionsBefore(7));
-        assert_eq!(maintenance.next_work(Duration::ZERO), Work::Sweep(LossScope::SessionsBefore(7)));
-        assert_eq!(maintenance.next_work(Duration::ZERO), Work::MakeRoom(2 << 20));
+        assert_eq!(maintenance.next_task(Duration::ZERO), Task::Sweep(LossScope::SessionsBefore(7)));
+        assert_eq!(maintenance.next_task(Duration::ZERO), Task::MakeRoom(2 << 20));
         maintenance.made_room(false);
-        assert_eq!(maintenance.next_work(Duration::ZERO), Work::Idle);
+        assert_eq!(maintenance.next_task(Duration::ZERO), Task::Idle);
         maintenance.stop();
-        assert_eq!(maintenance.next_work(Duration::from_secs(60)), Work::Stop);
+        assert_eq!(maintenance.next_task(Duration::from_secs(60)), Task::Stop);
     }
 
     #[test]
@@ -244,16 +244,16 @@ mod tests {
             std::thread::spawn(move || {
                 let mut rounds = 0;
                 while rounds < 2 {
-                    match maintenance.next_work(Duration::from_secs(60)) {
-                        Work::MakeRoom(bytes) => {
+                    match maintenance.next_task(Duration::from_secs(60)) {
+                        Task::MakeRoom(bytes) => {
                             if rounds == 0 {
                                 account.dealloc(bytes);
                             }
                             maintenance.made_room(rounds > 0);
                             rounds += 1;
                         }
-                        Work::Stop => break,
-                        Work::Sweep(_) | Work::Idle => {}
+                        Task::Stop => break,
+                        Task::Sweep(_) | Task::Idle => {}
                     }
                 }
             })
@@ -272,7 +272,7 @@ mod tests {
         let account = Arc::new(account(64 << 20));
         assert!(account.alloc((63 << 20) + (1 << 19)));
         maintenance.keep_room(&account);
-        assert_eq!(maintenance.next_work(Duration::ZERO), Work::MakeRoom(2 << 20));
+        assert_eq!(maintenance.next_task(Duration::ZERO), Task::MakeRoom(2 << 20));
         // The round is under way, for less than this.
         let waiter = {
             let (maintenance, account) = (maintenance.clone(), account.clone());
@@ -283,11 +283,11 @@ mod tests {
             std::thread::yield_now();
         }
         maintenance.made_room(false);
-        assert_eq!(maintenance.next_work(Duration::from_secs(60)), Work::MakeRoom(8 << 20));
+        assert_eq!(maintenance.next_task(Duration::from_secs(60)), Task::MakeRoom(8 << 20));
         // Room was made, but another fetch took it: the waiter may try again.
         maintenance.made_room(false);
         assert!(waiter.join().is_ok_and(|made| made));
-        assert_eq!(maintenance.next_work(Duration::ZERO), Work::Idle);
+        assert_eq!(maintenance.next_task(Duration::ZERO), Task::Idle);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use memmap2::{MmapOptions, MmapRaw};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
-use crate::backing::Stored;
+use crate::backing::StoredBody;
 
 /// A read-only mapping of all bytes of a published body, without the tail that its file may have.
 ///
@@ -22,7 +22,7 @@ pub(crate) struct BodyMap {
 
 impl BodyMap {
     /// Maps the body at the beginning of its file.
-    pub(crate) fn new(file: &File, stored: &Stored) -> io::Result<BodyMap> {
+    pub(crate) fn new(file: &File, stored: &StoredBody) -> io::Result<BodyMap> {
         let len = usize::try_from(stored.body_len).map_err(io::Error::other)?;
         Ok(BodyMap { map: MmapOptions::new().len(len).map_raw_read_only(file)? })
     }
@@ -35,29 +35,29 @@ impl BodyMap {
 
 /// A range of addresses without memory (PROT_NONE) that stand for bytes of files. A filter that passes them on needs no
 /// mapping; a filter that reads them by mistake gets SIGSEGV and not other bytes.
-pub struct Nowhere {
+pub struct PlaceholderRange {
     start: NonNull<c_void>,
     len: NonZeroUsize,
 }
 
 // SAFETY: the range is never read or written.
-unsafe impl Send for Nowhere {}
+unsafe impl Send for PlaceholderRange {}
 // SAFETY: as above.
-unsafe impl Sync for Nowhere {}
+unsafe impl Sync for PlaceholderRange {}
 
-impl Nowhere {
+impl PlaceholderRange {
     /// Returns the range of this process, which is reserved once and never unmapped. `None`: there is no address space
     /// (RLIMIT_AS).
-    pub fn get() -> Option<&'static Nowhere> {
+    pub fn get() -> Option<&'static PlaceholderRange> {
         /// Longer bodies are passed on in pieces of this size.
         const LEN: NonZeroUsize = NonZeroUsize::new(4 << 30).unwrap();
-        static NOWHERE: OnceLock<Option<Nowhere>> = OnceLock::new();
-        NOWHERE
+        static RANGE: OnceLock<Option<PlaceholderRange>> = OnceLock::new();
+        RANGE
             .get_or_init(|| {
                 let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
                 // SAFETY: a new mapping, where the kernel has room for it.
                 let start = unsafe { mmap_anonymous(None, LEN, ProtFlags::PROT_NONE, flags) }.ok()?;
-                Some(Nowhere { start, len: LEN })
+                Some(PlaceholderRange { start, len: LEN })
             })
             .as_ref()
     }

@@ -8,14 +8,15 @@ use std::os::unix::fs::FileExt;
 
 use smallvec::SmallVec;
 
-use crate::adopt::Adoption;
-use crate::backing::{Failure, Lengths, Stored};
-use crate::body::{Body, Piece, Place};
+use crate::backing::{Failure, Lengths, StoredBody};
+use crate::body::Body;
 use crate::counters;
-use crate::draft::Writing;
+use crate::draft::Draft;
 use crate::engine::Engine;
-use crate::record::Record;
+use crate::record::NewRecord;
 use crate::space::write_rest;
+use crate::state::{Medium, Piece, State};
+use crate::writer::{Target, Writer};
 
 /// The outcome of [`Body::publish`]. Except after [`Outcome::Done`], the body is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,19 +41,15 @@ impl Body {
     /// Publishes the complete body as a record that other caches find. The fetch has succeeded, [`Body::trim`] was
     /// called, and [`Body::settle`] was not yet. `nuke` is as in [`Body::space`]. May wait for the store until the
     /// deadline of a call (`timeout`).
-    pub fn publish(&self, engine: &Engine, record: &Record<'_>, nuke: &mut dyn FnMut() -> bool) -> Outcome {
-        write_rest(self, engine);
-        let Some((mut writing, len)) = take_complete(self) else { return Outcome::Elsewhere };
-        let outcome = if len == 0 || writing.is_closed() {
-            Err(Outcome::Elsewhere)
-        } else {
-            as_record(engine, &mut writing, len, record, nuke)
-        };
-        match outcome {
+    pub fn publish(&self, engine: &Engine, record: &NewRecord<'_>, nuke: &mut dyn FnMut() -> bool) -> Outcome {
+        let mut writer = self.writer();
+        write_rest(self, &mut writer, engine);
+        let Some((draft, len)) = complete_draft(self, &mut writer) else { return Outcome::Elsewhere };
+        match as_record(engine, draft, len, record, nuke) {
             Ok(stored) => {
                 counters::add(&engine.counters.c_published, 1);
                 counters::add(&engine.counters.c_records, 1);
-                published(self, engine, *writing, &stored);
+                published(self, &mut writer, engine, &stored);
                 Outcome::Done
             }
             Err(outcome) => {
@@ -61,11 +58,9 @@ impl Body {
                     Outcome::Conflict => counters::add(&engine.counters.c_record_conflict, 1),
                     _ => counters::add(&engine.counters.c_record_failed, 1),
                 }
-                let mut inner = self.lock();
-                inner.orphan = None;
                 // The draft may have moved to another file.
-                inner.reading = Some(writing.reading());
-                inner.writing = Some(writing);
+                let last = self.view().enter(State::Draft(draft.reading()));
+                drop(last);
                 outcome
             }
         }
@@ -77,30 +72,39 @@ impl Body {
     /// [`Engine::sweep`].
     #[must_use]
     pub fn settle(&self, engine: &Engine, keep: bool, owner: usize) -> bool {
-        let (retired, adoption, in_transit) = {
-            let mut inner = self.lock();
-            let in_transit = inner.is_in_transit();
-            if !in_transit {
-                inner.following = None;
-            }
-            (std::mem::take(&mut inner.retired), inner.adoption.take(), in_transit)
-        };
-        for chunk in retired {
-            engine.free_piece(chunk);
+        let mut writer = self.writer();
+        let writer = &mut *writer;
+        writer.free_retired(engine);
+        if matches!(writer.target, Target::Record(_)) {
+            writer.target = Target::Heap;
         }
-        if let Some(Adoption::Announced(announced)) = adoption {
-            engine.cancel_adoption(announced);
+        let last = {
+            let mut view = self.view();
+            if !view.state().is_transit() {
+                view.following = None;
+            }
+            match view.state() {
+                State::Announced { .. } | State::Heap | State::Refused => Some(view.enter(State::Settled)),
+                State::Adopted(stored) => {
+                    let stored = stored.clone();
+                    Some(view.enter(State::Stored(stored)))
+                }
+                _ => None,
+            }
+        };
+        if let Some(State::Announced { record, .. }) = last {
+            engine.cancel_adoption(record);
         }
         if !keep {
             return true;
         }
-        if in_transit {
-            return false;
-        }
-        let stored = self.lock().stored.clone();
+        let stored = match self.view().state() {
+            State::Transit(_) | State::Orphan { .. } => return false,
+            state => state.stored().cloned(),
+        };
         match stored {
             Some(stored) => register(self, engine, &stored, owner),
-            None => settle_draft(self, engine, owner),
+            None => settle_draft(self, writer, engine, owner),
         }
     }
 }
@@ -108,41 +112,45 @@ impl Body {
 /// Ends a body's draft: publishes what is in its file, or, if the store refuses, copies it to heap. What came after the
 /// store refused more is in heap already, and stays there. So a settled body has no descriptors beside those in the
 /// engine's cache.
-fn settle_draft(body: &Body, engine: &Engine, owner: usize) -> bool {
-    write_rest(body, engine);
-    let Some(mut writing) = take_settling(body) else { return true };
-    if !buffer_to_heap(body, engine, &mut writing) {
-        return orphan(body, &writing);
+fn settle_draft(body: &Body, writer: &mut Writer, engine: &Engine, owner: usize) -> bool {
+    write_rest(body, writer, engine);
+    let Some(draft) = writer.draft() else {
+        body.view().end_in_heap();
+        return true;
+    };
+    if !buffer_to_heap(body, engine, draft) {
+        return orphan(body, writer);
     }
-    let len = writing.written();
+    let len = draft.written();
     if len == 0 {
-        let mut inner = body.lock();
-        inner.pieces.retain(|piece| matches!(piece.place, Place::Heap(_)));
-        inner.reading = None;
-        inner.orphan = None;
-        drop(inner);
-        writing.discard(engine);
+        let last = {
+            let mut view = body.view();
+            view.pieces.retain(|piece| matches!(piece.medium, Medium::Heap(_)));
+            view.enter(State::Settled)
+        };
+        drop(last);
+        writer.discard_draft(engine);
         return true;
     }
-    writing.finish(engine, len);
-    writing.close();
-    let lengths = Lengths { body: len, file: len + writing.tail() };
-    match engine.publish(writing.draft(), lengths) {
+    draft.finish(engine, len);
+    draft.close();
+    let lengths = Lengths { body: len, file: len + draft.tail() };
+    match engine.publish(draft.file(), lengths) {
         Some(stored) => {
             counters::add(&engine.counters.c_published, 1);
             if len == body.len() {
                 engine.record_success();
             }
-            published(body, engine, *writing, &stored);
+            published(body, writer, engine, &stored);
             register(body, engine, &stored, owner)
         }
         None => {
             counters::add(&engine.counters.c_publish_failed, 1);
-            if !file_to_heap(body, engine, &mut writing, len) {
-                return orphan(body, &writing);
+            if !file_to_heap(body, engine, draft, len) {
+                return orphan(body, writer);
             }
             counters::add(&engine.counters.c_publish_copied, 1);
-            writing.discard(engine);
+            writer.discard_draft(engine);
             true
         }
     }
@@ -150,69 +158,62 @@ fn settle_draft(body: &Body, engine: &Engine, owner: usize) -> bool {
 
 /// Makes the body an orphan: its draft can be neither published nor copied. Readers that have begun go on: the
 /// descriptor keeps the file. Returns false, as the object must leave the cache.
-fn orphan(body: &Body, writing: &Writing) -> bool {
-    body.lock().orphan = Some(writing.outstanding());
+fn orphan(body: &Body, writer: &mut Writer) -> bool {
+    if let Some(draft) = writer.end_draft() {
+        let state = State::Orphan { file: draft.reading(), outstanding: draft.outstanding() };
+        let last = body.view().enter(state);
+        drop((last, draft));
+    }
     false
-}
-
-/// Takes the draft of a complete body out of it. Until the body has another place it is an orphan, as in
-/// [`take_complete`].
-fn take_settling(body: &Body) -> Option<Box<Writing>> {
-    let mut inner = body.lock();
-    let writing = inner.writing.take()?;
-    inner.orphan = Some(writing.outstanding());
-    Some(writing)
 }
 
 /// Moves the bytes that could not be written to the file from their buffer to heap. Returns false if there is no heap
 /// for them.
-fn buffer_to_heap(body: &Body, engine: &Engine, writing: &mut Writing) -> bool {
-    let (start, len, buffer) = {
-        let inner = body.lock();
-        let buffered = inner.pieces.iter().find_map(|piece| match &piece.place {
-            Place::Buffer(buffer) => Some((piece.start, piece.len, buffer.clone())),
-            _ => None,
-        });
-        match buffered {
-            Some(buffered) => buffered,
-            None => return true,
-        }
-    };
+fn buffer_to_heap(body: &Body, engine: &Engine, draft: &mut Draft) -> bool {
+    let buffered = body.view().pieces.iter().find_map(|piece| match &piece.medium {
+        Medium::Buffer(buffer) => Some((piece.start, piece.len, buffer.clone())),
+        _ => None,
+    });
+    let Some((start, len, buffer)) = buffered else { return true };
     let Some(chunk) = engine.take_over(len) else { return false };
     // SAFETY: the piece's bytes are body, which the fetch wrote before it said so, and which does not change any more.
     chunk.copy_from(unsafe { buffer.bytes(len as usize) });
-    writing.hand_over(engine, len);
-    writing.ends_before(start);
-    let mut inner = body.lock();
-    if let Some(piece) = inner.pieces.iter_mut().find(|piece| piece.start == start) {
-        piece.place = Place::Heap(chunk);
+    draft.hand_over(engine, len);
+    draft.ends_before(start);
+    let mut view = body.view();
+    if let Some(piece) = view.pieces.iter_mut().find(|piece| piece.start == start) {
+        piece.medium = Medium::Heap(chunk);
     }
-    inner.orphan = Some(writing.outstanding());
+    if matches!(view.state(), State::Draft(_)) {
+        let _ = view.enter(State::Mixed(draft.reading()));
+    }
     true
 }
 
-/// Copies the first `len` bytes of the body from its draft's file to heap. Returns false if there is no heap for them,
-/// or the file cannot be read.
-fn file_to_heap(body: &Body, engine: &Engine, writing: &mut Writing, len: u64) -> bool {
+/// Copies the first `len` bytes of the body from its draft's file to heap, and ends the body there. Returns false if
+/// there is no heap for them, or the file cannot be read.
+fn file_to_heap(body: &Body, engine: &Engine, draft: &mut Draft, len: u64) -> bool {
     let Some(chunk) = engine.take_over(len) else { return false };
-    if let Err(error) = chunk.fill_from(&writing.reading()) {
+    if let Err(error) = chunk.fill_from(&draft.reading()) {
         engine.file_error("copying a body that could not be published", &error);
         engine.hand_back(chunk);
         return false;
     }
-    writing.hand_over(engine, len);
-    let mut inner = body.lock();
-    inner.pieces.retain(|piece| !matches!(piece.place, Place::File));
-    inner.pieces.insert(0, Piece { start: 0, len, place: Place::Heap(chunk) });
-    inner.reading = None;
-    inner.orphan = None;
+    draft.hand_over(engine, len);
+    let last = {
+        let mut view = body.view();
+        view.pieces.retain(|piece| !matches!(piece.medium, Medium::File));
+        view.pieces.insert(0, Piece { start: 0, len, medium: Medium::Heap(chunk) });
+        view.enter(State::Settled)
+    };
+    drop(last);
     true
 }
 
-fn register(body: &Body, engine: &Engine, stored: &Stored, owner: usize) -> bool {
+fn register(body: &Body, engine: &Engine, stored: &StoredBody, owner: usize) -> bool {
     let kept = engine.register(stored, owner);
     if !kept {
-        body.lock().loss_counted = true;
+        body.view().loss_counted = true;
     }
     kept
 }
@@ -220,12 +221,12 @@ fn register(body: &Body, engine: &Engine, stored: &Stored, owner: usize) -> bool
 /// Writes the record's tail behind the body, and publishes both.
 fn as_record(
     engine: &Engine,
-    writing: &mut Writing,
+    draft: &mut Draft,
     len: u64,
-    record: &Record<'_>,
+    record: &NewRecord<'_>,
     nuke: &mut dyn FnMut() -> bool,
-) -> Result<Stored, Outcome> {
-    if !writing.finish(engine, len) {
+) -> Result<StoredBody, Outcome> {
+    if !draft.finish(engine, len) {
         return Err(Outcome::Failed);
     }
     let tail = record.tail.len() as u64;
@@ -235,24 +236,24 @@ fn as_record(
         }
     }
     let file = len + tail;
-    let written = writing.reserve_tail(engine, len, tail).and_then(|()| {
-        let result = writing.draft().file().and_then(|to| to.write_all_at(record.tail, len));
+    let written = draft.reserve_tail(engine, len, tail).and_then(|()| {
+        let result = draft.file().file().and_then(|to| to.write_all_at(record.tail, len));
         result.map_err(|error| {
             engine.file_error("writing a record's tail", &error);
             Failure::Io(error.to_string())
         })
     });
     if let Err(failure) = written {
-        writing.trim(engine, len);
+        draft.trim(engine, len);
         engine.account.shrink(tail);
         return Err(outcome(engine, &failure));
     }
     // From here on the tail belongs to the file, whether or not the record is published.
     counters::add(&engine.counters.g_body_bytes, tail);
-    writing.add_tail(tail);
-    writing.close();
+    draft.add_tail(tail);
+    draft.close();
     let lengths = Lengths { body: len, file };
-    engine.publish_record(writing.draft(), record, lengths).map_err(|failure| outcome(engine, &failure))
+    engine.publish_record(draft.file(), record, lengths).map_err(|failure| outcome(engine, &failure))
 }
 
 fn outcome(engine: &Engine, failure: &Failure) -> Outcome {
@@ -267,27 +268,25 @@ fn outcome(engine: &Engine, failure: &Failure) -> Outcome {
     outcome
 }
 
-/// Takes a draft that holds all of its body out of it. Until it is put back or published, the body is an orphan: only
-/// its present readers have it.
-fn take_complete(body: &Body) -> Option<(Box<Writing>, u64)> {
-    let mut inner = body.lock();
-    let in_file = inner.pieces.iter().all(|piece| matches!(piece.place, Place::File));
-    let writing = inner.writing.take_if(|writing| in_file && writing.is_whole())?;
-    inner.orphan = Some(writing.outstanding());
-    Some((writing, inner.len))
+/// Returns a body's draft, and the body's length, if all of the body is in the draft's file, and it is not closed.
+fn complete_draft<'a>(body: &Body, writer: &'a mut Writer) -> Option<(&'a mut Draft, u64)> {
+    let draft = writer.draft().filter(|draft| draft.is_whole() && !draft.is_closed())?;
+    let view = body.view();
+    let in_file = view.len > 0 && view.pieces.iter().all(|piece| matches!(piece.medium, Medium::File));
+    in_file.then_some((draft, view.len))
 }
 
 /// Replaces the draft by the published body. Readers that still use its buffer or file keep them.
-fn published(body: &Body, engine: &Engine, writing: Writing, stored: &Stored) {
+fn published(body: &Body, writer: &mut Writer, engine: &Engine, stored: &StoredBody) {
+    let Some(draft) = writer.end_draft() else { return };
     counters::sub(&engine.counters.g_writing, 1);
-    engine.cache_descriptor(stored, writing.into_reading());
-    let mut inner = body.lock();
-    inner.stored = Some(stored.clone());
-    inner.orphan = None;
-    let pieces = std::mem::take(&mut inner.pieces);
-    let (in_heap, in_file) = pieces.into_iter().partition(|piece| matches!(piece.place, Place::Heap(_)));
-    inner.pieces = in_heap;
-    let unneeded: (SmallVec<[Piece; 1]>, _) = (in_file, inner.reading.take());
-    drop(inner);
-    drop(unneeded);
+    engine.cache_descriptor(stored, draft.reading());
+    let unneeded: (State, SmallVec<[Piece; 1]>) = {
+        let mut view = body.view();
+        let pieces = std::mem::take(&mut view.pieces);
+        let (in_heap, in_file) = pieces.into_iter().partition(|piece| matches!(piece.medium, Medium::Heap(_)));
+        view.pieces = in_heap;
+        (view.enter(State::Stored(stored.clone())), in_file)
+    };
+    drop((unneeded, draft));
 }

@@ -4,7 +4,7 @@ pub use objmapper_proto::ext::Fence;
 
 /// A record to publish.
 #[derive(Debug, Clone, Copy)]
-pub struct Record<'a> {
+pub struct NewRecord<'a> {
     /// The URI to publish it under.
     pub uri: &'a [u8],
     /// The bytes that follow the body in its file.

@@ -8,14 +8,16 @@
 use std::ptr::NonNull;
 
 use crate::adopted;
-use crate::body::{Body, Inner, Piece, Place};
+use crate::body::Body;
 use crate::counters;
-use crate::draft::Writing;
+use crate::draft::Draft;
 use crate::engine::Engine;
 use crate::fallback::Charge;
 use crate::grant::{ChunkLimits, take};
 use crate::heap::HeapChunk;
+use crate::state::{Medium, Piece, State, View};
 use crate::to_draft;
+use crate::writer::{Target, Writer};
 
 /// Surplus below this is not worth a copy (as in `sml_trimstore`).
 const TRIM_WORTHWHILE: usize = 512;
@@ -42,60 +44,79 @@ impl Body {
         limits: ChunkLimits,
         nuke: &mut dyn FnMut() -> bool,
     ) -> Result<(NonNull<u8>, usize), NoRoom> {
-        if let Some(room) = adopted::room(self, engine, want, limits, nuke) {
+        let mut writer = self.writer();
+        let writer = &mut *writer;
+        if let Some(room) = adopted::room(self, writer, engine, want, limits, nuke) {
             return Ok(room);
         }
-        let (len, in_draft, heap_only) = {
-            let inner = self.lock();
-            if let Some(room) = heap_room(&inner) {
+        let (len, next) = {
+            let view = self.view();
+            let next = next(view.state(), view.len.saturating_add(want as u64) > engine.options.threshold)?;
+            if let Some(room) = heap_room(&view) {
                 return Ok(room);
             }
-            (inner.len, inner.writing.is_some(), inner.heap_only)
+            (view.len, next)
         };
-        let mut refused = heap_only;
-        let wants_store = !heap_only && (in_draft || len.saturating_add(want as u64) > engine.options.threshold);
-        if wants_store {
-            match store_space(self, engine, want, estimated, limits, nuke) {
+        let charged = match next {
+            Next::Store => match store_space(self, writer, engine, want, estimated, limits, nuke) {
                 Ok(room) => {
                     engine.maintenance.keep_room(&engine.account);
                     return room.ok_or(NoRoom::Limit);
                 }
                 Err(Refused) => {
-                    refused = true;
-                    let writing = {
-                        let mut inner = self.lock();
-                        inner.heap_only = true;
-                        inner.writing.take()
-                    };
-                    if let Some(writing) = writing {
-                        let mixed = continue_in_heap(self, engine, writing, len);
-                        self.lock().writing = mixed;
-                    }
+                    continue_in_heap(self, writer, engine, len);
+                    true
                 }
-            }
-        }
-        let chunk = if refused {
+            },
+            Next::FallbackHeap => true,
+            Next::Heap => false,
+        };
+        let chunk = if charged {
             fallback_alloc(engine, want, estimated, limits, nuke)?
         } else {
             heap_alloc(engine, want, limits, nuke).ok_or(NoRoom::Limit)?
         };
         engine.maintenance.keep_room(&engine.account);
-        let mut inner = self.lock();
-        let start = inner.len;
-        inner.pieces.push(Piece { start, len: 0, place: Place::Heap(chunk) });
-        heap_room(&inner).ok_or(NoRoom::Limit)
+        let mut view = self.view();
+        let start = view.len;
+        view.pieces.push(Piece { start, len: 0, medium: Medium::Heap(chunk) });
+        heap_room(&view).ok_or(NoRoom::Limit)
     }
 
     /// Releases the surplus of a body that is complete. Only the writer calls this, once.
     pub fn trim(&self, engine: &Engine) {
-        trim_heap(&mut self.lock(), engine);
-        trim_draft(self, engine);
+        let mut writer = self.writer();
+        trim_heap(&mut self.view(), &mut writer.retired, engine);
+        trim_draft(self, &mut writer, engine);
     }
 }
 
-pub(crate) fn heap_room(inner: &Inner) -> Option<(NonNull<u8>, usize)> {
-    let piece = inner.pieces.last()?;
-    let Place::Heap(chunk) = &piece.place else { return None };
+/// Where the next bytes of a body go.
+enum Next {
+    Heap,
+    Store,
+    FallbackHeap,
+}
+
+/// Returns where the next bytes of a body go that `exceeds` the threshold with them. Room that there is in heap is used
+/// first.
+fn next(state: &State, exceeds: bool) -> Result<Next, NoRoom> {
+    match state {
+        State::Heap if exceeds => Ok(Next::Store),
+        State::Heap => Ok(Next::Heap),
+        State::Draft(_) => Ok(Next::Store),
+        State::Refused | State::Mixed(_) | State::Adopted(_) => Ok(Next::FallbackHeap),
+        State::Transit(_) => Err(NoRoom::FallbackHeap),
+        // An announced record has become the body before, or was given up; a move ends in the call that began it.
+        State::Announced { .. } | State::Moving => Err(NoRoom::Limit),
+        State::Settled | State::Stored(_) | State::Orphan { .. } => Err(NoRoom::Limit),
+    }
+}
+
+/// Returns the room that there is in the last piece, if it is in heap.
+pub(crate) fn heap_room(view: &View) -> Option<(NonNull<u8>, usize)> {
+    let piece = view.pieces.last()?;
+    let Medium::Heap(chunk) = &piece.medium else { return None };
     let used = piece.len as usize;
     let room = chunk.size().checked_sub(used).filter(|room| *room > 0)?;
     NonNull::new(chunk.ptr().as_ptr().wrapping_add(used)).map(|ptr| (ptr, room))
@@ -142,135 +163,125 @@ struct Refused;
 /// Returns room in the body's draft. `Ok(None)`: the limit is reached and nothing can be evicted.
 fn store_space(
     body: &Body,
+    writer: &mut Writer,
     engine: &Engine,
     want: usize,
     estimated: bool,
     limits: ChunkLimits,
     nuke: &mut dyn FnMut() -> bool,
 ) -> Result<Option<(NonNull<u8>, usize)>, Refused> {
-    let (mut writing, len) = {
-        let mut inner = body.lock();
-        (inner.writing.take(), inner.len)
-    };
-    let result = 'grow: {
-        let writing = match &mut writing {
-            Some(writing) => writing,
-            None => {
-                // What is in heap already moves, so that the body is contiguous.
-                let Some(granted) = take(want, limits, |size| engine.account.alloc(len + size as u64), nuke) else {
-                    break 'grow Ok(None);
-                };
-                let reserved = len + granted as u64;
-                let hint = if estimated { len + want as u64 } else { 0 };
-                match to_draft::begin(body, engine, hint, reserved, len) {
-                    Some(begun) => writing.insert(begun),
-                    None => {
-                        engine.account.alloc_failed(reserved);
-                        break 'grow Err(Refused);
-                    }
-                }
-            }
+    let len = body.len();
+    if writer.draft().is_none() {
+        // What is in heap already moves, so that the body is contiguous.
+        let Some(granted) = take(want, limits, |size| engine.account.alloc(len + size as u64), nuke) else {
+            return Ok(None);
         };
-        if writing.reserved() <= len {
-            // A body of unknown length grows in ever larger steps, so that a long one has few of them.
-            let step = if estimated { want } else { want.max((len / 4) as usize / limits.chunk * limits.chunk) };
-            let Some(granted) = take(step, limits, |size| engine.account.grow(size as u64), nuke) else {
-                break 'grow Ok(None);
-            };
-            if !writing.grow(engine, granted as u64) {
-                engine.account.shrink(granted as u64);
-                break 'grow Err(Refused);
+        let reserved = len + granted as u64;
+        let hint = if estimated { len + want as u64 } else { 0 };
+        match to_draft::begin(body, &mut writer.retired, engine, hint, reserved, len) {
+            Some(begun) => writer.target = Target::Draft(begun),
+            None => {
+                engine.account.alloc_failed(reserved);
+                return Err(Refused);
             }
-            // The draft may have moved to another file.
-            body.lock().reading = Some(writing.reading());
         }
-        match to_draft::room(body, engine, writing, len) {
-            Some(room) => Ok(Some(room)),
-            None => Err(Refused),
+    }
+    let draft = writer.draft().ok_or(Refused)?;
+    if draft.reserved() <= len {
+        // A body of unknown length grows in ever larger steps, so that a long one has few of them.
+        let step = if estimated { want } else { want.max((len / 4) as usize / limits.chunk * limits.chunk) };
+        let Some(granted) = take(step, limits, |size| engine.account.grow(size as u64), nuke) else {
+            return Ok(None);
+        };
+        if !draft.grow(engine, granted as u64) {
+            engine.account.shrink(granted as u64);
+            return Err(Refused);
         }
-    };
-    body.lock().writing = writing;
-    result
+        // The draft may have moved to another file.
+        let last = body.view().enter(State::Draft(draft.reading()));
+        drop(last);
+    }
+    to_draft::room(body, engine, draft, len).map(Some).ok_or(Refused)
 }
 
 /// Writes what is left in a draft's buffer, if the fetch ended without a trim.
-pub(crate) fn write_rest(body: &Body, engine: &Engine) {
-    let is_buffered = {
-        let inner = body.lock();
-        let buffered = matches!(inner.pieces.last(), Some(Piece { place: Place::Buffer(_), .. }));
-        buffered && inner.writing.as_ref().is_some_and(|writing| writing.is_whole())
-    };
-    if is_buffered {
-        trim_draft(body, engine);
+pub(crate) fn write_rest(body: &Body, writer: &mut Writer, engine: &Engine) {
+    let is_buffered = matches!(body.view().pieces.last(), Some(Piece { medium: Medium::Buffer(_), .. }));
+    if is_buffered && writer.draft().is_some_and(|draft| draft.is_whole()) {
+        trim_draft(body, writer, engine);
     }
 }
 
-fn trim_draft(body: &Body, engine: &Engine) {
-    let (writing, len) = {
-        let mut inner = body.lock();
-        (inner.writing.take(), inner.len)
-    };
-    let Some(mut writing) = writing else { return };
-    if !to_draft::flush(body, engine, &mut writing, len) {
-        match continue_in_heap(body, engine, writing, len) {
-            Some(mixed) => writing = mixed,
-            None => return,
-        }
+fn trim_draft(body: &Body, writer: &mut Writer, engine: &Engine) {
+    let len = body.len();
+    let Some(draft) = writer.draft() else { return };
+    if !to_draft::flush(body, engine, draft, len) {
+        continue_in_heap(body, writer, engine, len);
     }
-    writing.trim(engine, len);
-    let mut inner = body.lock();
-    drop_empty_buffer(&mut inner);
-    inner.writing = Some(writing);
+    if let Some(draft) = writer.draft() {
+        draft.trim(engine, len);
+        drop_empty_buffer(&mut body.view());
+    }
 }
 
 /// Continues a body in heap of which the store takes no more than the present `len` bytes. If none of them are in the
-/// file, all of the body moves to heap and `None` is returned; else it is mixed, and its draft is returned.
-fn continue_in_heap(body: &Body, engine: &Engine, mut writing: Box<Writing>, len: u64) -> Option<Box<Writing>> {
-    drop_empty_buffer(&mut body.lock());
-    if writing.is_empty() && back_to_heap(body, engine, &mut writing, len) {
-        body.lock().reading = None;
-        writing.discard(engine);
-        return None;
+/// file, all of the body moves to heap, and the draft ends; else it is `Mixed`.
+fn continue_in_heap(body: &Body, writer: &mut Writer, engine: &Engine, len: u64) {
+    // Without a draft it never left the heap.
+    let Some(draft) = writer.draft() else { return };
+    drop_empty_buffer(&mut body.view());
+    if draft.is_empty() && back_to_heap(body, engine, draft, len) {
+        writer.discard_draft(engine);
+        return;
     }
     // If this fails, as it did before, the bytes stay in the buffer, which is counted already.
-    to_draft::flush(body, engine, &mut writing, len);
-    writing.end_at(len);
+    to_draft::flush(body, engine, draft, len);
+    draft.end_at(len);
     counters::add(&engine.counters.c_mixed, 1);
-    Some(writing)
+    let last = body.view().enter(State::Mixed(draft.reading()));
+    drop(last);
 }
 
 /// Moves a draft's buffer, which holds all of the body, to heap. Returns false if there is no heap for it.
-fn back_to_heap(body: &Body, engine: &Engine, writing: &mut Writing, len: u64) -> bool {
-    if len == 0 {
-        return true;
-    }
-    let buffer = match body.lock().pieces.last() {
-        Some(Piece { start: 0, place: Place::Buffer(buffer), .. }) => buffer.clone(),
-        _ => return false,
+fn back_to_heap(body: &Body, engine: &Engine, draft: &mut Draft, len: u64) -> bool {
+    let chunk = if len == 0 {
+        None
+    } else {
+        let buffer = match body.view().pieces.last() {
+            Some(Piece { start: 0, medium: Medium::Buffer(buffer), .. }) => buffer.clone(),
+            _ => return false,
+        };
+        let Some(chunk) = engine.take_over(len) else { return false };
+        // SAFETY: as in `Draft::write`: all of the `len` bytes are body, and we are the fetch.
+        chunk.copy_from(unsafe { buffer.bytes(len as usize) });
+        draft.hand_over(engine, len);
+        Some(chunk)
     };
-    let Some(chunk) = engine.take_over(len) else { return false };
-    // SAFETY: as in `Writing::write`: all of the `len` bytes are body, and we are the fetch.
-    chunk.copy_from(unsafe { buffer.bytes(len as usize) });
-    writing.hand_over(engine, len);
-    let mut inner = body.lock();
-    inner.pieces.clear();
-    inner.pieces.push(Piece { start: 0, len, place: Place::Heap(chunk) });
+    let last = {
+        let mut view = body.view();
+        if let Some(chunk) = chunk {
+            view.pieces.clear();
+            view.pieces.push(Piece { start: 0, len, medium: Medium::Heap(chunk) });
+        }
+        view.enter(State::Refused)
+    };
+    drop(last);
     true
 }
 
 /// Removes the last piece if it is an empty buffer.
-fn drop_empty_buffer(inner: &mut Inner) {
-    if matches!(inner.pieces.last(), Some(Piece { len: 0, place: Place::Buffer(_), .. })) {
-        inner.pieces.pop();
+fn drop_empty_buffer(view: &mut View) {
+    if matches!(view.pieces.last(), Some(Piece { len: 0, medium: Medium::Buffer(_), .. })) {
+        view.pieces.pop();
     }
 }
 
-fn trim_heap(inner: &mut Inner, engine: &Engine) {
-    let Some(Piece { place: Place::Heap(chunk), len, .. }) = inner.pieces.last() else { return };
+fn trim_heap(view: &mut View, retired: &mut Vec<HeapChunk>, engine: &Engine) {
+    let Some(Piece { medium: Medium::Heap(chunk), len, .. }) = view.pieces.last() else { return };
     let len = *len as usize;
     if len == 0 {
-        if let Some(Piece { place: Place::Heap(chunk), .. }) = inner.pieces.pop() {
-            inner.retired.push(chunk);
+        if let Some(Piece { medium: Medium::Heap(chunk), .. }) = view.pieces.pop() {
+            retired.push(chunk);
         }
         return;
     }
@@ -289,9 +300,9 @@ fn trim_heap(inner: &mut Inner, engine: &Engine) {
     engine.count_piece(&exact);
     // SAFETY: the chunk's first `len` bytes are body: the fetch wrote them, and they do not change any more.
     exact.copy_from(unsafe { std::slice::from_raw_parts(chunk.ptr().as_ptr(), len) });
-    if let Some(piece) = inner.pieces.last_mut()
-        && let Place::Heap(surplus) = std::mem::replace(&mut piece.place, Place::Heap(exact))
+    if let Some(piece) = view.pieces.last_mut()
+        && let Medium::Heap(surplus) = std::mem::replace(&mut piece.medium, Medium::Heap(exact))
     {
-        inner.retired.push(surplus);
+        retired.push(surplus);
     }
 }

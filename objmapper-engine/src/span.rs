@@ -19,7 +19,7 @@ use crate::write_buffer::WriteBuffer;
 /// Bytes of a body from an offset on, as many as are in one place.
 pub enum Part {
     /// At an address.
-    There(Span),
+    Addressable(Span),
     /// In a file.
     InFile(FileSpan),
     /// In a file, and mapped for the kernel to read.
@@ -30,7 +30,7 @@ impl Part {
     /// Returns the number of bytes; never 0.
     pub fn len(&self) -> u64 {
         match self {
-            Part::There(span) => span.len as u64,
+            Part::Addressable(span) => span.len as u64,
             Part::InFile(span) => span.len,
             Part::Mapped(span) => span.len,
         }
@@ -44,7 +44,7 @@ impl Part {
     /// The body's length when the part was made, in bytes.
     pub fn total(&self) -> u64 {
         match self {
-            Part::There(span) => span.total,
+            Part::Addressable(span) => span.total,
             Part::InFile(span) => span.total,
             Part::Mapped(span) => span.total,
         }
@@ -53,7 +53,7 @@ impl Part {
     /// Returns true if and only if the bytes stay where they are until the object is dereferenced. Only those of a settled
     /// body in heap do.
     pub fn is_stable(&self) -> bool {
-        matches!(self, Part::There(Span { hold: Hold::Object, .. }))
+        matches!(self, Part::Addressable(Span { hold: Hold::Object, .. }))
     }
 }
 

@@ -1,6 +1,6 @@
 //! A body's way to its draft: first from heap to the file, then through the buffer.
 //!
-//! Only the writer calls these functions. The body's lock is not held during a write to the file; the pieces that are
+//! Only the writer calls these functions. The view's lock is not held during a write to the file; the pieces that are
 //! written stay where they are until the lock is taken again and the file's piece replaces them, so that readers always
 //! find each byte.
 
@@ -10,47 +10,58 @@ use std::ptr::NonNull;
 
 use smallvec::SmallVec;
 
-use crate::body::{Body, Inner, Piece, Place};
-use crate::draft::Writing;
+use crate::body::Body;
+use crate::draft::Draft;
 use crate::engine::Engine;
+use crate::heap::HeapChunk;
+use crate::state::{Medium, Piece, State, View};
 
 /// Begins a draft with `reserved` bytes, for a body of `hint` bytes (0: unknown), and moves the `len` bytes in heap
-/// there. `None`: the store, or this process, failed; this is counted.
-pub(crate) fn begin(body: &Body, engine: &Engine, hint: u64, reserved: u64, len: u64) -> Option<Box<Writing>> {
-    let begun = Writing::begin(engine, hint, reserved, |file| copy_from_heap(body, file));
-    let mut inner = body.lock();
-    let inner = &mut *inner;
-    inner.moving = false;
-    let mut writing = begun?;
-    inner.reading = Some(writing.reading());
+/// there; the heap is `retired`. `None`: the store, or this process, failed; this is counted, and the body is `Refused`.
+pub(crate) fn begin(
+    body: &Body,
+    retired: &mut Vec<HeapChunk>,
+    engine: &Engine,
+    hint: u64,
+    reserved: u64,
+    len: u64,
+) -> Option<Box<Draft>> {
+    let _ = body.view().enter(State::Moving);
+    let begun = Draft::begin(engine, hint, reserved, |file| copy_from_heap(body, file));
+    let mut view = body.view();
+    let Some(mut draft) = begun else {
+        let _ = view.enter(State::Refused);
+        return None;
+    };
+    let _ = view.enter(State::Draft(draft.reading()));
     // Bytes that a final iteration has freed are neither in heap nor in the file.
-    let gone = inner.pieces.iter().filter(|piece| matches!(piece.place, Place::Gone));
-    let given_back = gone.map(|piece| piece.start + piece.len).max().unwrap_or(0);
-    inner.given_back = given_back;
-    for piece in inner.pieces.drain(..) {
-        if let Place::Heap(chunk) = piece.place {
-            inner.retired.push(chunk);
+    let freed = view.pieces.iter().filter(|piece| matches!(piece.medium, Medium::Freed));
+    let given_back = freed.map(|piece| piece.start + piece.len).max().unwrap_or(0);
+    view.given_back = given_back;
+    for piece in view.pieces.drain(..) {
+        if let Medium::Heap(chunk) = piece.medium {
+            retired.push(chunk);
         }
     }
     if len > 0 {
-        inner.pieces.push(Piece { start: 0, len, place: Place::File });
+        view.pieces.push(Piece { start: 0, len, medium: Medium::File });
     }
-    writing.start_accounting(engine, len, given_back);
-    Some(writing)
+    draft.start_accounting(engine, len, given_back);
+    Some(draft)
 }
 
 /// Returns where the bytes from `len`, the body's end, on can be written, and how many. `None`: the file cannot take
 /// more; this is counted.
-pub(crate) fn room(body: &Body, engine: &Engine, writing: &mut Writing, len: u64) -> Option<(NonNull<u8>, usize)> {
-    if writing.is_full(len) && !flush(body, engine, writing, len) {
+pub(crate) fn room(body: &Body, engine: &Engine, draft: &mut Draft, len: u64) -> Option<(NonNull<u8>, usize)> {
+    if draft.is_full(len) && !flush(body, engine, draft, len) {
         return None;
     }
-    let (buffer, used, room) = writing.room(engine, len)?;
+    let (buffer, used, room) = draft.space(engine, len)?;
     let ptr = buffer.at(used)?;
     if used == 0 {
-        let mut inner = body.lock();
-        if !matches!(inner.pieces.last(), Some(Piece { place: Place::Buffer(_), .. })) {
-            inner.pieces.push(Piece { start: len, len: 0, place: Place::Buffer(buffer) });
+        let mut view = body.view();
+        if !matches!(view.pieces.last(), Some(Piece { medium: Medium::Buffer(_), .. })) {
+            view.pieces.push(Piece { start: len, len: 0, medium: Medium::Buffer(buffer) });
         }
     }
     Some((ptr, room))
@@ -58,11 +69,11 @@ pub(crate) fn room(body: &Body, engine: &Engine, writing: &mut Writing, len: u64
 
 /// Writes the buffered bytes of the body, which ends at `len`, to the file. Returns false if the write failed: the
 /// bytes stay in the buffer; this is counted.
-pub(crate) fn flush(body: &Body, engine: &Engine, writing: &mut Writing, len: u64) -> bool {
-    match writing.write(engine, len) {
+pub(crate) fn flush(body: &Body, engine: &Engine, draft: &mut Draft, len: u64) -> bool {
+    match draft.write(engine, len) {
         Ok(Some(buffer)) => {
-            show_written(&mut body.lock());
-            writing.reuse_buffer(buffer, len);
+            show_written(&mut body.view());
+            draft.reuse_buffer(buffer, len);
             true
         }
         Ok(None) => true,
@@ -70,14 +81,13 @@ pub(crate) fn flush(body: &Body, engine: &Engine, writing: &mut Writing, len: u6
     }
 }
 
-/// Writes the body's pieces in heap to the file. `Inner::moving` keeps a final iteration from freeing them until the
-/// caller has taken them out of the body and clears it.
+/// Writes the body's pieces in heap to the file. In the state `Moving` a final iteration frees none of them; the caller
+/// leaves it when it has taken them out of the body.
 fn copy_from_heap(body: &Body, file: &File) -> std::io::Result<()> {
     let pieces: SmallVec<[(u64, NonNull<u8>, usize); 8]> = {
-        let mut inner = body.lock();
-        inner.moving = true;
-        let in_heap = inner.pieces.iter().filter_map(|piece| match &piece.place {
-            Place::Heap(chunk) => Some((piece.start, chunk.ptr(), piece.len as usize)),
+        let view = body.view();
+        let in_heap = view.pieces.iter().filter_map(|piece| match &piece.medium {
+            Medium::Heap(chunk) => Some((piece.start, chunk.ptr(), piece.len as usize)),
             _ => None,
         });
         in_heap.collect()
@@ -85,20 +95,20 @@ fn copy_from_heap(body: &Body, file: &File) -> std::io::Result<()> {
     for (start, ptr, len) in pieces {
         // SAFETY: the first `len` bytes of the chunk are body, which was written before it became that and does not
         // change any more. The chunk is not freed meanwhile: only the writer, which we are, and a final iteration
-        // (`Body::give_back`) take pieces away, and the latter leaves them alone while `moving` is set.
+        // (`Body::give_back`) take pieces away, and the latter leaves them alone in the state `Moving`.
         file.write_all_at(unsafe { std::slice::from_raw_parts(ptr.as_ptr(), len) }, start)?;
     }
     Ok(())
 }
 
 /// Turns the last piece, a buffer whose bytes were written, into a part of the file's piece.
-fn show_written(inner: &mut Inner) {
-    let Some(Piece { start, len, place: Place::Buffer(_) }) = inner.pieces.last() else { return };
+fn show_written(view: &mut View) {
+    let Some(Piece { start, len, medium: Medium::Buffer(_) }) = view.pieces.last() else { return };
     let (start, len) = (*start, *len);
-    inner.pieces.pop();
-    match inner.pieces.last_mut() {
-        Some(Piece { len: before, place: Place::File, .. }) => *before += len,
-        _ if len > 0 => inner.pieces.push(Piece { start, len, place: Place::File }),
+    view.pieces.pop();
+    match view.pieces.last_mut() {
+        Some(Piece { len: before, medium: Medium::File, .. }) => *before += len,
+        _ if len > 0 => view.pieces.push(Piece { start, len, medium: Medium::File }),
         _ => {}
     }
 }

@@ -20,12 +20,13 @@ use std::time::{Duration, Instant};
 use parking_lot::Condvar;
 use smallvec::SmallVec;
 
-use crate::body::{Body, Inner, Piece, Place};
+use crate::body::Body;
 use crate::engine::Engine;
 use crate::fallback::Charge;
 use crate::grant::{ChunkLimits, take};
 use crate::heap::HeapChunk;
 use crate::space::heap_room;
+use crate::state::{Front, Medium, Piece, State, View};
 
 /// Bytes of a body in heap from which on the fetch waits for its readers.
 pub const WINDOW: u64 = 1 << 20;
@@ -34,13 +35,12 @@ const PIECE: usize = 256 << 10;
 /// A holder of a reference that does not begin to read within this time is not waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The readers of a body that comes in, and whether it is in transit.
+/// The readers of a body that comes in.
 #[derive(Default)]
 pub(crate) struct Following {
     /// Each reader's number, and the offset before which it needs no byte any more.
     readers: SmallVec<[(u64, u64); 2]>,
     next: u64,
-    in_transit: bool,
     /// Since when there are references of which it is not known whether they read.
     unknown_since: Option<Instant>,
     moved: Arc<Condvar>,
@@ -55,30 +55,22 @@ pub struct Follower<'a> {
 impl Follower<'_> {
     /// Notes that the reader needs no byte before `offset` any more.
     pub fn reached(&self, offset: u64) {
-        let mut inner = self.body.lock();
-        if let Some(following) = &mut inner.following
+        let mut view = self.body.view();
+        if let Some(following) = &mut view.following
             && let Some(reader) = following.readers.iter_mut().find(|reader| reader.0 == self.number)
         {
             reader.1 = offset;
-            following.notify();
+            following.moved.notify_one();
         }
     }
 }
 
 impl Drop for Follower<'_> {
     fn drop(&mut self) {
-        let mut inner = self.body.lock();
-        if let Some(following) = &mut inner.following {
+        let mut view = self.body.view();
+        if let Some(following) = &mut view.following {
             following.readers.retain(|reader| reader.0 != self.number);
-            following.notify();
-        }
-    }
-}
-
-impl Following {
-    fn notify(&self) {
-        if self.in_transit {
-            self.moved.notify_one();
+            following.moved.notify_one();
         }
     }
 }
@@ -97,8 +89,8 @@ pub enum Readers {
 /// The next step of the fetch of a body in transit.
 #[derive(Debug)]
 pub enum Step {
-    /// Write to the room at this address, of so many bytes.
-    Room(NonNull<u8>, usize),
+    /// Write so many bytes to this address.
+    Space(NonNull<u8>, usize),
     /// Wait for the readers ([`Body::await_readers`]).
     Wait,
     /// Fail: there is no room, or nothing waits for the body. This is counted.
@@ -108,30 +100,36 @@ pub enum Step {
 impl Body {
     /// Registers a reader, which begins at the first byte.
     pub fn follow(&self) -> Follower<'_> {
-        let mut inner = self.lock();
-        let following = inner.following.get_or_insert_default();
+        let mut view = self.view();
+        let following = view.following.get_or_insert_default();
         let number = following.next;
         following.next += 1;
         following.readers.push((number, 0));
-        following.notify();
+        following.moved.notify_one();
         Follower { body: self, number }
     }
 
-    /// Puts the body in transit. Returns true if it was not before. Only the writer calls this.
+    /// Puts a body in transit of which the store takes no more. Returns true if it was not before. Only the writer calls
+    /// this.
     pub fn begin_transit(&self, engine: &Engine) -> bool {
-        let began = {
-            let mut inner = self.lock();
-            !std::mem::replace(&mut inner.following.get_or_insert_default().in_transit, true)
-        };
-        if began {
-            engine.count_transit();
+        {
+            let mut view = self.view();
+            let front = match view.state() {
+                State::Refused => Front::Heap,
+                State::Mixed(file) => Front::File(file.clone()),
+                State::Adopted(stored) => Front::Record(stored.clone()),
+                _ => return false,
+            };
+            let _ = view.enter(State::Transit(front));
+            view.following.get_or_insert_default();
         }
-        began
+        engine.count_transit();
+        true
     }
 
     /// Returns true if the body is delivered and not cached.
     pub fn is_in_transit(&self) -> bool {
-        self.lock().is_in_transit()
+        self.view().state().is_transit()
     }
 
     /// Returns room for the next bytes of a body in transit. `unit` is as in [`Body::give_back`], `nuke` as in
@@ -144,13 +142,17 @@ impl Body {
         limits: ChunkLimits,
         nuke: &mut dyn FnMut() -> bool,
     ) -> Step {
-        if let Some((ptr, room)) = heap_room(&self.lock()) {
-            return Step::Room(ptr, room);
+        if !self.is_in_transit() {
+            engine.count_transit_failure();
+            return Step::Fail;
+        }
+        if let Some((ptr, size)) = heap_room(&self.view()) {
+            return Step::Space(ptr, size);
         }
         let in_window = match self.passed(readers) {
             Passed::To(offset) => {
-                self.give_back(engine, offset, unit);
-                forget_passed(&mut self.lock());
+                self.free_before(engine, Some(&mut *self.writer()), offset, unit);
+                forget_passed(&mut self.view());
                 true
             }
             Passed::Unknown => true,
@@ -160,16 +162,16 @@ impl Body {
                 return Step::Fail;
             }
         };
-        if in_window && self.lock().transit_bytes() + PIECE as u64 > WINDOW {
+        if in_window && self.view().transit_bytes() + PIECE as u64 > WINDOW {
             return Step::Wait;
         }
         match transit_piece(engine, in_window, limits, nuke) {
             Some(chunk) => {
-                let mut inner = self.lock();
-                let start = inner.len;
-                inner.pieces.push(Piece { start, len: 0, place: Place::Heap(chunk) });
-                match heap_room(&inner) {
-                    Some((ptr, room)) => Step::Room(ptr, room),
+                let mut view = self.view();
+                let start = view.len;
+                view.pieces.push(Piece { start, len: 0, medium: Medium::Heap(chunk) });
+                match heap_room(&view) {
+                    Some((ptr, size)) => Step::Space(ptr, size),
                     None => Step::Fail,
                 }
             }
@@ -182,9 +184,9 @@ impl Body {
 
     /// Returns the offset that all readers have passed.
     fn passed(&self, readers: Readers) -> Passed {
-        let mut inner = self.lock();
-        let len = inner.len;
-        let Some(following) = &mut inner.following else { return Passed::Overdue };
+        let mut view = self.view();
+        let len = view.len;
+        let Some(following) = &mut view.following else { return Passed::Overdue };
         let holders = match readers {
             Readers::Later => return Passed::Overdue,
             Readers::Gone => return Passed::To(len),
@@ -203,10 +205,10 @@ impl Body {
 
     /// Waits until a reader has moved, begun or ended, but not longer than `patience`. Only the writer calls this.
     pub fn await_readers(&self, patience: Duration) {
-        let mut inner = self.lock();
-        let moved = inner.following.as_ref().map(|following| following.moved.clone());
+        let mut view = self.view();
+        let moved = view.following.as_ref().map(|following| following.moved.clone());
         if let Some(moved) = moved {
-            moved.wait_for(&mut inner, patience);
+            moved.wait_for(&mut view, patience);
         }
     }
 }
@@ -222,14 +224,10 @@ enum Passed {
     Abandoned,
 }
 
-impl Inner {
-    pub(crate) fn is_in_transit(&self) -> bool {
-        self.following.as_ref().is_some_and(|following| following.in_transit)
-    }
-
+impl View {
     fn transit_bytes(&self) -> u64 {
-        let size = |piece: &Piece| match &piece.place {
-            Place::Heap(chunk) if chunk.charge() == Charge::Transit => chunk.size() as u64,
+        let size = |piece: &Piece| match &piece.medium {
+            Medium::Heap(chunk) if chunk.charge() == Charge::Transit => chunk.size() as u64,
             _ => 0,
         };
         self.pieces.iter().map(size).sum()
@@ -237,12 +235,12 @@ impl Inner {
 }
 
 /// Removes the pieces at the beginning that were given back: a long body would have many.
-fn forget_passed(inner: &mut Inner) {
-    let passed = |piece: &&Piece| matches!(piece.place, Place::Gone) || piece.start + piece.len <= inner.given_back;
-    let gone = inner.pieces.iter().take_while(passed).count();
-    if let Some(last) = gone.checked_sub(1).and_then(|last| inner.pieces.get(last)) {
-        inner.given_back = inner.given_back.max(last.start + last.len);
-        inner.pieces.drain(..gone);
+fn forget_passed(view: &mut View) {
+    let passed = |piece: &&Piece| matches!(piece.medium, Medium::Freed) || piece.start + piece.len <= view.given_back;
+    let gone = view.pieces.iter().take_while(passed).count();
+    if let Some(last) = gone.checked_sub(1).and_then(|last| view.pieces.get(last)) {
+        view.given_back = view.given_back.max(last.start + last.len);
+        view.pieces.drain(..gone);
     }
 }
 

@@ -11,7 +11,7 @@ use objmapper_client::RateLimited;
 use objmapper_server::store::body_path;
 use parking_lot::Mutex;
 
-use crate::backing::Stored;
+use crate::backing::StoredBody;
 use crate::log;
 
 /// The number of records that are remembered; the oldest are forgotten first. One that is forgotten costs another
@@ -62,7 +62,7 @@ impl ReadLog {
     }
 
     /// Logs that a body cannot be read.
-    pub(crate) fn lost(&self, stored: Option<&Stored>, error: &io::Error) {
+    pub(crate) fn lost(&self, stored: Option<&StoredBody>, error: &io::Error) {
         let Some(left_out) = self.lost.admit() else { return };
         let file = stored.map_or_else(|| "of a body that comes in".to_owned(), |stored| body_path(stored.object()));
         let message = format!(

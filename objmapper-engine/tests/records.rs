@@ -4,37 +4,30 @@ mod common;
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{CHUNK, Fixture, LIMITS, THRESHOLD, engine, fixture, pattern, unlimited};
+use common::{CHUNK, Fixture, LIMITS, PATIENCE, THRESHOLD, engine, fixture, pattern, serve, unlimited, until};
 use objmapper_engine::adopt::{Announced, NotAdopted, Wanted};
 use objmapper_engine::backing::{Backing, Remote};
 use objmapper_engine::body::Body;
 use objmapper_engine::engine::Engine;
-use objmapper_engine::maintenance::{Maintenance, Work};
+use objmapper_engine::maintenance::{Maintenance, Task};
 use objmapper_engine::options::Options;
 use objmapper_engine::publish::Outcome;
-use objmapper_engine::record::{Fence, Record};
-use objmapper_server::net::{ListenConfig, Server};
-use objmapper_server::store::{ANY_VERSION, MemoryTier, Store, StoreConfig};
+use objmapper_engine::record::{Fence, NewRecord};
+use objmapper_server::store::{ANY_VERSION, Store};
 
 const URI: &[u8] = b"/l2/a";
 const TAIL: &[u8] = b"the record's head, and its trailer";
 const LEN: u64 = 300_001;
 const FILE: u64 = LEN + TAIL.len() as u64;
-const PATIENCE: Duration = Duration::from_secs(30);
 
 fn fence(store: &Store) -> Fence {
-    let shard = Fence::shard_of_bytes(URI);
-    let board = std::fs::File::from(store.board().try_clone_to_owned().unwrap());
-    let mut value = [0; 8];
-    // EXTENSIONS.md of objmapper-proto: where the fences are.
-    board.read_exact_at(&mut value, 12288 + 8 * u64::from(shard)).unwrap();
-    Fence { shard, value: u64::from_ne_bytes(value) }
+    common::fence(store, URI)
 }
 
-fn record(fence: Fence) -> Record<'static> {
-    Record { uri: URI, tail: TAIL, expires: 0, fence }
+fn record(fence: Fence) -> NewRecord<'static> {
+    NewRecord { uri: URI, tail: TAIL, expires: 0, fence }
 }
 
 fn fetched(f: &Fixture, len: u64, known: bool) -> Body {
@@ -60,7 +53,7 @@ fn adopt(engine: &Engine, store: &Store) -> Result<Announced, NotAdopted> {
 
 fn adopting(f: &Fixture) -> Body {
     let body = Body::default();
-    body.adopt(adopt(&f.engine, &f.store).unwrap());
+    assert!(body.adopt(adopt(&f.engine, &f.store).unwrap()).is_ok());
     body
 }
 
@@ -424,30 +417,6 @@ fn embedded(store: &Store) -> Backing {
     Backing::Embedded(Embedded::new(store, objmapper_server::store::TierKind::Memory).unwrap())
 }
 
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !condition() {
-        assert!(begun.elapsed() < PATIENCE, "{what}");
-        std::thread::yield_now();
-    }
-}
-
-fn serve(socket: &std::path::Path) -> (Server, Store) {
-    let memory = Some(MemoryTier { limit: 64 << 20, mount: None });
-    let store = Store::open(StoreConfig { memory, ..StoreConfig::default() }).unwrap();
-    let listen = ListenConfig {
-        socket: socket.to_owned(),
-        mode: 0o600,
-        owner: None,
-        group: None,
-        allow_uids: Vec::new(),
-        allow_gids: Vec::new(),
-        max_connections: 10,
-        threads: 1,
-    };
-    (Server::start(listen, store.clone()).unwrap(), store)
-}
-
 #[test]
 fn in_an_objmapperd_records_are_shared_and_lost_with_it() {
     let directory = tempfile::tempdir().unwrap();
@@ -508,7 +477,7 @@ fn in_an_objmapperd_records_are_shared_and_lost_with_it() {
     assert_eq!(f.counter(|c| &c.g_fallback_bytes), LEN);
     let mut lost = Vec::new();
     until("the loss is noticed", || {
-        if let Work::Sweep(scope) = maintenance.next_work(PATIENCE) {
+        if let Task::Sweep(scope) = maintenance.next_task(PATIENCE) {
             f.engine.sweep(scope, |owner| lost.push(owner));
         }
         !lost.is_empty()

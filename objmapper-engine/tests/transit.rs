@@ -37,7 +37,7 @@ fn step(f: &Fixture, body: &Body, readers: Readers) -> Step {
 /// Fills room that there is; `false`: there is none now.
 fn write(f: &Fixture, body: &Body, readers: Readers) -> bool {
     match step(f, body, readers) {
-        Step::Room(ptr, room) => {
+        Step::Space(ptr, room) => {
             let len = body.len();
             for i in 0..room {
                 // SAFETY: `room` bytes at `ptr` are ours to write until `extend`.

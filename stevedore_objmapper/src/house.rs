@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use objmapper_engine::counters;
 use objmapper_engine::engine::Engine;
-use objmapper_engine::maintenance::Work;
+use objmapper_engine::maintenance::Task;
 use varnishd::boundary::infallible;
 use varnishd_sys::bindings::{VSL_Flush, WRK_BgThread, pthread_join, pthread_t, vsl_log};
 use varnishd_sys::branch::init_log;
@@ -67,15 +67,15 @@ unsafe extern "C" fn keep(wrk: *mut worker, priv_: *mut c_void) -> *mut c_void {
             (*wrk).vsl = vsl.as_mut_ptr();
         }
         loop {
-            match charge.engine.maintenance.next_work(IDLE) {
-                Work::Stop => break,
+            match charge.engine.maintenance.next_task(IDLE) {
+                Task::Stop => break,
                 // SAFETY: the engine names objcores of ours whose objects are not freed while the closure runs.
-                Work::Sweep(verdict) => charge.engine.sweep(verdict, |owner| unsafe {
+                Task::Sweep(verdict) => charge.engine.sweep(verdict, |owner| unsafe {
                     HSH_Kill(std::ptr::with_exposed_provenance_mut::<objcore>(owner));
                 }),
                 // SAFETY: `wrk` is this thread's.
-                Work::MakeRoom(bytes) => unsafe { make_room(wrk, charge, bytes) },
-                Work::Idle => charge.engine.tidy(),
+                Task::MakeRoom(bytes) => unsafe { make_room(wrk, charge, bytes) },
+                Task::Idle => charge.engine.tidy(),
             }
             charge.engine.counters.c_err_internal.store(BOUNDARY.caught(), Relaxed);
             charge.engine.refresh();

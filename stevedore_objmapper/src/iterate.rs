@@ -76,7 +76,7 @@ impl Sink {
     fn send_part(&mut self, part: &Part, most: u64, flags: impl Fn(u64) -> c_uint) -> Result<(u64, c_int), Failure> {
         let len = part.len().min(most);
         match (part, self.handover) {
-            (Part::There(span), _) => Ok((len, self.send_there(flags(len), span, len))),
+            (Part::Addressable(span), _) => Ok((len, self.send_there(flags(len), span, len))),
             (Part::Mapped(span), _) => Ok((len, self.send_mapped(flags(len), span, len)?)),
             (Part::InFile(file), Handover::Spans(how, nowhere)) => {
                 let len = len.min(nowhere.len() as u64);

@@ -285,7 +285,15 @@ pub(crate) unsafe extern "C" fn allocobj(
         // SAFETY: `wrk` is varnishd's.
         let Some(head) = (unsafe { alloc_exactly(wrk, checked, engine, size) }) else { return 0 };
         let object = Object::new(head);
-        let adopts = announcement::take(oc, engine).map(|announced| object.body.adopt(announced)).is_some();
+        let adopts = match announcement::take(oc, engine).map(|announced| object.body.adopt(announced)) {
+            Some(Ok(())) => true,
+            // A new body takes a record.
+            Some(Err(announced)) => {
+                engine.cancel_adoption(announced);
+                false
+            }
+            None => false,
+        };
         let object = Box::into_raw(Box::new(object));
         // SAFETY: STV_NewObject's caller owns the objcore, which has no stevedore yet: nobody else looks at `stobj`.
         let stobj = unsafe {

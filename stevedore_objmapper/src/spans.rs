@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 
 use objmapper_abi::{How, OnIterate, Span, Wish};
 use objmapper_engine::engine::Engine;
-use objmapper_engine::maps::Nowhere;
+use objmapper_engine::maps::PlaceholderRange;
 use objmapper_engine::options::ZeroCopy;
 use objmapper_engine::span::FileSpan;
 
@@ -68,7 +68,7 @@ pub(crate) enum Handover {
     /// As bytes, and as parts of files.
     Both(How),
     /// As parts of files, at addresses that lead nowhere.
-    Spans(How, &'static Nowhere),
+    Spans(How, &'static PlaceholderRange),
 }
 
 impl Handover {
@@ -93,7 +93,7 @@ impl Handover {
             (Wish::Kernel, _) => Handover::Kernel,
             (Wish::Both, Some(how)) => Handover::Both(how),
             (Wish::Spans, Some(how)) => {
-                Nowhere::get().map_or(Handover::Both(how), |nowhere| Handover::Spans(how, nowhere))
+                PlaceholderRange::get().map_or(Handover::Both(how), |nowhere| Handover::Spans(how, nowhere))
             }
             _ if delivery.only_kernel_reads() => Handover::Kernel,
             _ => Handover::Bytes,

@@ -172,7 +172,7 @@ unsafe extern "C" fn publish(oc: *const c_void, publication: *const Publication)
         // SAFETY: as above.
         let (uri, tail) = unsafe { (slice(publication.uri), slice(publication.tail)) };
         let fence = Fence { shard: publication.shard, value: publication.fence };
-        let record = record::Record { uri, tail, expires: publication.expires, fence };
+        let record = record::NewRecord { uri, tail, expires: publication.expires, fence };
         // SAFETY: this thread's worker, or null.
         let wrk = unsafe { THR_GetWorker() };
         let mut nuke = || {

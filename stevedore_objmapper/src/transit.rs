@@ -53,7 +53,7 @@ pub(crate) unsafe fn space(
         // SAFETY: by contract.
         let readers = if streams { unsafe { readers(oc) } } else { Readers::Later };
         match body.transit_space(engine, readers, largest_folio(), limits, nuke) {
-            Step::Room(ptr, size) => return Some((ptr, size)),
+            Step::Space(ptr, size) => return Some((ptr, size)),
             Step::Wait => body.await_readers(LOOK_AGAIN),
             Step::Fail => return None,
         }

@@ -11,7 +11,7 @@ use nix::sys::stat::Mode;
 use objmapper_server::store::{Commit, Entry, Session, Store, StoreError, TierChoice, TierKind, body_path};
 
 use super::pins::Pins;
-use super::{Draft, Failure, Home, Lengths, Name, Stored};
+use super::{DraftFile, Failure, Home, Lengths, Name, StoredBody};
 
 /// A store in this process, and our session with it.
 pub struct Embedded {
@@ -21,8 +21,8 @@ pub struct Embedded {
     pins: Pins,
 }
 
-/// A draft's number. Dropping it aborts the draft, unless it was published.
-pub(super) struct Handle {
+/// A draft's reservation in the store. Dropping it aborts the draft, unless it was published.
+pub(super) struct Reservation {
     session: Arc<Session>,
     number: Option<u64>,
 }
@@ -36,28 +36,28 @@ impl Embedded {
         Ok(Embedded { session: Arc::new(session), tier_kind, tier: Arc::new(tier), pins: Pins::new(false) })
     }
 
-    pub(super) fn create(&self, length: u64) -> Result<Draft, Failure> {
+    pub(super) fn create(&self, length: u64) -> Result<DraftFile, Failure> {
         let private = self.session.create(TierChoice::Only(self.tier_kind), length, None).map_err(failure)?;
         let (number, file) = private.into_parts().ok_or_else(|| Failure::Io("a new draft has no file".to_owned()))?;
-        let handle = Handle { session: self.session.clone(), number: Some(number) };
-        Ok(Draft { file: Some(File::from(file)), handle: super::Handle::Embedded(handle) })
+        let reservation = Reservation { session: self.session.clone(), number: Some(number) };
+        Ok(DraftFile { file: Some(File::from(file)), reservation: super::Reservation::Embedded(reservation) })
     }
 
     pub(super) fn publish(
         &self,
-        handle: &mut Handle,
+        reservation: &mut Reservation,
         name: Name<'_>,
         lengths: Lengths,
         key: u64,
-    ) -> Result<Stored, Failure> {
-        let number = handle.number.ok_or_else(|| Failure::Protocol("published twice".to_owned()))?;
+    ) -> Result<StoredBody, Failure> {
+        let number = reservation.number.ok_or_else(|| Failure::Protocol("published twice".to_owned()))?;
         let mut commit = Commit::new(name.uri(), lengths.file);
         commit.pin = true;
         match name {
             Name::Own(_) => {
                 commit.ephemeral = true;
                 let entry = self.session.commit(number, commit).map_err(failure)?;
-                handle.number = None;
+                reservation.number = None;
                 Ok(self.stored(key, entry.object, lengths, false))
             }
             Name::Record { expires, fence, .. } => {
@@ -66,7 +66,7 @@ impl Embedded {
                 self.pins.committing(
                     || {
                         let entry = self.session.commit(number, commit).map_err(failure)?;
-                        handle.number = None;
+                        reservation.number = None;
                         Ok((self.stored(key, entry.object, lengths, true), (0, entry.object)))
                     },
                     |(_, object)| self.session.release(&[object]),
@@ -75,12 +75,18 @@ impl Embedded {
         }
     }
 
-    fn stored(&self, key: u64, object: u64, lengths: Lengths, shared: bool) -> Stored {
+    fn stored(&self, key: u64, object: u64, lengths: Lengths, shared: bool) -> StoredBody {
         let Lengths { body: body_len, file: file_len } = lengths;
-        Stored { key, object, body_len, file_len, shared, home: Home::Embedded(self.tier.clone()) }
+        StoredBody { key, object, body_len, file_len, shared, home: Home::Embedded(self.tier.clone()) }
     }
 
-    pub(super) fn pin(&self, uri: &[u8], object: u64, lengths: Lengths, key: u64) -> Result<Option<Stored>, Failure> {
+    pub(super) fn pin(
+        &self,
+        uri: &[u8],
+        object: u64,
+        lengths: Lengths,
+        key: u64,
+    ) -> Result<Option<StoredBody>, Failure> {
         // Releases are carried out when they are called for: none is under way.
         let _ = self.pins.acquire((0, object));
         let found = self.session.lookup(uri, true).map_err(failure);
@@ -116,7 +122,7 @@ impl Embedded {
         self.session.store().instance()
     }
 
-    pub(super) fn release(&self, stored: &Stored) {
+    pub(super) fn release(&self, stored: &StoredBody) {
         if stored.shared {
             self.unpin(stored.object);
         } else {
@@ -132,7 +138,7 @@ pub(super) fn open(tier: &OwnedFd, object: u64) -> io::Result<File> {
     Ok(File::from(fd))
 }
 
-impl Handle {
+impl Reservation {
     pub(super) fn reserve(&self, length: u64) -> Result<(), Failure> {
         match self.number {
             Some(number) => self.session.reserve(number, length).map_err(failure),
@@ -141,7 +147,7 @@ impl Handle {
     }
 }
 
-impl Drop for Handle {
+impl Drop for Reservation {
     fn drop(&mut self) {
         if let Some(number) = self.number {
             // Unknown: the session has ended, and aborted it.

@@ -1,7 +1,7 @@
 //! The store of published bodies: inside this process, in an objmapperd, or absent, if the former could not be opened.
 //!
-//! [`Backing`] dispatches to one of the three. A body is a [`Draft`] (private, writable) until `Backing::publish`,
-//! then a [`Stored`] (immutable, pinned) until `Backing::release`. A published body is opened below its tier's
+//! [`Backing`] dispatches to one of the three. A body is a [`DraftFile`] (private, writable) until `Backing::publish`,
+//! then a [`StoredBody`] (immutable, pinned) until `Backing::release`. A published body is opened below its tier's
 //! directory, without a request.
 
 mod embedded;
@@ -46,7 +46,7 @@ pub enum Failure {
 
 /// A published body: immutable, in a tier's directory under a name of its own.
 #[derive(Debug, Clone)]
-pub struct Stored {
+pub struct StoredBody {
     /// Identifies the body in this process; never used twice.
     pub(crate) key: u64,
     /// The object number in the store.
@@ -101,7 +101,7 @@ enum Home {
     Remote(Arc<Session>, Tier, u64),
 }
 
-impl Stored {
+impl StoredBody {
     /// The body's number in objmapper.
     pub fn object(&self) -> u64 {
         self.object
@@ -132,20 +132,21 @@ impl Stored {
     }
 }
 
-/// A body's file while it is private and writable.
-pub struct Draft {
-    /// `None` after [`Draft::close`].
+/// A body's file while it is private and writable: the protocol's private object.
+pub struct DraftFile {
+    /// `None` after [`DraftFile::close`].
     file: Option<File>,
-    handle: Handle,
+    reservation: Reservation,
 }
 
-enum Handle {
-    Embedded(embedded::Handle),
-    Remote(remote::Handle),
+/// What the store has reserved for a draft. Dropping it aborts the draft, unless it was published.
+enum Reservation {
+    Embedded(embedded::Reservation),
+    Remote(remote::Reservation),
 }
 
-impl Draft {
-    /// The file, readable and writable; an error after [`Draft::close`].
+impl DraftFile {
+    /// The file, readable and writable; an error after [`DraftFile::close`].
     pub(crate) fn file(&self) -> io::Result<&File> {
         self.file.as_ref().ok_or_else(|| io::Error::other("the draft is closed"))
     }
@@ -167,7 +168,7 @@ impl Draft {
 /// heap as a whole. The store in this process is asked for what the storage's limit has granted so far and no more,
 /// because what the limit grants later is evicted later: for all of it the store would be full.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Room {
+pub(crate) struct DraftSize {
     /// Bytes that the storage's limit has granted.
     pub(crate) granted: u64,
     /// Bytes that the origin announced; ignored if less than `granted`.
@@ -186,28 +187,33 @@ pub enum Backing {
 
 impl Backing {
     /// Creates a private file, with room reserved.
-    pub(crate) fn create(&self, room: Room) -> Result<Draft, Failure> {
+    pub(crate) fn create(&self, size: DraftSize) -> Result<DraftFile, Failure> {
         match self {
-            Backing::Embedded(store) => store.create(room.granted),
-            Backing::Remote(store) => store.create(room.expected.max(room.granted)),
+            Backing::Embedded(store) => store.create(size.granted),
+            Backing::Remote(store) => store.create(size.expected.max(size.granted)),
             Backing::Absent(why) => Err(Failure::Down(why.clone())),
         }
     }
 
     /// Sets a draft's reservation.
-    pub(crate) fn reserve(&self, draft: &mut Draft, room: Room) -> Result<(), Failure> {
-        match &mut draft.handle {
-            Handle::Embedded(handle) => handle.reserve(room.granted),
-            Handle::Remote(handle) => handle.reserve(room.expected.max(room.granted)),
+    pub(crate) fn reserve(&self, draft: &mut DraftFile, size: DraftSize) -> Result<(), Failure> {
+        match &mut draft.reservation {
+            Reservation::Embedded(reservation) => reservation.reserve(size.granted),
+            Reservation::Remote(reservation) => reservation.reserve(size.expected.max(size.granted)),
         }
     }
 
-    /// Creates a draft of `room` in another tier than `draft`'s, which is full, and copies the first `written` bytes of
+    /// Creates a draft of `size` in another tier than `draft`'s, which is full, and copies the first `written` bytes of
     /// `draft`'s file to it. `None` if there is no other tier.
-    pub(crate) fn create_elsewhere(&self, draft: &Draft, room: Room, written: u64) -> Option<Result<Draft, Failure>> {
-        match (self, &draft.handle, &draft.file) {
-            (Backing::Remote(store), Handle::Remote(handle), Some(file)) => {
-                store.create_on_disk(handle, file, room.expected.max(room.granted), written)
+    pub(crate) fn create_elsewhere(
+        &self,
+        draft: &DraftFile,
+        size: DraftSize,
+        written: u64,
+    ) -> Option<Result<DraftFile, Failure>> {
+        match (self, &draft.reservation, &draft.file) {
+            (Backing::Remote(store), Reservation::Remote(reservation), Some(file)) => {
+                store.create_on_disk(reservation, file, size.expected.max(size.granted), written)
             }
             _ => None,
         }
@@ -216,20 +222,30 @@ impl Backing {
     /// Publishes a draft that is closed. After a failure it is still a draft, unless the store did not answer or has lost it.
     pub(crate) fn publish(
         &self,
-        draft: &mut Draft,
+        draft: &mut DraftFile,
         name: Name<'_>,
         lengths: Lengths,
         key: u64,
-    ) -> Result<Stored, Failure> {
-        match (self, &mut draft.handle) {
-            (Backing::Embedded(store), Handle::Embedded(handle)) => store.publish(handle, name, lengths, key),
-            (Backing::Remote(store), Handle::Remote(handle)) => store.publish(handle, name, lengths, key),
+    ) -> Result<StoredBody, Failure> {
+        match (self, &mut draft.reservation) {
+            (Backing::Embedded(store), Reservation::Embedded(reservation)) => {
+                store.publish(reservation, name, lengths, key)
+            }
+            (Backing::Remote(store), Reservation::Remote(reservation)) => {
+                store.publish(reservation, name, lengths, key)
+            }
             _ => Err(Failure::Protocol("a draft of another store".to_owned())),
         }
     }
 
     /// Pins the record that is object number `object` under `uri`. `None`: it is not there any more.
-    pub(crate) fn pin(&self, uri: &[u8], object: u64, lengths: Lengths, key: u64) -> Result<Option<Stored>, Failure> {
+    pub(crate) fn pin(
+        &self,
+        uri: &[u8],
+        object: u64,
+        lengths: Lengths,
+        key: u64,
+    ) -> Result<Option<StoredBody>, Failure> {
         match self {
             Backing::Embedded(store) => store.pin(uri, object, lengths, key),
             Backing::Remote(store) => store.pin(uri, object, lengths, key),
@@ -248,7 +264,7 @@ impl Backing {
     }
 
     /// Releases the pin of a published body. Does not block.
-    pub(crate) fn release(&self, stored: &Stored) {
+    pub(crate) fn release(&self, stored: &StoredBody) {
         match self {
             Backing::Embedded(store) => store.release(stored),
             Backing::Remote(store) => store.release(stored),

@@ -20,7 +20,7 @@ use objmapper_proto::{ObjUri, Status};
 use parking_lot::Mutex;
 
 use super::pins::{Pinned, Pins};
-use super::{Draft, Failure, Home, Lengths, Name, Stored};
+use super::{DraftFile, Failure, Home, Lengths, Name, StoredBody};
 use crate::log::line;
 use crate::maintenance::{LossScope, Maintenance};
 
@@ -52,8 +52,8 @@ pub struct Remote {
     timeout: Duration,
 }
 
-/// A draft in objmapperd. Dropping it aborts the draft, unless it was published.
-pub(super) struct Handle {
+/// A draft's reservation in objmapperd. Dropping it aborts the draft, unless it was published.
+pub(super) struct Reservation {
     private: PrivateObject,
     reserved: u64,
     memory_epoch: u64,
@@ -130,7 +130,7 @@ impl Remote {
         (counters.disconnects, counters.reconnects)
     }
 
-    pub(super) fn create(&self, length: u64) -> Result<Draft, Failure> {
+    pub(super) fn create(&self, length: u64) -> Result<DraftFile, Failure> {
         // Read before the call: if the memory tier begins anew meanwhile, the draft's body counts as lost.
         let memory_epoch = self.memory_epoch.load(Relaxed);
         let (private, reserved) = self.create_private(length).map_err(failure)?;
@@ -150,11 +150,11 @@ impl Remote {
     /// `None` if `draft` is not in the memory tier, or there is no disk tier.
     pub(super) fn create_on_disk(
         &self,
-        draft: &Handle,
+        draft: &Reservation,
         file: &File,
         length: u64,
         written: u64,
-    ) -> Option<Result<Draft, Failure>> {
+    ) -> Option<Result<DraftFile, Failure>> {
         if draft.private.tier() != Tier::Memory || draft.private.session().directory(Tier::Disk).is_none() {
             return None;
         }
@@ -163,10 +163,10 @@ impl Remote {
         Some(created.and_then(|private| Self::draft(private, length, memory_epoch)))
     }
 
-    fn draft(mut private: PrivateObject, reserved: u64, memory_epoch: u64) -> Result<Draft, Failure> {
+    fn draft(mut private: PrivateObject, reserved: u64, memory_epoch: u64) -> Result<DraftFile, Failure> {
         let fd = private.take_fd().ok_or_else(|| Failure::Protocol("a new draft has no file".to_owned()))?;
-        let handle = Handle { private, reserved, memory_epoch };
-        Ok(Draft { file: Some(File::from(fd)), handle: super::Handle::Remote(handle) })
+        let reservation = Reservation { private, reserved, memory_epoch };
+        Ok(DraftFile { file: Some(File::from(fd)), reservation: super::Reservation::Remote(reservation) })
     }
 
     pub(super) fn instance(&self) -> Option<[u8; 16]> {
@@ -175,26 +175,26 @@ impl Remote {
 
     pub(super) fn publish(
         &self,
-        handle: &mut Handle,
+        reservation: &mut Reservation,
         name: Name<'_>,
         lengths: Lengths,
         key: u64,
-    ) -> Result<Stored, Failure> {
+    ) -> Result<StoredBody, Failure> {
         let uri = ObjUri::parse(name.uri()).map_err(|error| Failure::Protocol(error.to_string()))?;
         let mut options = CommitOptions { want: Want { pin: true, ..Want::ENTRY }, ..CommitOptions::default() };
         match name {
             Name::Own(_) => {
                 options.ephemeral = true;
-                let entry = self.commit(handle, &uri, lengths, options)?;
-                Ok(stored(handle.private.session(), &entry, handle.memory_epoch, lengths, key, false))
+                let entry = self.commit(reservation, &uri, lengths, options)?;
+                Ok(stored(reservation.private.session(), &entry, reservation.memory_epoch, lengths, key, false))
             }
             Name::Record { expires, fence, .. } => {
                 (options.expires, options.fence) = (expires, Some(fence));
                 self.pins.committing(
                     || {
-                        let entry = self.commit(handle, &uri, lengths, options)?;
-                        let session = handle.private.session();
-                        let stored = stored(session, &entry, handle.memory_epoch, lengths, key, true);
+                        let entry = self.commit(reservation, &uri, lengths, options)?;
+                        let session = reservation.private.session();
+                        let stored = stored(session, &entry, reservation.memory_epoch, lengths, key, true);
                         Ok((stored, (session.id(), entry.object)))
                     },
                     |(session, object)| self.client.release(session, &[object]),
@@ -205,12 +205,12 @@ impl Remote {
 
     fn commit(
         &self,
-        handle: &mut Handle,
+        reservation: &mut Reservation,
         uri: &ObjUri<'_>,
         lengths: Lengths,
         options: CommitOptions,
     ) -> Result<Entry, Failure> {
-        let found = handle.private.commit(uri, lengths.file, options).map_err(|error| {
+        let found = reservation.private.commit(uri, lengths.file, options).map_err(|error| {
             if matches!(error, Error::Timeout { .. } | Error::Closed) {
                 self.note_unconfirmed(uri.borrowed().into_owned());
             }
@@ -219,7 +219,13 @@ impl Remote {
         Ok(found.entry)
     }
 
-    pub(super) fn pin(&self, uri: &[u8], object: u64, lengths: Lengths, key: u64) -> Result<Option<Stored>, Failure> {
+    pub(super) fn pin(
+        &self,
+        uri: &[u8],
+        object: u64,
+        lengths: Lengths,
+        key: u64,
+    ) -> Result<Option<StoredBody>, Failure> {
         let uri = ObjUri::parse(uri).map_err(|error| Failure::Protocol(error.to_string()))?;
         let Some(session) = self.client.session() else { return Err(Failure::Down("never connected".to_owned())) };
         let pinned = (session.id(), object);
@@ -308,7 +314,7 @@ impl Remote {
         self.unconfirmed_commits.lock().extend(again.into_iter().chain(uris));
     }
 
-    pub(super) fn release(&self, stored: &Stored) {
+    pub(super) fn release(&self, stored: &StoredBody) {
         if let Home::Remote(session, _, _) = &stored.home {
             if stored.shared {
                 self.unpin((session.id(), stored.object));
@@ -326,12 +332,12 @@ fn stored(
     lengths: Lengths,
     key: u64,
     shared: bool,
-) -> Stored {
+) -> StoredBody {
     let home = Home::Remote(session.clone(), entry.tier, memory_epoch);
-    Stored { key, object: entry.object, body_len: lengths.body, file_len: lengths.file, shared, home }
+    StoredBody { key, object: entry.object, body_len: lengths.body, file_len: lengths.file, shared, home }
 }
 
-impl Handle {
+impl Reservation {
     /// Growth is reserved in larger steps than it is asked for, where they can be had; a smaller total is what was written
     /// in the end.
     pub(super) fn reserve(&mut self, length: u64) -> Result<(), Failure> {
@@ -425,9 +431,11 @@ mod tests {
         let mut draft = remote.create(10).unwrap();
         draft.file().unwrap().write_all_at(b"0123456789", 0).unwrap();
         draft.close();
-        let super::super::Handle::Remote(handle) = &mut draft.handle else { panic!("a draft of another store") };
+        let super::super::Reservation::Remote(reservation) = &mut draft.reservation else {
+            panic!("a draft of another store")
+        };
         let lengths = Lengths { body: 10, file: 10 };
-        let stored = remote.publish(handle, Name::Own("/varnish/s0/1/0"), lengths, 0).unwrap();
+        let stored = remote.publish(reservation, Name::Own("/varnish/s0/1/0"), lengths, 0).unwrap();
         assert!(store.stats().tiers[0].used > 0);
         // Its answer is lost, and so is what it says.
         drop(stored);
@@ -435,6 +443,7 @@ mod tests {
         remote.note_unconfirmed(ObjUri::parse(b"/varnish/s0/1/1").unwrap().into_owned());
         remote.tidy();
         until("the body is given up", || store.stats().tiers[0].used == 0);
+        until("the client knows that it is", || remote.client.flush_deferred(Duration::ZERO));
         for _ in 1..MAX_PROBES {
             assert_eq!(remote.unconfirmed_commits.lock().len(), 1, "what is not there yet is looked for again");
             remote.tidy();

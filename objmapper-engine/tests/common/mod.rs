@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use objmapper_engine::account::{Account, SmaCounters};
 use objmapper_engine::backing::{Backing, Embedded};
@@ -15,12 +15,16 @@ use objmapper_engine::engine::Engine;
 use objmapper_engine::grant::ChunkLimits;
 use objmapper_engine::maintenance::Maintenance;
 use objmapper_engine::options::Options;
+use objmapper_engine::record::Fence;
 use objmapper_engine::span::{FileSpan, NoSpan, Part, Span};
+use objmapper_server::net::{ListenConfig, Server};
 use objmapper_server::store::{MemoryTier, Store, StoreConfig, TierKind};
 
 pub(crate) const CHUNK: usize = 16 << 10;
 pub(crate) const LIMITS: ChunkLimits = ChunkLimits { chunk: CHUNK, max: 256 << 20 };
 pub(crate) const THRESHOLD: u64 = 64 << 10;
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Fixture {
     pub(crate) engine: Engine,
@@ -107,7 +111,7 @@ impl Fixture {
     /// Checks the first and the last of the bytes from `offset` on that there are in one part, and returns how many; 0 at the end.
     pub(crate) fn check_next(&self, body: &Body, offset: u64) -> u64 {
         match body.part(&self.engine, offset) {
-            Ok(Part::There(span)) => {
+            Ok(Part::Addressable(span)) => {
                 for i in [0, span.len - 1] {
                     // SAFETY: a span's bytes can be read while it lives.
                     assert_eq!(unsafe { span.ptr.as_ptr().add(i).read() }, pattern(offset + i as u64));
@@ -131,7 +135,7 @@ impl Fixture {
     /// The bytes from `offset` on, which are at an address.
     pub(crate) fn there(&self, body: &Body, offset: u64) -> Span {
         match body.part(&self.engine, offset) {
-            Ok(Part::There(span)) => span,
+            Ok(Part::Addressable(span)) => span,
             other => panic!("{:?}", other.map(|part| part.len())),
         }
     }
@@ -150,7 +154,7 @@ fn bytes(part: &Part) -> Vec<u8> {
     let mut bytes = vec![0; part.len() as usize];
     match part {
         // SAFETY: a span's bytes can be read while it lives, and the object does.
-        Part::There(span) => unsafe { span.ptr.as_ptr().copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) },
+        Part::Addressable(span) => unsafe { span.ptr.as_ptr().copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) },
         Part::InFile(file) => assert_eq!(file.read(&mut bytes).unwrap(), bytes.len()),
         Part::Mapped(_) => panic!("no mapping was asked for"),
     }
@@ -178,5 +182,40 @@ impl Fixture {
             done += n as u64;
         }
         true
+    }
+}
+
+/// The fence of a URI as it is now.
+pub(crate) fn fence(store: &Store, uri: &[u8]) -> Fence {
+    let shard = Fence::shard_of_bytes(uri);
+    let board = std::fs::File::from(store.board().try_clone_to_owned().unwrap());
+    let mut value = [0; 8];
+    // EXTENSIONS.md of objmapper-proto: where the fences are.
+    board.read_exact_at(&mut value, 12288 + 8 * u64::from(shard)).unwrap();
+    Fence { shard, value: u64::from_ne_bytes(value) }
+}
+
+/// A store behind a socket, as objmapperd is.
+pub(crate) fn serve(socket: &std::path::Path) -> (Server, Store) {
+    let memory = Some(MemoryTier { limit: 64 << 20, mount: None });
+    let store = Store::open(StoreConfig { memory, ..StoreConfig::default() }).unwrap();
+    let listen = ListenConfig {
+        socket: socket.to_owned(),
+        mode: 0o600,
+        owner: None,
+        group: None,
+        allow_uids: Vec::new(),
+        allow_gids: Vec::new(),
+        max_connections: 10,
+        threads: 1,
+    };
+    (Server::start(listen, store.clone()).unwrap(), store)
+}
+
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < PATIENCE, "{what}");
+        std::thread::yield_now();
     }
 }
