@@ -86,7 +86,13 @@ impl Body {
     /// Releases the surplus of a body that is complete. Only the writer calls this, once.
     pub fn trim(&self, engine: &Engine) {
         let mut writer = self.writer();
-        trim_heap(&mut self.view(), &mut writer.retired, engine);
+        {
+            let mut view = self.view();
+            if !view.state().is_incoming() {
+                return;
+            }
+            trim_heap(&mut view, &mut writer.retired, engine);
+        }
         trim_draft(self, &mut writer, engine);
     }
 }

@@ -55,7 +55,7 @@
 //! | [`Body::space`] | the writer | before `settle`; not `Transit` | [`NoRoom`](crate::space::NoRoom) |
 //! | [`Body::begin_transit`] | the writer | `Refused`, `Mixed`, `Adopted` | returns false |
 //! | [`Body::transit_space`] | the writer | `Transit` | [`Step::Fail`](crate::transit::Step::Fail) |
-//! | [`Body::extend`] | the writer | before `settle` | nothing |
+//! | [`Body::extend`], [`Body::trim`] | the writer | before `settle` | nothing |
 //! | [`Body::publish`] | the writer | `Draft`, complete | [`Outcome::Elsewhere`](crate::publish::Outcome::Elsewhere) |
 //! | [`Body::settle`] | the writer | each, once | what the first call said |
 //! | [`Body::part`], [`Body::part_for_kernel`] | readers | each | |
