@@ -24,11 +24,12 @@ use crate::span::{FileSpan, Hold, MappedSpan, NoSpan, Part, Span};
 use crate::state::{Front, Medium, State, View};
 use crate::writer::{Target, Writer};
 
-/// A body.
+/// A body. What a hit looks at comes first: its address costs no addition.
 #[derive(Default)]
+#[repr(C)]
 pub struct Body {
-    writer: Mutex<Writer>,
     view: Mutex<View>,
+    writer: Mutex<Writer>,
 }
 
 /// Where bytes of a body are.
@@ -39,6 +40,35 @@ enum At {
     Stored { key: u64, end: u64, total: u64 },
     /// In a draft's file, up to `end`; `total` is the body's length now.
     Draft { file: Arc<File>, end: u64, total: u64 },
+}
+
+impl At {
+    fn stored(stored: &StoredBody, total: u64) -> At {
+        At::Stored { key: stored.key, end: total.min(stored.body_len), total }
+    }
+}
+
+/// Returns where the bytes from `offset` on are, of a body that is not stored, or behind those that are. Not inlined, to
+/// be out of the way of a stored body's readers.
+#[inline(never)]
+fn find_piece(view: MutexGuard<'_, View>, offset: u64) -> Result<At, NoSpan> {
+    let total = view.len;
+    if let Some(record) = view.state().stored().filter(|record| offset < record.body_len) {
+        return Ok(At::stored(record, total));
+    }
+    let piece = view.piece_at(offset).ok_or(NoSpan::End)?;
+    let skip = offset.checked_sub(piece.start).ok_or(NoSpan::End)?;
+    let len = piece.len.checked_sub(skip).filter(|len| *len > 0).ok_or(NoSpan::End)?;
+    let (ptr, hold) = match &piece.medium {
+        Medium::Heap(chunk) => (NonNull::new(chunk.ptr().as_ptr().wrapping_add(skip as usize)), Hold::Object),
+        Medium::Buffer(buffer) => (buffer.at(skip as usize), Hold::Buffer(buffer.clone())),
+        Medium::File => {
+            let file = view.state().file().cloned().ok_or(NoSpan::End)?;
+            return Ok(At::Draft { file, end: offset + len, total });
+        }
+        Medium::Freed => return Err(NoSpan::End),
+    };
+    Ok(At::Address(Span { ptr: ptr.ok_or(NoSpan::End)?, len: len as usize, total, hold }))
 }
 
 impl Body {
@@ -80,20 +110,15 @@ impl Body {
 
     /// Returns the bytes from `offset` on, as many as are in one place: in memory or in a file.
     pub fn part(&self, engine: &Engine, offset: u64) -> Result<Part, NoSpan> {
-        let (file, end, total) = match self.find(offset)? {
-            At::Address(span) => return Ok(Part::Addressable(span)),
-            At::Stored { key, end, total } => {
-                (engine.opened(key).map_or_else(|| engine.open(&self.stored()?), Ok)?, end, total)
-            }
-            At::Draft { file, end, total } => (file, end, total),
-        };
-        Ok(Part::InFile(FileSpan { file, offset, len: end - offset, total }))
+        let at = self.find(offset)?;
+        self.part_at(engine, offset, at)
     }
 
     /// As [`Body::part`], for a consumer that passes addresses to the kernel and never reads there: a published body is
     /// mapped, if mmap(2) succeeds.
     pub fn part_for_kernel(&self, engine: &Engine, offset: u64) -> Result<Part, NoSpan> {
-        if let At::Stored { key, end, total } = self.find(offset)? {
+        let at = self.find(offset)?;
+        if let At::Stored { key, end, total } = at {
             let map = match engine.mapped(key) {
                 Some(map) => Some(map),
                 None => engine.map(&self.stored()?)?,
@@ -102,7 +127,18 @@ impl Body {
                 return Ok(Part::Mapped(MappedSpan { map, offset, len: end - offset, total }));
             }
         }
-        self.part(engine, offset)
+        self.part_at(engine, offset, at)
+    }
+
+    fn part_at(&self, engine: &Engine, offset: u64, at: At) -> Result<Part, NoSpan> {
+        let (file, end, total) = match at {
+            At::Address(span) => return Ok(Part::Addressable(span)),
+            At::Stored { key, end, total } => {
+                (engine.opened(key).map_or_else(|| engine.open(&self.stored()?), Ok)?, end, total)
+            }
+            At::Draft { file, end, total } => (file, end, total),
+        };
+        Ok(Part::InFile(FileSpan { file, offset, len: end - offset, total }))
     }
 
     /// Returns the bytes of the published body from `offset` on, including those that [`Body::extend`] has not made
@@ -131,28 +167,10 @@ impl Body {
         if offset >= view.len || offset < view.given_back {
             return Err(NoSpan::End);
         }
-        let total = view.len;
-        if let Some(stored) = view.state().stored().filter(|stored| offset < stored.body_len) {
-            return Ok(At::Stored { key: stored.key, end: total.min(stored.body_len), total });
+        match view.state() {
+            State::Stored(stored) if offset < stored.body_len => Ok(At::stored(stored, view.len)),
+            _ => find_piece(view, offset),
         }
-        let index = view.pieces.partition_point(|piece| piece.start <= offset).saturating_sub(1);
-        let piece = view.pieces.get(index).ok_or(NoSpan::End)?;
-        let skip = offset.checked_sub(piece.start).ok_or(NoSpan::End)?;
-        let len = piece.len.checked_sub(skip).filter(|len| *len > 0).ok_or(NoSpan::End)? as usize;
-        let (ptr, hold) = match &piece.medium {
-            Medium::Heap(chunk) => (chunk.ptr().as_ptr().wrapping_add(skip as usize), Hold::Object),
-            Medium::Buffer(buffer) => {
-                let ptr = buffer.at(skip as usize).ok_or(NoSpan::End)?;
-                (ptr.as_ptr(), Hold::Buffer(buffer.clone()))
-            }
-            Medium::File => {
-                let file = view.state().file().cloned().ok_or(NoSpan::End)?;
-                return Ok(At::Draft { file, end: piece.start + piece.len, total });
-            }
-            Medium::Freed => return Err(NoSpan::End),
-        };
-        let ptr = NonNull::new(ptr).ok_or(NoSpan::End)?;
-        Ok(At::Address(Span { ptr, len, total, hold }))
     }
 
     /// Frees the bytes before `offset`, which a final iteration has read; of a file's pages multiples of `unit` bytes

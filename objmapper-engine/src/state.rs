@@ -219,6 +219,22 @@ impl View {
         &self.state
     }
 
+    /// Returns the piece that the byte at `offset` is in, or the last one before it. Mostly there is one piece, and mostly
+    /// the last one is asked for.
+    #[inline]
+    pub(crate) fn piece_at(&self, offset: u64) -> Option<&Piece> {
+        match self.pieces.last() {
+            Some(last) if last.start <= offset => Some(last),
+            _ => self.search_piece(offset),
+        }
+    }
+
+    #[inline(never)]
+    fn search_piece(&self, offset: u64) -> Option<&Piece> {
+        let index = self.pieces.partition_point(|piece| piece.start <= offset).saturating_sub(1);
+        self.pieces.get(index)
+    }
+
     /// Enters a state. Returns the last one: what it held is best dropped without the lock.
     #[must_use = "its file is best closed without the lock"]
     pub(crate) fn enter(&mut self, next: State) -> State {
