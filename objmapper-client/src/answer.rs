@@ -1,7 +1,7 @@
 //! Answers: the kind that a request expects, and what was received.
 
 use objmapper_proto::ext::{BatchReply, Entry, EntryFlags, LeaseOutcome, Op, Reply};
-use objmapper_proto::{Segment, Status};
+use objmapper_proto::Status;
 
 use crate::counters::Counters;
 use crate::error::{Error, OpName, ProtocolError, Result};
@@ -16,8 +16,6 @@ pub(crate) enum Expect {
     Fd,
     /// A V1 or V2 response without a descriptor.
     NoFd,
-    /// A V2 segmented response.
-    Segmented,
 }
 
 /// An answer that owns its data, with its descriptors.
@@ -39,8 +37,6 @@ pub(crate) enum Body {
     Failure(Box<str>),
     /// A V1 or V2 response.
     V01,
-    /// A segmented response.
-    Segmented { segments: Vec<Segment>, inline: Box<[u8]> },
 }
 
 impl Answer {

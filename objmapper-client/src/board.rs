@@ -8,19 +8,21 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use memmap2::{MmapOptions, MmapRaw};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::stat::fstat;
+use nix::sys::uio::pread;
 use objmapper_proto::ObjUri;
 use objmapper_proto::ext::board::{
     AT_ID, AT_SHARDS, AT_SLOTS, AT_VERSION, HEADER_LEN, MAGIC, SHARDS, SIZE, SLOTS, VERSION, Word, slot_of,
 };
 use objmapper_proto::ext::{Fence, Token};
-use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
-use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
 /// Seals that a board must have. Without them another process could shorten the file under the mapping. Only a memfd has seals:
 /// its pages cannot fail to be read, and a hole that a peer punches reads as zeros.
-const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW);
 
 /// The mapped board of a store. Every method is a few instructions, without a call to the store.
 ///
@@ -42,15 +44,16 @@ impl Board {
     /// Maps the board's descriptor of ATTACH. Fails unless the file has exactly a board's size, has [`SEALS`], and begins with a
     /// board's header.
     pub(crate) fn map(fd: &OwnedFd) -> Result<Self> {
-        let refused = || Error::io("the store's board")(Errno::INVAL);
-        let sealed = fcntl_get_seals(fd).map_err(Error::io("seals of the store's board"))?;
+        let refused = || Error::io("the store's board")(Errno::EINVAL);
+        let seals = fcntl(fd, FcntlArg::F_GET_SEALS).map_err(Error::io("seals of the store's board"))?;
+        let sealed = SealFlag::from_bits_retain(seals);
         // In this order: the size of a sealed file does not change.
         let size = fstat(fd).map_err(Error::io("fstat"))?.st_size;
         if !sealed.contains(SEALS) || size != SIZE as i64 {
             return Err(refused());
         }
         let mut header = [0; HEADER_LEN];
-        let read = rustix::io::pread(fd, &mut header, 0).map_err(Error::io("pread"))?;
+        let read = pread(fd, &mut header, 0).map_err(Error::io("pread"))?;
         let number = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let numbers = [number(AT_VERSION), number(AT_SHARDS), number(AT_SLOTS)];
         if read != HEADER_LEN || header[..MAGIC.len()] != MAGIC || numbers != [VERSION, SHARDS, SLOTS] {
@@ -128,7 +131,9 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{MemfdFlags, fcntl_add_seals, ftruncate, memfd_create};
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::sys::uio::pwrite;
+    use nix::unistd::ftruncate;
 
     fn image() -> Vec<u8> {
         let mut image = vec![0; SIZE];
@@ -140,11 +145,11 @@ mod tests {
         image
     }
 
-    fn memfd(image: &[u8], size: usize, seals: SealFlags) -> OwnedFd {
-        let fd = memfd_create("board", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
-        ftruncate(&fd, size as u64).unwrap();
-        assert_eq!(rustix::io::pwrite(&fd, &image[..size.min(image.len())], 0).unwrap(), size.min(image.len()));
-        fcntl_add_seals(&fd, seals).unwrap();
+    fn memfd(image: &[u8], size: usize, seals: SealFlag) -> OwnedFd {
+        let fd = memfd_create("board", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        ftruncate(&fd, size as i64).unwrap();
+        assert_eq!(pwrite(&fd, &image[..size.min(image.len())], 0).unwrap(), size.min(image.len()));
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).unwrap();
         fd
     }
 
@@ -152,7 +157,7 @@ mod tests {
     fn only_what_is_a_board_and_sealed_is_mapped() {
         let good = memfd(&image(), SIZE, SEALS);
         assert_eq!(Board::map(&good).unwrap().id().0[0], 7);
-        for seals in [SealFlags::empty(), SealFlags::SHRINK, SealFlags::GROW] {
+        for seals in [SealFlag::empty(), SealFlag::F_SEAL_SHRINK, SealFlag::F_SEAL_GROW] {
             assert!(Board::map(&memfd(&image(), SIZE, seals)).is_err(), "{seals:?}");
         }
         for size in [0, SIZE - 1, SIZE + 4096] {
@@ -169,13 +174,14 @@ mod tests {
 
     #[test]
     fn a_peer_can_neither_shrink_a_board_nor_have_it_fault() {
-        use rustix::fs::{FallocateFlags, fallocate};
+        use nix::fcntl::{FallocateFlags, fallocate};
         let fd = memfd(&image(), SIZE, SEALS);
         let board = Board::map(&fd).unwrap();
-        assert_eq!(ftruncate(&fd, 0), Err(Errno::PERM));
-        assert!(fallocate(&fd, FallocateFlags::COLLAPSE_RANGE, 0, 4096).is_err());
+        assert_eq!(ftruncate(&fd, 0), Err(Errno::EPERM));
+        assert!(fallocate(&fd, FallocateFlags::FALLOC_FL_COLLAPSE_RANGE, 0, 4096).is_err());
         board.announce(3);
-        fallocate(&fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, SIZE as u64).unwrap();
+        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&fd, punch, 0, SIZE as i64).unwrap();
         assert_eq!((board.announced(3), board.announce(3)), (0, 1));
     }
 

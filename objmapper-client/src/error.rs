@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Instant;
 
+use nix::errno::Errno;
 use objmapper_proto::ext::Op;
 use objmapper_proto::{EncodeError, Malformed, Status, UriError};
 
@@ -193,8 +194,8 @@ impl Error {
         }
     }
 
-    pub(crate) fn io(what: &'static str) -> impl Fn(rustix::io::Errno) -> Self {
-        move |errno| Self::Io { what, errno: errno.raw_os_error() }
+    pub(crate) fn io(what: &'static str) -> impl Fn(Errno) -> Self {
+        move |errno| Self::Io { what, errno: errno as i32 }
     }
 }
 

@@ -57,7 +57,7 @@ pub(crate) enum MinProtocol {
 
 /// Connects and negotiates.
 fn negotiate(config: &Config, min_protocol: MinProtocol, counters: &Counters, deadline: Instant) -> Result<Negotiated> {
-    let plain = Caps::OUT_OF_ORDER.union(Caps::PIPELINING).union(Caps::SEGMENTED);
+    let plain = Caps::OUT_OF_ORDER.union(Caps::PIPELINING);
     let extended = plain.union(Caps::EXTENSIONS);
     let extended_only = min_protocol == MinProtocol::Extended;
     let hellos: &[Caps] = match config.protocol {
@@ -100,8 +100,7 @@ fn negotiate(config: &Config, min_protocol: MinProtocol, counters: &Counters, de
 /// The V1 request that tests a peer: a delete of an object that does not exist.
 const V1_PROBE: &[u8] = b"/delete/objmapper-client-probe";
 
-/// Makes one exchange in V1. An old peer closes the connection on HELLO, and so does one that refuses this client or that
-/// fails. The request brings no descriptor and changes nothing.
+/// Makes one exchange in V1. An old peer closes the connection on HELLO, and so does one that fails. The request brings no descriptor and changes nothing.
 fn v1_exchange(socket: Socket, deadline: Instant) -> Result<Negotiated> {
     let mut bytes = Vec::new();
     v1::Request { mode: Mode::Fd.byte(), uri: V1_PROBE }.encode(&mut bytes)?;

@@ -69,4 +69,4 @@ pub use private::{CommitOptions, PrivateObject};
 pub use session::{Session, TierDirectory};
 pub use state::{ConnectionState, Event, Version};
 pub use uri::UriSpace;
-pub use v01::{SegmentedObject, V01Object, V01Tier};
+pub use v01::{V01Object, V01Tier};

@@ -3,14 +3,14 @@
 //! Lock order: `order` (held from a change of state to the end of its event, so that events come in order), then `peer`, then
 //! `connections`. A lost connection is reported by the thread that notices it; the keeper makes another, at the pace of `pace`.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use objmapper_log::RateLimited;
 use parking_lot::{Condvar, Mutex, RwLock};
-use rustix::event::{EventfdFlags, eventfd};
 
 use crate::board::Board;
 use crate::config::{Config, ConnectFailure};
@@ -57,7 +57,7 @@ pub(crate) struct Pool {
     retired: AtomicBool,
     /// True once no connection is used any more; implies `retired`.
     stopped: AtomicBool,
-    wake: OwnedFd,
+    wake: EventFd,
     /// Limits the rate of lines about events; the next one that of lines about failed attempts to connect.
     event_log: RateLimited,
     failure_log: RateLimited,
@@ -65,7 +65,8 @@ pub(crate) struct Pool {
 
 impl Pool {
     pub(crate) fn new(config: Config) -> Result<Arc<Self>> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(Error::io("eventfd"))?;
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let wake = EventFd::from_value_and_flags(0, flags).map_err(Error::io("eventfd"))?;
         Ok(Arc::new(Self {
             config,
             counters: Arc::default(),
@@ -185,7 +186,7 @@ impl Pool {
 
     fn wake(&self) {
         // Fails only if the eventfd's counter is full, and then the keeper wakes anyway.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        let _ = self.wake.write(1);
     }
 
     /// Runs the keeper: makes missing connections and watches open ones, until the client ends.
@@ -246,9 +247,8 @@ impl Pool {
         let connections: Vec<_> = self.connections.read().iter().filter(|c| c.is_alive()).cloned().collect();
         let fds: Vec<_> = connections.iter().map(|c| (c.fd(), c.awaits_late())).collect();
         let happened = watch(&fds, self.wake.as_fd(), timeout);
-        let mut drain = [0; 8];
         // EAGAIN means that there was no wake-up to clear.
-        let _ = rustix::io::read(&self.wake, &mut drain);
+        let _ = self.wake.read();
         for (i, what) in happened {
             match (connections.get(i), what) {
                 (Some(connection), Happened::Closed) => connection.peer_closed(),

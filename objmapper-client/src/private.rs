@@ -10,9 +10,10 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use nix::errno::Errno;
+use nix::sys::uio::{pread, pwrite};
 use objmapper_proto::ext::{Commit, Fence, IfVersion, Op, Reply, Request, Tier, Want};
 use objmapper_proto::{ObjUri, Status};
-use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use crate::client::Client;
 use crate::deferred::Item;
@@ -207,26 +208,37 @@ impl PrivateObject {
 }
 
 /// Copies the first `length` bytes of a file.
-fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, length: u64) -> rustix::io::Result<()> {
+fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, length: u64) -> nix::Result<()> {
+    let offset = |at: u64| i64::try_from(at).map_err(|_| Errno::EFBIG);
     let mut buffer = vec![0; 256 << 10];
     let mut done = 0;
     while done < length {
         let room = usize::try_from(length - done).unwrap_or(usize::MAX).min(buffer.len());
-        let read = retry_on_intr(|| pread(from, &mut buffer[..room], done))?;
+        let read = uninterrupted(|| pread(from, &mut buffer[..room], offset(done)?))?;
         if read == 0 {
-            return Err(Errno::NODATA);
+            return Err(Errno::ENODATA);
         }
         let mut bytes = &buffer[..read];
         while !bytes.is_empty() {
-            let written = retry_on_intr(|| pwrite(to, bytes, done))?;
+            let written = uninterrupted(|| pwrite(to, bytes, offset(done)?))?;
             if written == 0 {
-                return Err(Errno::NOSPC);
+                return Err(Errno::ENOSPC);
             }
             bytes = &bytes[written..];
             done += written as u64;
         }
     }
     Ok(())
+}
+
+/// Repeats a system call that a signal has interrupted.
+fn uninterrupted<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
 }
 
 impl Drop for PrivateObject {

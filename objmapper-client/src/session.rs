@@ -2,8 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 use objmapper_proto::ext::{BodyPath, Entry, Tier, Token};
-use rustix::fs::{Mode, OFlags, openat};
 
 use crate::board::Board;
 use crate::error::{Error, Result};
@@ -84,8 +86,8 @@ impl Session {
     /// store has no such tier.
     pub fn open(&self, tier: Tier, object: u64) -> Result<OwnedFd> {
         let failed = Error::io("open body");
-        let directory = self.directory(tier).ok_or_else(|| failed(rustix::io::Errno::NOENT))?;
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let directory = self.directory(tier).ok_or_else(|| failed(Errno::ENOENT))?;
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         openat(directory, BodyPath::new(object).as_c_str(), flags, Mode::empty()).map_err(failed)
     }
 

@@ -1,23 +1,26 @@
-//! The Unix socket: the crate's only sendmsg and recvmsg, and its input buffer.
+//! The Unix socket: the crate's only send and recvmsg, and its input buffer.
+//!
+//! Two calls are rustix's. Its recvmsg returns descriptors that are owned, those of a truncated message too; that of nix returns
+//! numbers, and none of a truncated message, whose descriptors would stay open. Its poll has POLLRDHUP, which that of nix lacks.
 //!
 //! The kernel ends a read with the message that brought descriptors, so a group of descriptors belongs to the last byte of its
 //! read. [`Inbox`] keeps each group with the stream position of that byte, and matches it with the reply that announced it. A
 //! descriptor without a reply, and a truncated group, is an error.
 
 use std::collections::VecDeque;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, socket};
 use objmapper_log::RateLimited;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendFlags,
-    Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg, shutdown, socket_with, sockopt,
-};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use smallvec::SmallVec;
 
 use crate::config::Target;
@@ -49,7 +52,7 @@ pub(crate) enum Ready {
 
 /// A connected stream socket.
 #[derive(Debug)]
-pub(crate) struct Socket(OwnedFd);
+pub(crate) struct Socket(UnixStream);
 
 /// Returns the time until `deadline`; `None` if it has passed.
 pub(crate) fn left(deadline: Instant) -> Option<Duration> {
@@ -61,15 +64,25 @@ fn timespec(d: Duration) -> Timespec {
     Timespec { tv_sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX), tv_nsec: d.subsec_nanos().into() }
 }
 
+/// Returns the errno of a call of rustix's.
+fn errno(errno: rustix::io::Errno) -> Errno {
+    Errno::from_raw(errno.raw_os_error())
+}
+
+/// Returns a function that makes the error of a failed step out of one of the standard library.
+fn failed(what: &'static str) -> impl Fn(io::Error) -> Error {
+    move |why| Error::Io { what, errno: why.raw_os_error().unwrap_or(Errno::EIO as i32) }
+}
+
 /// Waits for `flags` on `fd`.
 fn wait(fd: BorrowedFd<'_>, flags: PollFlags, deadline: Instant) -> Result<PollFlags> {
     loop {
         let Some(left) = left(deadline) else { return Ok(PollFlags::empty()) };
         let mut fds = [PollFd::from_borrowed_fd(fd, flags)];
-        match poll(&mut fds, Some(&timespec(left))) {
+        match poll(&mut fds, Some(&timespec(left))).map_err(errno) {
             Ok(0) => {}
             Ok(_) => return Ok(fds[0].revents()),
-            Err(Errno::INTR) => {}
+            Err(Errno::EINTR) => {}
             Err(e) => return Err(Error::io("poll")(e)),
         }
     }
@@ -81,26 +94,25 @@ impl Socket {
         match target {
             Target::Path(path) => Self::connect(path, deadline),
             Target::Connector(connector) => {
-                let failed = |e: std::io::Error| Error::Io {
+                let refused = |why: io::Error| Error::Io {
                     what: "connect in this process",
-                    errno: e.raw_os_error().unwrap_or(Errno::CONNREFUSED.raw_os_error()),
+                    errno: why.raw_os_error().unwrap_or(Errno::ECONNREFUSED as i32),
                 };
-                Self::from_connected(connector().map_err(failed)?)
+                Self::from_connected(connector().map_err(refused)?)
             }
         }
     }
 
     /// Connects. Waits for room in a full backlog until `deadline`; the kernel would wait without bound.
     pub(crate) fn connect(path: &Path, deadline: Instant) -> Result<Self> {
-        let address = SocketAddrUnix::new(path).map_err(Error::io("socket path"))?;
-        let fd =
-            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
-                .map_err(Error::io("socket"))?;
+        let address = UnixAddr::new(path).map_err(Error::io("socket path"))?;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(Error::io("socket"))?;
         loop {
-            match connect(&fd, &address) {
+            match connect(fd.as_raw_fd(), &address) {
                 Ok(()) => break,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => {
                     let left = left(deadline).ok_or(Error::Timeout { what: "room in the store's backlog" })?;
                     std::thread::sleep(left.min(BACKLOG_PAUSE));
                 }
@@ -112,23 +124,22 @@ impl Socket {
 
     /// Takes a connected stream socket.
     pub(crate) fn from_connected(fd: OwnedFd) -> Result<Self> {
+        let stream = UnixStream::from(fd);
         // Each send passes MSG_DONTWAIT, and so does each read that must not block for a tick.
-        rustix::io::ioctl_fionbio(&fd, false).map_err(Error::io("ioctl"))?;
-        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(READ_TICK)).map_err(Error::io("SO_RCVTIMEO"))?;
-        Ok(Self(fd))
+        stream.set_nonblocking(false).map_err(failed("ioctl"))?;
+        stream.set_read_timeout(Some(READ_TICK)).map_err(failed("SO_RCVTIMEO"))?;
+        Ok(Self(stream))
     }
 
     /// Sends what the socket takes at once and returns the number of bytes; 0 if it takes none now.
     pub(crate) fn send(&self, bytes: &[u8]) -> Result<usize> {
-        let mut no_fds = SendAncillaryBuffer::default();
         loop {
-            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            match sendmsg(&self.0, &[IoSlice::new(bytes)], &mut no_fds, flags) {
+            match send(self.0.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT) {
                 Ok(n) => return Ok(n),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Ok(0),
-                Err(Errno::PIPE | Errno::CONNRESET) => return Err(Error::Closed),
-                Err(e) => return Err(Error::io("sendmsg")(e)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(0),
+                Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(Error::Closed),
+                Err(e) => return Err(Error::io("send")(e)),
             }
         }
     }
@@ -143,7 +154,7 @@ impl Socket {
     /// Shuts both directions down: every read and write returns, also in other threads.
     pub(crate) fn shut_down(&self) {
         // Fails only if the peer has closed the connection, which has the same effect.
-        let _ = shutdown(&self.0, Shutdown::Both);
+        let _ = self.0.shutdown(Shutdown::Both);
     }
 }
 
@@ -248,16 +259,16 @@ impl Inbox {
             };
             match self.receive(socket, flags) {
                 Ok(()) => return Ok(Ready::Yes),
-                Err(Errno::AGAIN) => {
+                Err(Errno::EAGAIN) => {
                     self.drained = true;
                     if deadline.is_none() {
                         return Ok(Ready::TimedOut);
                     }
                 }
-                Err(Errno::INTR) => {}
-                Err(Errno::CONNRESET | Errno::PIPE) => return Err(Error::Closed),
-                Err(Errno::MSGSIZE) => return Err(ProtocolError::FdsCutOff.into()),
-                Err(Errno::NOTCONN) => return Err(Error::Closed),
+                Err(Errno::EINTR) => {}
+                Err(Errno::ECONNRESET | Errno::EPIPE) => return Err(Error::Closed),
+                Err(Errno::EMSGSIZE) => return Err(ProtocolError::FdsCutOff.into()),
+                Err(Errno::ENOTCONN) => return Err(Error::Closed),
                 Err(e) => return Err(Error::io("recvmsg")(e)),
             }
         }
@@ -274,7 +285,8 @@ impl Inbox {
             &mut [IoSliceMut::new(&mut self.buf[self.end..])],
             &mut control,
             flags | RecvFlags::CMSG_CLOEXEC,
-        )?;
+        )
+        .map_err(errno)?;
         // Taken even if the message is refused, so that they are closed.
         let mut fds = Fds::new();
         for item in control.drain() {
@@ -283,10 +295,10 @@ impl Inbox {
             }
         }
         if message.bytes == 0 {
-            return Err(Errno::PIPE);
+            return Err(Errno::EPIPE);
         }
         if message.flags.contains(ReturnFlags::CTRUNC) {
-            return Err(Errno::MSGSIZE);
+            return Err(Errno::EMSGSIZE);
         }
         self.drained = message.bytes < room;
         self.end += message.bytes;
@@ -335,11 +347,10 @@ pub(crate) fn watch(
     let flags = |read: bool| if read { PollFlags::RDHUP | PollFlags::IN } else { PollFlags::RDHUP };
     let mut fds: Vec<PollFd<'_>> = sockets.iter().map(|(s, read)| PollFd::from_borrowed_fd(*s, flags(*read))).collect();
     fds.push(PollFd::from_borrowed_fd(wake, PollFlags::IN));
-    let timeout = timeout.map(timespec);
-    match poll(&mut fds, timeout.as_ref()) {
+    match poll(&mut fds, timeout.map(timespec).as_ref()).map_err(errno) {
         Ok(_) => {}
         // The same as a wake-up: the caller checks its state and waits again.
-        Err(Errno::INTR) => return Vec::new(),
+        Err(Errno::EINTR) => return Vec::new(),
         Err(e) => {
             static FAILED: RateLimited = RateLimited::new(3, Duration::from_secs(60));
             if let Some(left_out) = FAILED.admit() {

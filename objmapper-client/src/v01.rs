@@ -8,13 +8,15 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
+use nix::errno::Errno;
+use nix::sys::stat::fstat;
+use nix::sys::uio::pread;
 use objmapper_proto::ext::IfVersion;
 use objmapper_proto::limits::MAX_V01_URI;
 use objmapper_proto::v2::ClientFrame;
-use objmapper_proto::{EncodeError, Mode, ObjUri, Segment, v1, v2};
-use rustix::fs::fstat;
+use objmapper_proto::{EncodeError, Mode, ObjUri, v1, v2};
 
-use crate::answer::{Answer, Body, Expect};
+use crate::answer::{Answer, Expect};
 use crate::client::Client;
 use crate::connection::Connection;
 use crate::error::{Error, OpName, ProtocolError, Result};
@@ -49,13 +51,15 @@ impl V01Object {
     pub fn read_at(&self, mut buf: &mut [u8], mut offset: u64) -> Result<usize> {
         let wanted = buf.len();
         while !buf.is_empty() {
-            match rustix::io::pread(&self.fd, &mut *buf, offset) {
+            // No file has a byte at an offset that off_t cannot express.
+            let Ok(at) = i64::try_from(offset) else { break };
+            match pread(&self.fd, buf, at) {
                 Ok(0) => break,
                 Ok(n) => {
                     buf = &mut buf[n..];
                     offset += n as u64;
                 }
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::EINTR) => {}
                 Err(e) => return Err(Error::io("pread")(e)),
             }
         }
@@ -82,17 +86,6 @@ impl AsFd for V01Object {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-/// A V2 segmented response.
-#[derive(Debug)]
-pub struct SegmentedObject {
-    /// The segments in the object's order.
-    pub segments: Vec<Segment>,
-    /// The bytes of all inline segments, one behind the other.
-    pub inline: Box<[u8]>,
-    /// The descriptors, one for each segment that [brings one](Segment::brings_fd).
-    pub fds: Vec<OwnedFd>,
 }
 
 /// The tier for a new object.
@@ -124,26 +117,6 @@ impl Client {
         let mut answer = answer.checked(OpName::GetOrCreate, &self.inner.pool.counters)?;
         let fd = answer.fds.pop().ok_or(ProtocolError::FdCount { expected: 1, got: 0 })?;
         V01Object::new(fd)
-    }
-
-    /// Returns the segments of a URI's object (V2's mode `4`, which v0.1's library has and its server refuses).
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn get_segmented(&self, uri: &ObjUri<'_>) -> Result<SegmentedObject> {
-        uri.check_v01()?;
-        let connection = self.inner.pool.pick()?;
-        if connection.version == Version::V1 {
-            return Err(Error::Unsupported(OpName::GetOrCreate));
-        }
-        let answer = send(&connection, Expect::Segmented, Mode::Segmented, 0, uri.as_bytes(), self.deadline())?;
-        let answer = answer.checked(OpName::GetOrCreate, &self.inner.pool.counters)?;
-        match answer.body {
-            Body::Segmented { segments, inline } => {
-                Ok(SegmentedObject { segments, inline, fds: answer.fds.into_iter().collect() })
-            }
-            _ => Err(ProtocolError::WrongKind.into()),
-        }
     }
 
     pub(crate) fn delete_v01(&self, connection: &Connection, uri: &ObjUri<'_>, if_version: IfVersion) -> Result<bool> {

@@ -52,7 +52,7 @@ fn v2_vectors() {
     let path = dir.path().to_owned();
     let peer = Peer::start(move |mut conn| {
         let content = file(&path, "f", b"twelve bytes");
-        conn.expect("4f424a4d02 8013 0010");
+        conn.expect("4f424a4d02 8003 0010");
         conn.send("4f424a4d020000000102");
         conn.expect("01 00000001 00 31 0005 2f76322f61");
         conn.send("02 00000001 00 0000000000000000 0000");
@@ -62,26 +62,16 @@ fn v2_vectors() {
         conn.expect("01 00000003 02 31 0007 2f76322f657068");
         conn.send("02 00000003 00 0000000000000000 001a 010008000000000000000c 020008000000006553f100 05000101");
         conn.send_fd(&content);
-        conn.expect("01 00000004 00 34 0005 2f76322f61");
-        conn.send(
-            "05 00000004 00 0002 001a 010008000000000000000c 020008000000006553f100 05000101
-             00000000000000100000000000000010 00000000000000000000000000000010
-             0101000000000000000000000000000c 0000000000000000000000000000000c
-             7369787465656e2062797465732e2e2e",
-        );
-        conn.send_fd(&content);
-        // Refused: a plain response to a segmented request.
-        conn.expect("01 00000005 00 34 0005 2f76322f61");
-        conn.send("02 00000005 05 0000000000000000 0005 ff0002 6e6f");
+        // Refused.
+        conn.expect("01 00000004 00 31 0005 2f76322f61");
+        conn.send("02 00000004 05 0000000000000000 0005 ff0002 6e6f");
         assert!(conn.closed());
     });
     let client = peer.config().pipeline(16).connect().unwrap();
     assert_eq!(client.get_or_create(&uri("/v2/a"), V01Tier::Default).unwrap().len(), 12);
     assert!(client.delete(&uri("/v2/a"), IfVersion::Any).unwrap());
     assert_eq!(client.get_or_create(&uri("/v2/eph"), V01Tier::Ephemeral).unwrap().len(), 12);
-    let segmented = client.get_segmented(&uri("/v2/a")).unwrap();
-    assert_eq!((segmented.segments.len(), &*segmented.inline, segmented.fds.len()), (2, &b"sixteen bytes..."[..], 1));
-    let why = client.get_segmented(&uri("/v2/a")).unwrap_err();
+    let why = client.get_or_create(&uri("/v2/a"), V01Tier::Default).unwrap_err();
     assert_eq!(why.status(), Some(Status::Unsupported));
     assert!(why.to_string().ends_with("unsupported: no"), "{why}");
     drop(client);

@@ -41,7 +41,7 @@ fn a_stalled_store_is_given_up_and_comes_back() {
     let peer = Peer::start(move |mut conn| {
         if conn.number > 0 && flag.load(Ordering::SeqCst) {
             // HELLO is not answered either.
-            conn.expect("4f424a4d02801300ff");
+            conn.expect("4f424a4d02800300ff");
             assert!(conn.closed());
             return;
         }

@@ -69,25 +69,8 @@ impl Connection {
                 Ok(self.deliver(id, Answer { status, body, fds })?)
             }
             ServerFrame::Response(response) => self.hand_out_v01(inbox, response.id, Reply01::of(&response.body), used),
-            ServerFrame::Segmented(segmented) => {
-                let id = segmented.id;
-                let count = segmented.fd_count();
-                let missing = (used + count).saturating_sub(inbox.bytes().len());
-                if missing > 0 {
-                    return Err(Step::Needs(missing));
-                }
-                if self.expectation(id)? != Expect::Segmented {
-                    return Err(ProtocolError::WrongKind.into());
-                }
-                let status = segmented.status;
-                let body = if status == Status::Ok {
-                    Body::Segmented { segments: segmented.segments, inline: segmented.inline.into() }
-                } else {
-                    Body::Failure(message(segmented.metadata.error_text()))
-                };
-                let fds = inbox.take(used, &vec![1; count])?;
-                Ok(self.deliver(id, Answer { status, body, fds })?)
-            }
+            // Mode 4 is never asked for.
+            ServerFrame::Segmented(_) => Err(ProtocolError::WrongKind.into()),
             // Follows a CLOSE only, which is never sent while a request is outstanding.
             ServerFrame::CloseAck { .. } => Err(Error::Closed.into()),
         }
@@ -97,9 +80,7 @@ impl Connection {
         let brings_fd = match self.expectation(id)? {
             Expect::Fd => reply.status == Status::Ok,
             Expect::NoFd => false,
-            // A failure of a segmented request comes as a plain response.
-            Expect::Segmented if reply.status != Status::Ok => false,
-            Expect::Segmented | Expect::Ext(_) => return Err(ProtocolError::WrongKind.into()),
+            Expect::Ext(_) => return Err(ProtocolError::WrongKind.into()),
         };
         if brings_fd && inbox.bytes().len() == used {
             return Err(Step::Needs(1));
