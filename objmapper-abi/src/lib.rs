@@ -1,7 +1,7 @@
 //! The C table in which storage engine and VMOD meet.
 //!
-//! They are two shared objects with a copy each of the Rust libraries that both use, so no Rust type crosses: the engine
-//! exports one table of C functions under the symbol [`SYMBOL`] (varnishd loads a `-E` library with RTLD_GLOBAL), and
+//! They are two shared objects with a copy each of the Rust libraries that both use, so only types with the layout of C cross: the
+//! engine exports one table of C functions under the symbol [`SYMBOL`] (varnishd loads a `-E` library with RTLD_GLOBAL), and
 //! the VMOD looks it up with `dlsym` when it is loaded. Either works without the other. [`Engine::usable`] returns true if
 //! the VMOD can use the table that it found.
 //!
@@ -13,6 +13,16 @@
 
 use core::ffi::{CStr, c_int, c_void};
 
+/// The outcome of [`Engine::publish`], and the kinds of failure, which engine and VMOD count alike.
+pub use objmapper_client::{Outage, Published};
+
+// They cross the table: another number or layout is another VERSION.
+const _: () = {
+    assert!(Outage::Down as i32 == 1 && Outage::Timeout as i32 == 2 && Outage::Full as i32 == 3);
+    assert!(Outage::Io as i32 == 4 && Outage::Protocol as i32 == 5 && Outage::ALL.len() == 5);
+    assert!(size_of::<Outage>() == 4 && size_of::<Published>() == 8 && size_of::<Adoption>() == 8);
+};
+
 /// The table's name among the process's symbols.
 pub const SYMBOL: &CStr = c"objmapper_engine";
 
@@ -20,7 +30,7 @@ pub const SYMBOL: &CStr = c"objmapper_engine";
 pub const MAGIC: u32 = 0x6f62_6d65;
 
 /// The value of [`Engine::version`]. It grows with every change that is not an addition at the table's end.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Bytes that are not NUL-terminated.
 #[derive(Debug, Clone, Copy)]
@@ -71,10 +81,8 @@ pub enum Adoption {
     Small = 2,
     /// The record is not under its URI any more.
     Gone = 3,
-    /// The store did not answer (in time).
-    Down = 4,
-    /// Descriptors, mappings or memory ran out, or an internal error.
-    Failed = 5,
+    /// The request failed.
+    Outage(Outage) = 4,
 }
 
 /// The parameters by which a body becomes a record in the shared cache.
@@ -91,26 +99,6 @@ pub struct Publication {
     pub shard: u32,
     /// Value of that fence when the fetch began.
     pub fence: u64,
-}
-
-/// The outcome of [`Engine::publish`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(i32)]
-pub enum Published {
-    /// The record is published, and the object's body is its file.
-    Done = 0,
-    /// The body is not in the store (in heap, of another storage, or mixed): publish a copy.
-    Elsewhere = 1,
-    /// The URI was deleted since the fetch began. The body stays the object's own.
-    Conflict = 2,
-    /// The store is full. The body stays the object's own, as it does for all that follow.
-    Full = 3,
-    /// The store is not connected.
-    Down = 4,
-    /// The store did not answer in time: the record may have been published.
-    Timeout = 5,
-    /// Anything else; logged by the engine.
-    Failed = 6,
 }
 
 /// A callback for every new ban, as varnishd encodes it (cache_ban.h). `spec` is valid during the call only. varnishd holds

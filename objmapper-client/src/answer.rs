@@ -1,7 +1,7 @@
 //! Answers: the kind that a request expects, and what was received.
 
-use objmapper_proto::ext::{BatchReply, Entry, EntryFlags, LeaseOutcome, Op, Reply};
 use objmapper_proto::Status;
+use objmapper_proto::ext::{BatchReply, Entry, EntryFlags, LeaseOutcome, Op, Reply};
 
 use crate::counters::Counters;
 use crate::error::{Error, OpName, ProtocolError, Result};

@@ -1,4 +1,4 @@
-//! The options of a client, and the parameters of its callbacks.
+//! The options of a client.
 
 use std::fmt;
 use std::io;
@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Error;
 use crate::state::Event;
 
 /// The protocol versions that a client tries.
@@ -43,25 +42,6 @@ impl fmt::Display for Target {
 }
 
 type Listener = Arc<dyn Fn(&Event) + Send + Sync>;
-type FailureListener = Arc<dyn Fn(&ConnectFailure) + Send + Sync>;
-
-/// A failed attempt to connect.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ConnectFailure {
-    /// The reason of the failure.
-    pub why: Error,
-    /// The number of open connections; 0 if the store cannot be reached.
-    pub connections: usize,
-}
-
-impl ConnectFailure {
-    /// Returns true if the store itself has refused this client, or refuses it now.
-    #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        matches!(self.why, Error::Status { .. } | Error::HungUp)
-    }
-}
 
 /// Options of a [`Client`](crate::Client); see [`Client::builder`](crate::Client::builder).
 #[derive(Clone)]
@@ -74,7 +54,6 @@ pub struct Config {
     pub(crate) max_backoff: Duration,
     pub(crate) protocol: Protocol,
     pub(crate) listener: Option<Listener>,
-    pub(crate) failure_listener: Option<FailureListener>,
 }
 
 impl fmt::Debug for Config {
@@ -114,7 +93,6 @@ impl Config {
             max_backoff: Duration::from_millis(500),
             protocol: Protocol::Auto,
             listener: None,
-            failure_listener: None,
         }
     }
 
@@ -162,20 +140,12 @@ impl Config {
         self
     }
 
-    /// Sets a callback for every [`Event`]. It is called in order, at once, on the thread that notices the event. It must return
-    /// soon, and may call only [`state`](crate::Client::state), [`session`](crate::Client::session) and
+    /// Sets a callback for every [`Event`], which takes the place of the client's own log lines. It is called in order, at once, on
+    /// the thread that notices the event, for one event after the other. It must return soon, and may call only [`state`](crate::Client::state), [`session`](crate::Client::session) and
     /// [`generation`](crate::Client::generation) of the client.
     #[must_use]
     pub fn on_event(mut self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.listener = Some(Arc::new(listener));
-        self
-    }
-
-    /// Sets a callback for failures to connect. It is called once for each reason until a connection is made, under the rules
-    /// of [`Self::on_event`].
-    #[must_use]
-    pub fn on_connect_failure(mut self, listener: impl Fn(&ConnectFailure) + Send + Sync + 'static) -> Self {
-        self.failure_listener = Some(Arc::new(listener));
         self
     }
 }

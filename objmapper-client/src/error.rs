@@ -1,4 +1,5 @@
-//! The errors of the client. [`Error::next_step`] classifies them by what the caller should do.
+//! The errors of the client. [`Error::is_retryable`] and [`Error::should_reconnect`] say what the caller may do;
+//! [`Outage`](crate::Outage) is the kind by which a failure is counted.
 
 use std::fmt;
 use std::time::Instant;
@@ -7,7 +8,7 @@ use nix::errno::Errno;
 use objmapper_proto::ext::Op;
 use objmapper_proto::{EncodeError, Malformed, Status, UriError};
 
-/// The failure of a call; [`Error::next_step`] returns what the caller should do about it.
+/// The failure of a call, or of an attempt to connect.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -65,11 +66,9 @@ pub enum Error {
     /// The client is being dropped.
     #[error("the client is shutting down")]
     ShutDown,
-    /// The peer accepts connections and closes them before it has answered anything, in any protocol.
-    #[error(
-        "it accepts connections and closes them unanswered; objmapperd's log says why (--allow-uid, --allow-gid, \
-         --max-connections)"
-    )]
+    /// The peer accepts connections and closes them before it has answered anything, in any protocol. An objmapperd that refuses
+    /// a client answers with the reason ([`Error::Status`]).
+    #[error("it accepts connections and closes them unanswered; remedy: see that an objmapperd listens at the socket")]
     HungUp,
 }
 
@@ -129,60 +128,37 @@ impl fmt::Display for OpName {
     }
 }
 
-/// What the caller should do after an [`Error`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum NextStep {
-    /// The same call may succeed if it is repeated, now or later.
-    Retry,
-    /// The same call may succeed after the client has reconnected, which it does by itself.
-    RetryAfterReconnect,
-    /// The same call cannot succeed.
-    GiveUp,
-}
-
 impl Error {
-    /// Returns what the caller should do.
-    #[must_use]
-    pub fn next_step(&self) -> NextStep {
-        match self {
-            Self::Timeout { .. } | Self::Unlinked => NextStep::Retry,
-            Self::Down { .. } | Self::Closed | Self::Io { .. } | Self::Protocol(_) | Self::HungUp => {
-                NextStep::RetryAfterReconnect
-            }
-            Self::Status { status, .. } => match status {
-                Status::Storage
-                | Status::Memory
-                | Status::Timeout
-                | Status::Unavailable
-                | Status::Busy
-                | Status::Full
-                | Status::Internal => NextStep::Retry,
-                _ => NextStep::GiveUp,
-            },
-            Self::Unsupported(_) | Self::Uri(_) | Self::TooLarge(_) | Self::SessionLost | Self::ShutDown => {
-                NextStep::GiveUp
-            }
-        }
-    }
-
-    /// Returns true if the same call may succeed if it is repeated.
+    /// Returns true if the same call may succeed if it is repeated, now or later.
     ///
     /// After [`Error::Timeout`] and [`Error::Closed`] the first call may have been carried out.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        self.next_step() != NextStep::GiveUp
+        match self {
+            Self::Timeout { .. } | Self::Unlinked => true,
+            Self::Status { status, .. } => matches!(
+                status,
+                Status::Storage
+                    | Status::Memory
+                    | Status::Timeout
+                    | Status::Unavailable
+                    | Status::Busy
+                    | Status::Full
+                    | Status::Internal
+            ),
+            _ => self.should_reconnect(),
+        }
     }
 
-    /// Returns true if the connection is of no more use. The client replaces it by itself.
+    /// Returns true if there is no connection, or it is of no more use. The client makes another one by itself.
     #[must_use]
     pub fn should_reconnect(&self) -> bool {
-        self.next_step() == NextStep::RetryAfterReconnect
+        matches!(self, Self::Down { .. } | Self::Closed | Self::Io { .. } | Self::Protocol(_) | Self::HungUp)
     }
 
-    /// Returns true if the same call cannot succeed.
-    #[must_use]
-    pub fn gives_up(&self) -> bool {
-        self.next_step() == NextStep::GiveUp
+    /// Returns true for the failure of an attempt to connect that is the store's own answer: it does not serve this client.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.status().is_some()
     }
 
     /// Returns the store's status, if it is the reason of the failure.

@@ -18,7 +18,7 @@
 //! that cannot be had, because the disk fails, a hole finds a full tmpfs, or another process has shortened the file, is an error
 //! code for a system call. For a program that touches a mapping it is SIGBUS. The [`Board`] is mapped: it is memory, sealed in its size.
 //!
-//! Errors say [what to do next](Error::next_step).
+//! Errors say whether a call [may be repeated](Error::is_retryable). They are counted by kind: [`Outage`].
 //!
 //! Descriptors are [`OwnedFd`](std::os::fd::OwnedFd)s and close-on-exec; those that no reply announced are
 //! closed, and the connection that brought them is dropped.
@@ -41,6 +41,7 @@ mod error;
 mod handshake;
 mod lease;
 mod objects;
+mod outage;
 mod pace;
 mod pipeline;
 mod pool;
@@ -56,14 +57,15 @@ pub use batch::{Batch, BatchOutcome};
 pub use board::Board;
 pub use cache::Cache;
 pub use client::Client;
-pub use config::{Config, ConnectFailure, Connector, Protocol};
+pub use config::{Config, Connector, Protocol};
 pub use counters::Snapshot;
-pub use error::{Error, NextStep, OpName, ProtocolError, Result};
+pub use error::{Error, OpName, ProtocolError, Result};
 pub use lease::{Lease, Leased};
 pub use objects::{Found, List, Page};
 pub use objmapper_log::{LeftOut, RateLimited};
 pub use objmapper_proto::ext::{Entry, EntryFlags, Fence, IfVersion, Op, Stat, Tier, TierStat, Token, Want};
 pub use objmapper_proto::{ObjUri, Status, UriError};
+pub use outage::{Outage, Published};
 pub use pipeline::{Pending, Pipeline};
 pub use private::{CommitOptions, PrivateObject};
 pub use session::{Session, TierDirectory};

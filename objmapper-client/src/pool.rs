@@ -13,7 +13,7 @@ use objmapper_log::RateLimited;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::board::Board;
-use crate::config::{Config, ConnectFailure};
+use crate::config::Config;
 use crate::connection::{Connection, Owner};
 use crate::counters::Counters;
 use crate::deferred::{Deferred, Item};
@@ -27,6 +27,8 @@ use crate::state::{ConnectionState, Event, Version};
 /// Maximum number of log lines of one kind in a minute.
 const LINES: u32 = 10;
 const MINUTE: Duration = Duration::from_secs(60);
+/// A refusal is reported once it has lasted this long: a store that shuts down refuses for a moment, and is down then.
+const LASTING: Duration = Duration::from_secs(1);
 
 /// The state of the peer.
 #[derive(Debug)]
@@ -36,6 +38,26 @@ struct Peer {
     next_session: u64,
     /// True once the store has been reached.
     seen: bool,
+    /// True once [`Event::Down`] was announced for the present outage.
+    down_announced: bool,
+    /// The time of the first of the refusals since the last connection, or the last failure of another kind.
+    refused_since: Option<Instant>,
+    /// True once a refusal was announced since the last connection was made.
+    refusal_announced: bool,
+}
+
+impl Peer {
+    /// Notes a failed attempt to connect. Returns true if it is a refusal that is to be announced.
+    fn note_refusal(&mut self, is_refusal: bool, outage_begins: bool, now: Instant) -> bool {
+        if !is_refusal {
+            self.refused_since = None;
+            return false;
+        }
+        let since = *self.refused_since.get_or_insert(now);
+        // The reason of the outage is announced with it.
+        let due = outage_begins || now.duration_since(since) >= LASTING;
+        due && !std::mem::replace(&mut self.refusal_announced, true)
+    }
 }
 
 /// The connections, and their shared state.
@@ -58,9 +80,8 @@ pub(crate) struct Pool {
     /// True once no connection is used any more; implies `retired`.
     stopped: AtomicBool,
     wake: EventFd,
-    /// Limits the rate of lines about events; the next one that of lines about failed attempts to connect.
+    /// Limits the rate of lines about events.
     event_log: RateLimited,
-    failure_log: RateLimited,
 }
 
 impl Pool {
@@ -74,7 +95,15 @@ impl Pool {
             connections: RwLock::default(),
             turn: AtomicU64::new(0),
             order: Mutex::new(()),
-            peer: Mutex::new(Peer { session: None, down_since: Some(Instant::now()), next_session: 1, seen: false }),
+            peer: Mutex::new(Peer {
+                session: None,
+                down_since: Some(Instant::now()),
+                next_session: 1,
+                seen: false,
+                down_announced: false,
+                refused_since: None,
+                refusal_announced: false,
+            }),
             changed: Condvar::new(),
             generation: AtomicU64::new(0),
             up: AtomicBool::new(false),
@@ -82,7 +111,6 @@ impl Pool {
             stopped: AtomicBool::new(false),
             wake,
             event_log: RateLimited::new(LINES, MINUTE),
-            failure_log: RateLimited::new(LINES, MINUTE),
         }))
     }
 
@@ -150,16 +178,20 @@ impl Pool {
         if connection.version == Version::Extended { Ok(connection) } else { Err(Error::Unsupported(op)) }
     }
 
+    /// Reports an event. The caller holds `order`.
     fn announce(&self, event: &Event) {
         self.generation.fetch_add(1, Ordering::AcqRel);
-        if let Some(left_out) = self.event_log.admit() {
-            match event {
-                Event::Down => log::warn!("objmapper at {}: connection lost{left_out}", self.config.target),
-                event => log::info!("objmapper at {}: {event:?}{left_out}", self.config.target),
-            }
-        }
         if let Some(listener) = &self.config.listener {
             listener(event);
+        } else if let Some(left_out) = self.event_log.admit() {
+            let target = &self.config.target;
+            match event {
+                Event::Down { why } => log::warn!("objmapper at {target} is down: {why}{left_out}"),
+                Event::Refused { why, connections } => {
+                    log::warn!("objmapper at {target} gives no more than {connections} connections: {why}{left_out}");
+                }
+                event => log::info!("objmapper at {target}: {event:?}{left_out}"),
+            }
         }
     }
 
@@ -192,20 +224,15 @@ impl Pool {
     /// Runs the keeper: makes missing connections and watches open ones, until the client ends.
     pub(crate) fn keep(self: &Arc<Self>) {
         let mut pace = Pace::new(self.config.max_backoff, Instant::now());
-        // The last failure that was logged, until a connection is made.
-        let mut last_logged = None;
         while !self.is_retired() {
             let missing = self.remove_dead(&mut pace);
             if missing > 0 && pace.left(Instant::now()).is_zero() {
                 match self.add_connection() {
-                    Ok(()) => {
-                        last_logged = None;
-                        continue;
-                    }
+                    Ok(()) => continue,
                     Err(why) => {
                         Counters::add(&self.counters.connect_failures, 1);
                         pace.failed(Instant::now());
-                        self.log_failure(why, &mut last_logged);
+                        self.report_failure(why);
                     }
                 }
             }
@@ -227,19 +254,35 @@ impl Pool {
         self.config.connections.saturating_sub(connections.len())
     }
 
-    /// Logs why a connection cannot be made, and calls the callback, once for each reason.
-    fn log_failure(&self, why: Error, last_logged: &mut Option<Error>) {
-        if last_logged.as_ref() == Some(&why) {
+    /// Reports that no connection could be made, if that begins an outage, or if it is a refusal that lasts.
+    fn report_failure(&self, why: Error) {
+        log::debug!("objmapper at {}: no connection: {why}", self.config.target);
+        let _order = self.order.lock();
+        // A lost connection may not have been reported yet: then the outage begins here, and its report finds it announced.
+        let outage_begins = self.note_outage();
+        let refused = self.peer.lock().note_refusal(why.is_refusal(), outage_begins, Instant::now());
+        if self.is_retired() {
             return;
         }
-        *last_logged = Some(why.clone());
-        if let Some(left_out) = self.failure_log.admit() {
-            log::warn!("objmapper at {}: {why}{left_out}", self.config.target);
-        }
-        if let Some(listener) = &self.config.failure_listener {
+        if outage_begins {
+            self.announce(&Event::Down { why });
+        } else if refused {
             let connections = self.connections.read().iter().filter(|c| c.is_alive()).count();
-            listener(&ConnectFailure { why, connections });
+            self.announce(&Event::Refused { why, connections });
         }
+    }
+
+    /// Enters the state "down" if no connection is left. Returns true if that is still to be announced. The caller holds `order`.
+    fn note_outage(&self) -> bool {
+        let mut peer = self.peer.lock();
+        if self.connections.read().iter().any(|c| c.is_alive()) {
+            return false;
+        }
+        if peer.down_since.is_none() {
+            peer.down_since = Some(Instant::now());
+            self.up.store(false, Ordering::Release);
+        }
+        !std::mem::replace(&mut peer.down_announced, true)
     }
 
     /// Waits for a connection to be closed by the peer, for a late answer that no caller reads, or to be woken.
@@ -314,6 +357,7 @@ impl Pool {
         }
         peer.seen = true;
         peer.down_since = None;
+        (peer.down_announced, peer.refused_since, peer.refusal_announced) = (false, None, false);
         // On connections of an ended session every call would fail with "unknown session".
         let of = |s: &Arc<Session>| (s.id, s.instance, s.board().map(Board::id));
         let session = peer.session.as_ref().map(of);
@@ -352,19 +396,9 @@ impl Owner for Pool {
             }
         }
         let order = self.order.lock();
-        let went_down = {
-            let mut peer = self.peer.lock();
-            // `fail` has marked the connection dead before this call.
-            let any = self.connections.read().iter().any(|c| c.is_alive());
-            let went_down = !any && peer.down_since.is_none();
-            if went_down {
-                peer.down_since = Some(Instant::now());
-                self.up.store(false, Ordering::Release);
-            }
-            went_down
-        };
-        if went_down && !self.is_retired() {
-            self.announce(&Event::Down);
+        // `fail` has marked the connection dead before this call.
+        if self.note_outage() && !self.is_retired() {
+            self.announce(&Event::Down { why: why.clone() });
         }
         drop(order);
         self.wake();

@@ -4,6 +4,8 @@ use std::time::Instant;
 
 use objmapper_proto::ext::Token;
 
+use crate::error::Error;
+
 /// The protocol that a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Version {
@@ -47,8 +49,9 @@ impl ConnectionState {
     }
 }
 
-/// A change that a client's user may have to act on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A change that a client's user may have to act on. An outage begins with one [`Event::Down`], and ends with one of the events by
+/// which the store is up.
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
     /// The first connection of a peer without extensions.
@@ -78,6 +81,17 @@ pub enum Event {
         /// are not.
         instance_changed: bool,
     },
-    /// The last connection is lost.
-    Down,
+    /// An outage begins: the last connection is lost, or the first attempts to connect have failed.
+    Down {
+        /// Why the connection was lost, or cannot be made.
+        why: Error,
+    },
+    /// The store answers, and has refused this client, or a further connection of it, for a second. Reported once until a connection
+    /// is made, unless it is the reason of [`Event::Down`].
+    Refused {
+        /// The store's status and message, which names the remedy.
+        why: Error,
+        /// The number of open connections; 0 if the store is down.
+        connections: usize,
+    },
 }

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use fake_peer::{Conn, PATIENCE, Peer, entry, eventually, file, is_cloexec, read_all};
 use objmapper_client::{
-    Client, ConnectionState, Error, IfVersion, NextStep, ObjUri, Op, Protocol, Status, UriSpace, V01Tier, Version, Want,
+    Client, ConnectionState, Error, IfVersion, ObjUri, Op, Protocol, Status, UriSpace, V01Tier, Version, Want,
 };
 use objmapper_proto::ext::{Reply, Request};
 
@@ -197,9 +197,9 @@ fn d05_two_clients_create_at_once() {
     });
     let client = peer.config().connect().unwrap();
     let first = client.get_or_create(&uri("/a"), V01Tier::Default).unwrap_err();
-    assert_eq!((first.status(), first.next_step()), (Some(Status::Storage), NextStep::Retry));
+    assert_eq!((first.status(), first.is_retryable()), (Some(Status::Storage), true));
     let second = client.get_or_create(&uri("/a"), V01Tier::Default).unwrap_err();
-    assert_eq!((second.clone(), second.next_step()), (Error::Unlinked, NextStep::Retry));
+    assert_eq!((second.clone(), second.is_retryable()), (Error::Unlinked, true));
     drop(client);
     peer.finish();
 }
@@ -295,7 +295,7 @@ fn d08_d09_uris_that_it_would_misunderstand() {
     let wide = format!("/{}", "a".repeat(256));
     for text in ["/list", "/backend/x", "/delete/x", &long, &wide] {
         let why = client.get_or_create(&uri(text), V01Tier::Default).unwrap_err();
-        assert!(matches!(why, Error::Uri(_)) && why.gives_up(), "{text}: {why}");
+        assert!(matches!(why, Error::Uri(_)) && !why.is_retryable(), "{text}: {why}");
         assert!(matches!(client.delete(&uri(text), IfVersion::Any), Err(Error::Uri(_))), "{text}");
     }
     // What the helper makes is always taken.
@@ -417,7 +417,7 @@ fn v1_is_fallen_back_to() {
     assert!(client.delete(&uri("/a"), IfVersion::Any).unwrap());
     // What needs the extensions says so, and sends nothing.
     let why = client.lookup(&uri("/a"), Want::FD).unwrap_err();
-    assert!(matches!(why, Error::Unsupported(_)) && why.gives_up());
+    assert!(matches!(why, Error::Unsupported(_)) && !why.is_retryable());
     assert!(matches!(client.create(1, None, None), Err(Error::Unsupported(_))));
     assert!(matches!(client.delete(&uri("/a"), IfVersion::Absent), Err(Error::Unsupported(_))));
     drop(client);

@@ -110,7 +110,7 @@ fn a_lost_connection_is_made_anew_and_the_session_goes_on() {
     let seen = Arc::clone(&events);
     let client = Client::builder_with(target.connector())
         .call_timeout(PATIENCE)
-        .on_event(move |event| seen.lock().unwrap().push(*event))
+        .on_event(move |event| seen.lock().unwrap().push(event.clone()))
         .build()
         .unwrap();
     client.wait_connected(PATIENCE).unwrap();
@@ -127,7 +127,7 @@ fn a_lost_connection_is_made_anew_and_the_session_goes_on() {
     assert!(client.lookup(&uri("/e"), Want::ENTRY).unwrap().is_some(), "the session and its object are there");
     let events = events.lock().unwrap();
     assert!(
-        matches!(events[..], [Event::SessionStarted { .. }, Event::Down, Event::SessionResumed { .. }]),
+        matches!(events[..], [Event::SessionStarted { .. }, Event::Down { .. }, Event::SessionResumed { .. }]),
         "{events:?}"
     );
 }

@@ -3,12 +3,13 @@
 mod fake_peer;
 
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use fake_peer::{Conn, PATIENCE, Peer, entry, eventually};
 use objmapper_client::{
-    ConnectFailure, ConnectionState, Entry, EntryFlags, Error, ObjUri, Op, Status, Tier, Token, Want,
+    Client, ConnectionState, Entry, EntryFlags, Error, Event, ObjUri, Op, Outage, Status, Tier, Token, Want,
 };
 use objmapper_proto::ext::{LeaseOutcome, Reply, Request};
 
@@ -202,24 +203,16 @@ fn a_pin_that_is_not_taken_is_released() {
 fn a_peer_that_accepts_and_closes_is_not_connected() {
     const FAILURES: u64 = 6;
     let peer = Peer::start(|_| {});
-    let (told, events) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
-    let (tell, log) = (Arc::clone(&told), Arc::clone(&events));
-    let client = peer
-        .config()
-        .on_event(move |event| log.lock().unwrap().push(*event))
-        .on_connect_failure(move |failure| tell.lock().unwrap().push(failure.clone()))
-        .build()
-        .unwrap();
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&events);
+    let client = peer.config().on_event(move |event| log.lock().unwrap().push(event.clone())).build().unwrap();
     eventually("several attempts", || client.counters().connect_failures >= FAILURES);
     assert!(matches!(client.state(), ConnectionState::Down { .. }));
     let counters = client.counters();
     assert_eq!((counters.connects, counters.fallbacks), (0, 0));
     // Each attempt tries what a peer might speak: a bounded number of connections.
     assert!(peer.accepted() as u64 <= 8 * (counters.connect_failures + 1), "{} connections", peer.accepted());
-    assert!(events.lock().unwrap().is_empty(), "{events:?}");
-    let told = std::mem::take(&mut *told.lock().unwrap());
-    assert!(matches!(&told[..], [ConnectFailure { why: Error::HungUp, connections: 0, .. }]), "once: {told:?}");
-    assert!(told[0].is_refusal() && told[0].why.to_string().contains("--allow-uid"));
+    assert_eq!(*events.lock().unwrap(), [Event::Down { why: Error::HungUp }], "once");
     drop(client);
     peer.finish();
 }
@@ -233,15 +226,107 @@ fn a_refusal_is_told_in_the_stores_words() {
             conn.fail(id, Op::Attach, Status::Refused);
         }
     });
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let tell = Arc::clone(&told);
-    let client = peer.config().on_connect_failure(move |f| tell.lock().unwrap().push(f.clone())).build().unwrap();
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&events);
+    let client = peer.config().on_event(move |event| log.lock().unwrap().push(event.clone())).build().unwrap();
     eventually("several attempts", || client.counters().connect_failures >= 5);
-    let told = std::mem::take(&mut *told.lock().unwrap());
-    assert!(told.len() == 1 && told[0].is_refusal(), "{told:?}");
-    assert_eq!(told[0].why.status(), Some(Status::Refused));
+    let events = std::mem::take(&mut *events.lock().unwrap());
+    let [Event::Down { why }] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((why.status(), Outage::from(why)), (Some(Status::Refused), Outage::Down));
     assert_eq!(peer.accepted() as u64, client.counters().connect_failures, "one connection for each attempt");
     drop(client);
+    peer.finish();
+}
+
+/// However many attempts fail: an outage begins once, and its refusal is reported once.
+#[test]
+fn an_outage_is_one_event_and_its_refusal_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let refuses = Arc::new(AtomicBool::new(true));
+    let refusing = Arc::clone(&refuses);
+    let peer = Peer::start(move |mut conn| {
+        if conn.hello("4f424a4d02800000ff02")
+            && let Some((id, _)) = conn.request()
+        {
+            if conn.number > 0 && refusing.load(Ordering::SeqCst) {
+                conn.fail(id, Op::Attach, Status::Refused);
+            } else {
+                conn.attached(id, 1, 1, &path);
+                // The first connection ends with its first request.
+                conn.request();
+            }
+        }
+    });
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&events);
+    let client = peer.config().on_event(move |event| log.lock().unwrap().push(event.clone())).connect().unwrap();
+    assert!(client.lookup(&uri("/a"), Want::ENTRY).is_err());
+    eventually("the refusal", || events.lock().unwrap().len() == 3);
+    let failures = client.counters().connect_failures;
+    eventually("further attempts", || client.counters().connect_failures >= failures + 3);
+    refuses.store(false, Ordering::SeqCst);
+    eventually("the end of the outage", || client.counters().reconnects == 1);
+    drop(client);
+    peer.finish();
+    let events = events.lock().unwrap();
+    assert!(
+        matches!(
+            &events[..],
+            [
+                Event::SessionStarted { .. },
+                Event::Down { why: Error::Closed },
+                Event::Refused { why: Error::Status { status: Status::Refused, .. }, connections: 0 },
+                Event::SessionResumed { .. },
+            ]
+        ),
+        "{events:?}"
+    );
+}
+
+/// The loss of the last connection, which a caller notices, may still be on its way to the listener when the next attempt to
+/// connect fails.
+#[test]
+fn an_attempt_that_fails_while_the_loss_is_reported_is_no_second_outage() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let serves = Arc::new(AtomicBool::new(true));
+    let serving = Arc::clone(&serves);
+    // Serves one connection up to its first request, and closes those that follow.
+    let peer = Peer::start(move |mut conn| {
+        if serving.swap(false, Ordering::SeqCst) {
+            conn.hello_extended(1, &path).unwrap();
+            conn.request();
+        }
+    });
+    let client: Arc<OnceLock<Client>> = Arc::default();
+    let downs = Arc::new(AtomicUsize::new(0));
+    let noticed_by_caller = Arc::new(AtomicBool::new(false));
+    let (seen, count, by_caller) = (Arc::clone(&client), Arc::clone(&downs), Arc::clone(&noticed_by_caller));
+    let config = peer.config().on_event(move |event| {
+        if matches!(event, Event::Down { .. }) {
+            count.fetch_add(1, Ordering::SeqCst);
+            if std::thread::current().name() != Some("objm-keeper") {
+                let client = seen.get().unwrap();
+                let before = client.counters().connect_failures;
+                eventually("a failed attempt", || client.counters().connect_failures > before);
+                by_caller.store(true, Ordering::SeqCst);
+            }
+        }
+    });
+    let client = client.get_or_init(|| config.connect().unwrap());
+    let mut outages = 0;
+    // The keeper may notice a loss first.
+    while !noticed_by_caller.load(Ordering::SeqCst) {
+        assert!(client.lookup(&uri("/a"), Want::ENTRY).is_err());
+        outages += 1;
+        let failures = client.counters().connect_failures;
+        eventually("further attempts", || client.counters().connect_failures >= failures + 2);
+        assert_eq!(downs.load(Ordering::SeqCst), outages);
+        serves.store(true, Ordering::SeqCst);
+        client.wait_connected(PATIENCE).unwrap();
+    }
+    drop(client.detach());
     peer.finish();
 }
 

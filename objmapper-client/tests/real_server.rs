@@ -307,7 +307,8 @@ fn a_session_is_resumed_within_the_grace_time() {
     let (dir, store, events) = (tempfile::tempdir().unwrap(), open_store(), Arc::new(Mutex::new(Vec::new())));
     let server = serve_store(dir.path(), store.clone());
     let listener = Arc::clone(&events);
-    let client = config(dir.path()).on_event(move |event| listener.lock().unwrap().push(*event)).connect().unwrap();
+    let client =
+        config(dir.path()).on_event(move |event| listener.lock().unwrap().push(event.clone())).connect().unwrap();
     let ephemeral = CommitOptions { want: Want::PIN, ephemeral: true, ..CommitOptions::default() };
     let a = put(&client, &uri("/a"), b"ours", ephemeral).entry;
     let mut private = client.create(1 << 20, None, None).unwrap();
@@ -331,7 +332,7 @@ fn a_session_is_resumed_within_the_grace_time() {
         std::thread::yield_now();
     }
     let seen = events.lock().unwrap().clone();
-    assert!(matches!(seen[..], [Event::SessionStarted { .. }, Event::Down, _]), "{seen:?}");
+    assert!(matches!(seen[..], [Event::SessionStarted { .. }, Event::Down { .. }, _]), "{seen:?}");
     let found = client.lookup(&uri("/a"), Want::FD).unwrap().unwrap();
     assert!(found.entry.flags.contains(EntryFlags::PINNED) && found.entry.object == a.object);
     assert_eq!(content(found), b"ours");

@@ -61,7 +61,7 @@ fn a_stalled_store_is_given_up_and_comes_back() {
         .pipeline(255)
         .call_timeout(Duration::from_millis(200))
         .connect_timeout(Duration::from_millis(200))
-        .on_event(move |event| log.lock().unwrap().push(*event))
+        .on_event(move |event| log.lock().unwrap().push(event.clone()))
         .build()
         .unwrap();
     client.wait_connected(PATIENCE).unwrap();
@@ -86,7 +86,7 @@ fn a_stalled_store_is_given_up_and_comes_back() {
         *events.lock().unwrap(),
         [
             Event::SessionStarted { session: 1, instance, lost_previous: false, instance_changed: false },
-            Event::Down,
+            Event::Down { why: Error::Timeout { what: "an answer" } },
             Event::SessionResumed { session: 1, instance, instance_changed: false },
         ]
     );
@@ -126,18 +126,18 @@ fn a_lost_session_is_told() {
     });
     let (event, events) = mpsc::channel();
     let event = std::sync::Mutex::new(event);
-    let client = peer.config().on_event(move |e| event.lock().unwrap().send(*e).unwrap()).connect().unwrap();
+    let client = peer.config().on_event(move |e| event.lock().unwrap().send(e.clone()).unwrap()).connect().unwrap();
     assert!(matches!(events.recv_timeout(PATIENCE), Ok(Event::SessionStarted { session: 1, .. })));
     let mut object = client.create(10, None, None).unwrap();
     assert_eq!((object.handle(), object.tier(), is_cloexec(object.fd().unwrap())), (7, Tier::Memory, true));
     kill.send(()).unwrap();
-    assert_eq!(events.recv_timeout(PATIENCE).unwrap(), Event::Down);
+    assert_eq!(events.recv_timeout(PATIENCE).unwrap(), Event::Down { why: Error::Closed });
     assert_eq!(
         events.recv_timeout(PATIENCE).unwrap(),
         Event::SessionStarted { session: 2, instance: Token([2; 16]), lost_previous: true, instance_changed: true }
     );
     let why = object.commit(&uri("/a"), 0, CommitOptions::default()).unwrap_err();
-    assert!(matches!(why, Error::SessionLost) && why.gives_up());
+    assert!(matches!(why, Error::SessionLost) && !why.is_retryable());
     drop(object);
     client.release(1, &[1, 2, 3]);
     assert!(client.flush_deferred(PATIENCE));
@@ -341,12 +341,15 @@ fn a_store_that_hangs_up_for_a_while_keeps_its_session() {
     });
     let events = Arc::new(std::sync::Mutex::new(Vec::new()));
     let log = Arc::clone(&events);
-    let client = peer.config().on_event(move |event| log.lock().unwrap().push(*event)).connect().unwrap();
+    let client = peer.config().on_event(move |event| log.lock().unwrap().push(event.clone())).connect().unwrap();
     assert_eq!(client.lookup(&uri("/a"), Want::ENTRY).unwrap_err(), Error::Closed);
     client.wait_connected(PATIENCE).unwrap();
     assert_eq!(client.session().unwrap().id(), 1);
     eventually("the event", || events.lock().unwrap().len() == 3);
-    assert!(matches!(events.lock().unwrap()[1..], [Event::Down, Event::SessionResumed { session: 1, .. }]));
+    assert!(matches!(
+        events.lock().unwrap()[1..],
+        [Event::Down { why: Error::Closed }, Event::SessionResumed { session: 1, .. }]
+    ));
     drop(client);
     peer.finish();
 }

@@ -1,7 +1,9 @@
 //! Adoption, the store's part: pins a record, so that it can become a body ([`Body::adopt`](crate::body::Body::adopt)).
 //! A pinned record must be taken by a body or released ([`Engine::cancel_adoption`]).
 
-use crate::backing::{Failure, Lengths, StoredBody};
+use objmapper_client::Outage;
+
+use crate::backing::{Lengths, StoredBody};
 use crate::engine::Engine;
 use crate::unreadable::is_unreadable;
 
@@ -29,10 +31,9 @@ pub enum NotAdopted {
     Small,
     /// The object is not under its URI any more.
     Gone,
-    /// The store is not connected, or did not answer in time.
-    Down,
-    /// The lengths are inconsistent, the record's file was found to be unreadable before, or the store failed.
-    Failed,
+    /// The store request failed; [`Outage::Io`] if the record's file was found to be unreadable before, [`Outage::Protocol`] if the
+    /// lengths are inconsistent.
+    Outage(Outage),
 }
 
 /// A record that is pinned for a body: give it to [`Body::adopt`](crate::body::Body::adopt) or to [`Engine::cancel_adoption`].
@@ -49,8 +50,11 @@ impl Engine {
         if wanted.body_len <= self.options.threshold || wanted.body_len == 0 {
             return Err(NotAdopted::Small);
         }
-        if wanted.file_len < wanted.body_len || is_unreadable(wanted.instance, wanted.object) {
-            return Err(NotAdopted::Failed);
+        if wanted.file_len < wanted.body_len {
+            return Err(NotAdopted::Outage(Outage::Protocol));
+        }
+        if is_unreadable(wanted.instance, wanted.object) {
+            return Err(NotAdopted::Outage(Outage::Io));
         }
         let lengths = Lengths { body: wanted.body_len, file: wanted.file_len };
         match self.backing().pin(wanted.uri, wanted.object, lengths, self.new_key()) {
@@ -59,10 +63,7 @@ impl Engine {
             Err(failure) => {
                 self.count_failure(&failure);
                 self.log_error(&format!("a record could not be adopted: {failure}"));
-                Err(match failure {
-                    Failure::Down(_) | Failure::Timeout(_) => NotAdopted::Down,
-                    _ => NotAdopted::Failed,
-                })
+                Err(NotAdopted::Outage(failure.kind()))
             }
         }
     }

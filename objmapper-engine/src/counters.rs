@@ -3,6 +3,8 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use objmapper_client::Outage;
+
 objmapper_counters::counters! {
 /// The counters of one storage, in shared memory for varnishstat(1).
 ///
@@ -77,7 +79,7 @@ pub struct Counters {
     /// By the background thread, so that a fetch finds room. LRU evictions of a fetch itself are MAIN.n_lru_nuked only.
     #[counter]
     pub c_evicted_ahead: AtomicU64,
-    /// Bodies kept in heap: objmapper is down
+    /// Bodies kept in heap: objmapper is not connected, or does not serve this varnishd
     #[counter]
     pub c_fallback_down: AtomicU64,
     /// Bodies kept in heap: objmapper is full
@@ -86,9 +88,12 @@ pub struct Counters {
     /// Bodies kept in heap: objmapper did not answer in time
     #[counter]
     pub c_fallback_timeout: AtomicU64,
-    /// Bodies kept in heap: no descriptors, no mappings or an I/O error
+    /// Bodies kept in heap: input or output, or no descriptors or memory
     #[counter]
-    pub c_fallback_error: AtomicU64,
+    pub c_fallback_io: AtomicU64,
+    /// Bodies kept in heap: objmapper broke the protocol or refused a request
+    #[counter]
+    pub c_fallback_protocol: AtomicU64,
     /// Bodies that begin in objmapper and continue in heap
     ///
     /// objmapper failed while the body came in. What is in the file is published alone, or copied to heap.
@@ -193,7 +198,9 @@ pub struct Counters {
     /// Connections to objmapper made again
     #[counter]
     pub c_reconnects: AtomicU64,
-    /// Errors: input or output on a body's file
+    /// Errors: input or output on a body's file, or no descriptors or memory
+    ///
+    /// A body's file that finds its disk full is no error, but counted as 'c_fallback_full'.
     #[counter]
     pub c_err_io: AtomicU64,
     /// Errors: objmapper broke the protocol or refused a request
@@ -208,6 +215,31 @@ pub struct Counters {
     #[counter]
     pub c_err_internal: AtomicU64,
 }
+}
+
+impl Counters {
+    /// Counts a store request that failed. An outage and a full store are states: what they cost is counted by
+    /// [`Counters::fallback`] and by the outcome.
+    pub(crate) fn outage(&self, kind: Outage) {
+        match kind {
+            Outage::Down | Outage::Full => {}
+            Outage::Timeout => add(&self.c_err_timeout, 1),
+            Outage::Io => add(&self.c_err_io, 1),
+            Outage::Protocol => add(&self.c_err_protocol, 1),
+        }
+    }
+
+    /// Counts a body that stays in heap because a store request failed.
+    pub(crate) fn fallback(&self, kind: Outage) {
+        let counter = match kind {
+            Outage::Down => &self.c_fallback_down,
+            Outage::Timeout => &self.c_fallback_timeout,
+            Outage::Full => &self.c_fallback_full,
+            Outage::Io => &self.c_fallback_io,
+            Outage::Protocol => &self.c_fallback_protocol,
+        };
+        add(counter, 1);
+    }
 }
 
 /// Adds to a counter.

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::sys::stat::Mode;
 use nix::unistd::ftruncate;
+use objmapper_client::Outage;
 
 use crate::backing::{DraftFile, DraftSize, Failure};
 use crate::counters;
@@ -148,7 +149,7 @@ impl Draft {
     /// file go on reading it; later readers are given the new one ([`Draft::reading`]).
     fn reserve_or_move(&mut self, engine: &Engine, size: DraftSize) -> Result<(), Failure> {
         let full = match engine.reserve(&mut self.file, size) {
-            Err(full @ Failure::Full(_)) => full,
+            Err(full @ Failure::Outage { kind: Outage::Full, .. }) => full,
             other => return other,
         };
         // A draft with holes is never published, so that a move gains nothing: the rest goes to heap.
@@ -168,7 +169,7 @@ impl Draft {
             }
             Err(error) => {
                 moved.abort();
-                Err(Failure::Io(error.to_string()))
+                Err(error.into())
             }
         }
     }

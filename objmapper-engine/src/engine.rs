@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use objmapper_client::Cache;
+use objmapper_client::{Cache, Outage};
 
 use crate::account::Account;
 use crate::backing::{Backing, DraftFile, DraftSize, Failure, Lengths, Name, StoredBody};
@@ -161,7 +161,7 @@ impl Engine {
         let len = zeros.len() as u64;
         let mut draft = self.backing.create(DraftSize { granted: len, expected: len })?;
         let written = draft.file().and_then(|file| file.write_all_at(&zeros, 0));
-        written.map_err(|error| Failure::Io(error.to_string()))?;
+        written?;
         draft.close();
         let stored = self.publish_own(&mut draft, Lengths { body: len, file: len })?;
         self.backing.release(&stored);
@@ -191,29 +191,13 @@ impl Engine {
     }
 
     pub(crate) fn count_failure(&self, failure: &Failure) {
-        let c = self.counters;
-        match failure {
-            Failure::Down(_) | Failure::Full(_) => {}
-            Failure::Timeout(_) => counters::add(&c.c_err_timeout, 1),
-            Failure::Io(_) => counters::add(&c.c_err_io, 1),
-            // Only a record has a fence, and there a conflict is no error.
-            Failure::Protocol(_) | Failure::Conflict => counters::add(&c.c_err_protocol, 1),
-        }
+        self.counters.outage(failure.kind());
     }
 
     /// Counts a body that stays in heap, or continues there, because of `failure`.
     pub(crate) fn count_fallback(&self, failure: &Failure) {
         self.count_failure(failure);
-        let c = self.counters;
-        counters::add(
-            match failure {
-                Failure::Down(_) => &c.c_fallback_down,
-                Failure::Full(_) => &c.c_fallback_full,
-                Failure::Timeout(_) => &c.c_fallback_timeout,
-                Failure::Io(_) | Failure::Protocol(_) | Failure::Conflict => &c.c_fallback_error,
-            },
-            1,
-        );
+        self.counters.fallback(failure.kind());
         self.record_failure(|| format!("bodies stay in heap: {failure}"));
     }
 
@@ -230,15 +214,16 @@ impl Engine {
 
     /// Counts and logs that an operation on a body's file failed.
     pub(crate) fn file_error(&self, what: &str, error: &io::Error) {
-        counters::add(&self.counters.c_err_io, 1);
+        self.counters.outage(Outage::from(error));
         self.drop_caches(error);
         self.errors.line(|| format!("{what}: {error}"));
     }
 
     /// Counts and logs that an operation on a draft's file failed: the body, or the rest of it, stays in heap.
     pub(crate) fn draft_error(&self, what: &str, error: &io::Error) {
-        counters::add(&self.counters.c_fallback_error, 1);
-        counters::add(&self.counters.c_err_io, 1);
+        let kind = Outage::from(error);
+        self.counters.outage(kind);
+        self.counters.fallback(kind);
         self.drop_caches(error);
         self.record_failure(|| format!("bodies stay in heap: {what}: {error}"));
     }

@@ -6,6 +6,7 @@
 
 use std::os::unix::fs::FileExt;
 
+use objmapper_client::{Outage, Published};
 use smallvec::SmallVec;
 
 use crate::backing::{Failure, Lengths, StoredBody};
@@ -18,45 +19,26 @@ use crate::space::write_rest;
 use crate::state::{Medium, Piece, State};
 use crate::writer::{Target, Writer};
 
-/// The outcome of [`Body::publish`]. Except after [`Outcome::Done`], the body is unchanged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// The record is published: other caches find it.
-    Done,
-    /// The body, or a part of it, is not in a draft.
-    Elsewhere,
-    /// The URI was deleted after its fence was read.
-    Conflict,
-    /// The store, or the storage's limit, has no room for the tail.
-    Full,
-    /// The store is not connected.
-    Down,
-    /// The store did not answer in time; it may have published the record.
-    Timeout,
-    /// Any other failure; it is logged.
-    Failed,
-}
-
 impl Body {
     /// Publishes the complete body as a record that other caches find. The fetch has succeeded, [`Body::trim`] was
     /// called, and [`Body::settle`] was not yet. `nuke` is as in [`Body::space`]. May wait for the store until the
     /// deadline of a call (`timeout`).
-    pub fn publish(&self, engine: &Engine, record: &NewRecord<'_>, nuke: &mut dyn FnMut() -> bool) -> Outcome {
+    pub fn publish(&self, engine: &Engine, record: &NewRecord<'_>, nuke: &mut dyn FnMut() -> bool) -> Published {
         let mut writer = self.writer();
         write_rest(self, &mut writer, engine);
-        let Some((draft, len)) = complete_draft(self, &mut writer) else { return Outcome::Elsewhere };
+        let Some((draft, len)) = complete_draft(self, &mut writer) else { return Published::Elsewhere };
         match as_record(engine, draft, len, record, nuke) {
             Ok(stored) => {
                 counters::add(&engine.counters.c_published, 1);
                 counters::add(&engine.counters.c_records, 1);
                 published(self, &mut writer, engine, &stored);
-                Outcome::Done
+                Published::Done
             }
             Err(outcome) => {
                 match outcome {
-                    Outcome::Done | Outcome::Elsewhere => {}
-                    Outcome::Conflict => counters::add(&engine.counters.c_record_conflict, 1),
-                    _ => counters::add(&engine.counters.c_record_failed, 1),
+                    Published::Done | Published::Elsewhere => {}
+                    Published::Conflict => counters::add(&engine.counters.c_record_conflict, 1),
+                    Published::Outage(_) => counters::add(&engine.counters.c_record_failed, 1),
                 }
                 // The draft may have moved to another file.
                 let last = self.view().enter(State::Draft(draft.reading()));
@@ -225,14 +207,14 @@ fn as_record(
     len: u64,
     record: &NewRecord<'_>,
     nuke: &mut dyn FnMut() -> bool,
-) -> Result<StoredBody, Outcome> {
+) -> Result<StoredBody, Published> {
     if !draft.finish(engine, len) {
-        return Err(Outcome::Failed);
+        return Err(Published::Outage(Outage::Io));
     }
     let tail = record.tail.len() as u64;
     while !engine.account.grow(tail) {
         if tail > engine.account.limit() || !nuke() {
-            return Err(Outcome::Full);
+            return Err(Published::Outage(Outage::Full));
         }
     }
     let file = len + tail;
@@ -240,7 +222,7 @@ fn as_record(
         let result = draft.file().file().and_then(|to| to.write_all_at(record.tail, len));
         result.map_err(|error| {
             engine.file_error("writing a record's tail", &error);
-            Failure::Io(error.to_string())
+            Failure::from(error)
         })
     });
     if let Err(failure) = written {
@@ -256,16 +238,14 @@ fn as_record(
     engine.publish_record(draft.file(), record, lengths).map_err(|failure| outcome(engine, &failure))
 }
 
-fn outcome(engine: &Engine, failure: &Failure) -> Outcome {
-    let outcome = match failure {
-        Failure::Conflict => return Outcome::Conflict,
-        Failure::Down(_) => Outcome::Down,
-        Failure::Full(_) => Outcome::Full,
-        Failure::Timeout(_) => Outcome::Timeout,
-        Failure::Io(_) | Failure::Protocol(_) => Outcome::Failed,
-    };
-    engine.log_error(&format!("a record could not be published: {failure}"));
-    outcome
+fn outcome(engine: &Engine, failure: &Failure) -> Published {
+    match failure {
+        Failure::Conflict => Published::Conflict,
+        Failure::Outage { kind, .. } => {
+            engine.log_error(&format!("a record could not be published: {failure}"));
+            Published::Outage(*kind)
+        }
+    }
 }
 
 /// Returns a body's draft, and the body's length, if all of the body is in the draft's file, and it is not closed.

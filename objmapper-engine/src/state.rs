@@ -56,7 +56,7 @@
 //! | [`Body::begin_transit`] | the writer | `Refused`, `Mixed`, `Adopted` | returns false |
 //! | [`Body::transit_space`] | the writer | `Transit` | [`Step::Fail`](crate::transit::Step::Fail) |
 //! | [`Body::extend`], [`Body::trim`] | the writer | before `settle` | nothing |
-//! | [`Body::publish`] | the writer | `Draft`, complete | [`Outcome::Elsewhere`](crate::publish::Outcome::Elsewhere) |
+//! | [`Body::publish`] | the writer | `Draft`, complete | [`Published::Elsewhere`](objmapper_client::Published::Elsewhere) |
 //! | [`Body::settle`] | the writer | each, once | what the first call said |
 //! | [`Body::part`], [`Body::part_for_kernel`] | readers | each | |
 //! | [`Body::give_back`] | the only reader | each; of a file while the writer does nothing | later |

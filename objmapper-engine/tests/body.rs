@@ -264,7 +264,7 @@ fn a_draft_that_fails_before_its_first_byte_costs_nothing() {
     }
     let f = fixture_on(Options::default(), MemoryTier { limit: 1 << 40, mount: Some(mount) });
     let mut filler = Vec::new();
-    while f.counter(|c| &c.c_fallback_error) == 0 {
+    while f.counter(|c| &c.c_fallback_full) == 0 {
         filler.push(f.fetch(900_000, true, true));
         assert!(filler.len() < 10_000, "the file system has no limit");
     }
@@ -419,7 +419,7 @@ fn an_absurd_content_length_is_a_body_as_any_other() {
     let (_, room) = body.space(&f.engine, announced, true, LIMITS, &mut || false).unwrap();
     assert!(room > 0);
     body.extend(1);
-    assert_eq!((f.counter(|c| &c.g_writing), f.counter(|c| &c.c_fallback_error)), (1, 0));
+    assert_eq!((f.counter(|c| &c.g_writing), f.counter(|c| &c.c_fallback_full)), (1, 0));
     assert!(f.engine.account.used() <= LIMITS.max as u64);
     body.slim(&f.engine);
     assert_eq!((f.engine.account.used(), f.stored()), (0, 0));

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{CHUNK, Fixture, LIMITS, PATIENCE, THRESHOLD, engine, fixture, pattern, serve, unlimited, until};
+use objmapper_client::{Outage, Published};
 use objmapper_engine::adopt::{Announced, NotAdopted, Wanted};
 use objmapper_engine::backing::{Backing, Remote};
 use objmapper_engine::body::Body;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::maintenance::{Maintenance, Task};
 use objmapper_engine::options::Options;
-use objmapper_engine::publish::Outcome;
 use objmapper_engine::record::{Fence, NewRecord};
 use objmapper_server::store::{ANY_VERSION, Store};
 
@@ -40,7 +40,7 @@ fn fetched(f: &Fixture, len: u64, known: bool) -> Body {
 /// Publishes a record of `LEN` bytes of body and forgets the body.
 fn published(f: &Fixture) {
     let body = fetched(f, LEN, true);
-    assert_eq!(body.publish(&f.engine, &record(fence(&f.store)), &mut || false), Outcome::Done);
+    assert_eq!(body.publish(&f.engine, &record(fence(&f.store)), &mut || false), Published::Done);
     assert!(body.settle(&f.engine, true, 0));
     body.slim(&f.engine);
     assert_eq!((f.engine.account.used(), f.pinned()), (0, 0));
@@ -87,7 +87,7 @@ fn a_record_is_body_and_tail_and_outlives_its_publisher() {
     for known in [true, false] {
         let f = unlimited();
         let body = fetched(&f, LEN, known);
-        assert_eq!(body.publish(&f.engine, &record(fence(&f.store)), &mut || false), Outcome::Done);
+        assert_eq!(body.publish(&f.engine, &record(fence(&f.store)), &mut || false), Published::Done);
         let (entry, file) = f.store.open_uri(URI).unwrap().unwrap();
         assert_eq!((entry.length, entry.ephemeral), (FILE, false));
         let mut bytes = vec![0; FILE as usize];
@@ -100,7 +100,7 @@ fn a_record_is_body_and_tail_and_outlives_its_publisher() {
         assert_eq!((f.check(&body, LEN), f.engine.account.used()), (1, FILE));
         assert_eq!(f.counter(|c| &c.g_body_bytes), FILE);
         assert_eq!((f.records(), f.counter(|c| &c.c_published), f.counter(|c| &c.g_writing)), (1, 1, 0));
-        assert_eq!(body.publish(&f.engine, &record(fence(&f.store)), &mut || false), Outcome::Elsewhere);
+        assert_eq!(body.publish(&f.engine, &record(fence(&f.store)), &mut || false), Published::Elsewhere);
         assert!(f.pinned() > 0);
         body.slim(&f.engine);
         assert_eq!((f.engine.account.used(), f.counter(|c| &c.g_body_bytes), f.pinned()), (0, 0, 0));
@@ -114,7 +114,7 @@ fn what_was_deleted_since_is_not_published_and_stays_the_objects_own() {
     let before = fence(&f.store);
     let body = fetched(&f, LEN, true);
     let _ = f.store.delete(URI, ANY_VERSION);
-    assert_eq!(body.publish(&f.engine, &record(before), &mut || false), Outcome::Conflict);
+    assert_eq!(body.publish(&f.engine, &record(before), &mut || false), Published::Conflict);
     assert!(f.store.lookup(URI).unwrap().is_none());
     assert_eq!((f.records(), f.counter(|c| &c.c_record_conflict)), (0, 1));
     f.check(&body, LEN);
@@ -133,7 +133,7 @@ fn a_conflict_of_a_body_that_is_not_kept_leaves_nothing() {
     let before = fence(&f.store);
     let body = fetched(&f, LEN, true);
     let _ = f.store.delete(URI, ANY_VERSION);
-    assert_eq!(body.publish(&f.engine, &record(before), &mut || false), Outcome::Conflict);
+    assert_eq!(body.publish(&f.engine, &record(before), &mut || false), Published::Conflict);
     assert!(body.settle(&f.engine, false, 0));
     f.check(&body, LEN);
     body.slim(&f.engine);
@@ -144,13 +144,13 @@ fn a_conflict_of_a_body_that_is_not_kept_leaves_nothing() {
 fn only_what_is_in_the_store_as_a_whole_becomes_a_record() {
     let f = unlimited();
     let small = fetched(&f, THRESHOLD, true);
-    assert_eq!(small.publish(&f.engine, &record(fence(&f.store)), &mut || false), Outcome::Elsewhere);
+    assert_eq!(small.publish(&f.engine, &record(fence(&f.store)), &mut || false), Published::Elsewhere);
     small.slim(&f.engine);
     // Half-way the store runs out: the rest is in heap.
     let f = fixture(Options::default(), 1 << 20);
     let mixed = fetched(&f, 3 << 20, false);
     assert_eq!(f.counter(|c| &c.c_mixed), 1);
-    assert_eq!(mixed.publish(&f.engine, &record(fence(&f.store)), &mut || false), Outcome::Elsewhere);
+    assert_eq!(mixed.publish(&f.engine, &record(fence(&f.store)), &mut || false), Published::Elsewhere);
     assert!(mixed.settle(&f.engine, true, 0));
     f.check(&mixed, 3 << 20);
     mixed.slim(&f.engine);
@@ -167,7 +167,7 @@ fn without_room_for_the_tail_the_body_is_what_it_was() {
         asked += 1;
         false
     });
-    assert_eq!((outcome, asked, f.engine.account.used()), (Outcome::Full, 1, LEN));
+    assert_eq!((outcome, asked, f.engine.account.used()), (Published::Outage(Outage::Full), 1, LEN));
     assert!(body.settle(&f.engine, true, 0));
     assert_eq!((f.records(), f.counter(|c| &c.c_record_failed), f.counter(|c| &c.c_published)), (0, 1, 1));
     f.check(&body, LEN);
@@ -180,7 +180,7 @@ fn without_room_for_the_tail_the_body_is_what_it_was() {
     let body = fetched(&f, pages, true);
     assert_eq!(f.stored(), pages);
     let outcome = body.publish(&f.engine, &record(fence(&f.store)), &mut || false);
-    assert_eq!((outcome, f.engine.account.used()), (Outcome::Full, pages));
+    assert_eq!((outcome, f.engine.account.used()), (Published::Outage(Outage::Full), pages));
     assert!(body.settle(&f.engine, true, 0));
     f.check(&body, pages);
     assert_eq!(f.counter(|c| &c.c_published), 1);
@@ -203,7 +203,7 @@ fn a_slow_follower_reads_on_while_the_record_is_published() {
                     }
                 });
             }
-            assert_eq!(body.publish(&f.engine, &record(fence(&f.store)), &mut || false), Outcome::Done);
+            assert_eq!(body.publish(&f.engine, &record(fence(&f.store)), &mut || false), Published::Done);
             assert!(body.settle(&f.engine, true, 0));
         });
         assert_eq!((f.records(), early.len), (round, LEN));
@@ -295,8 +295,8 @@ fn what_is_not_there_as_it_is_said_to_be_is_not_adopted() {
     assert_eq!(refused(Wanted { object: entry.object + 1, ..good }), NotAdopted::Gone);
     assert_eq!(refused(Wanted { file_len: FILE + 1, ..good }), NotAdopted::Gone);
     assert_eq!(refused(Wanted { uri: b"/l2/b", ..good }), NotAdopted::Gone);
-    assert_eq!(refused(Wanted { uri: b"no URI", ..good }), NotAdopted::Failed);
-    assert_eq!(refused(Wanted { file_len: LEN - 1, ..good }), NotAdopted::Failed);
+    assert_eq!(refused(Wanted { uri: b"no URI", ..good }), NotAdopted::Outage(Outage::Protocol));
+    assert_eq!(refused(Wanted { file_len: LEN - 1, ..good }), NotAdopted::Outage(Outage::Protocol));
     assert_eq!(f.pinned(), 0);
     // Purged, and replaced by another record.
     f.store.delete(URI, ANY_VERSION).unwrap();
@@ -323,7 +323,7 @@ fn a_record_that_is_purged_after_its_adoption_stays_its_body() {
 fn bodies_that_share_a_record_keep_it_for_each_other() {
     let f = unlimited();
     let publisher = fetched(&f, LEN, true);
-    assert_eq!(publisher.publish(&f.engine, &record(fence(&f.store)), &mut || false), Outcome::Done);
+    assert_eq!(publisher.publish(&f.engine, &record(fence(&f.store)), &mut || false), Published::Done);
     let (first, second) = (adopting(&f), adopting(&f));
     take_in(&f.engine, &first, CHUNK);
     take_in(&f.engine, &second, CHUNK);
@@ -431,7 +431,7 @@ fn in_an_objmapperd_records_are_shared_and_lost_with_it() {
     let f = Fixture { engine, store };
 
     let publisher = fetched(&f, LEN, false);
-    assert_eq!(publisher.publish(&f.engine, &record(fence(&f.store)), &mut || false), Outcome::Done);
+    assert_eq!(publisher.publish(&f.engine, &record(fence(&f.store)), &mut || false), Published::Done);
     assert!(publisher.settle(&f.engine, true, 11));
     // Released and adopted again at once, over and over: the pin is there each time.
     for _ in 0..20 {
@@ -457,7 +457,7 @@ fn in_an_objmapperd_records_are_shared_and_lost_with_it() {
     drop(store);
     server.drain(Duration::ZERO);
     until("the store is gone", || !engine.is_happy());
-    assert_eq!(unpublished.publish(&engine, &record(fence_before), &mut || false), Outcome::Down);
+    assert_eq!(unpublished.publish(&engine, &record(fence_before), &mut || false), Published::Outage(Outage::Down));
     assert!(copied.settle(&engine, true, 14), "heap has room for it");
     assert_eq!((copied.describe().heap_pieces, copied.describe().in_draft), (1, false));
     assert!(!unpublished.settle(&engine, true, 15), "it cannot be kept");

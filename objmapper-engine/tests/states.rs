@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{CHUNK, Fixture, LIMITS, PATIENCE, THRESHOLD, engine, fence, fixture, pattern, serve, unlimited, until};
+use objmapper_client::Published;
 use objmapper_engine::adopt::{Announced, Wanted};
 use objmapper_engine::backing::{Backing, Remote};
 use objmapper_engine::body::Body;
 use objmapper_engine::maintenance::Maintenance;
 use objmapper_engine::options::Options;
-use objmapper_engine::publish::Outcome;
 use objmapper_engine::record::NewRecord;
 use objmapper_engine::space::NoRoom;
 use objmapper_engine::span::{NoSpan, Part};
@@ -26,13 +26,13 @@ fn publish_record(f: &Fixture) -> u64 {
     let body = Body::default();
     assert!(f.write(&body, LEN, true, CHUNK));
     body.trim(&f.engine);
-    assert_eq!(publish(f, &body), Outcome::Done);
+    assert_eq!(publish(f, &body), Published::Done);
     assert!(body.settle(&f.engine, true, 0));
     body.slim(&f.engine);
     f.store.lookup(URI).unwrap().unwrap().object
 }
 
-fn publish(f: &Fixture, body: &Body) -> Outcome {
+fn publish(f: &Fixture, body: &Body) -> Published {
     let fence = fence(&f.store, URI);
     body.publish(&f.engine, &NewRecord { uri: URI, tail: TAIL, expires: 0, fence }, &mut || false)
 }
@@ -62,7 +62,7 @@ fn nothing_begins_again(f: &Fixture, body: &Body) {
     body.trim(&f.engine);
     body.adopt_with_bytes();
     body.give_up_adoption(&f.engine);
-    assert_eq!(publish(f, body), Outcome::Elsewhere);
+    assert_eq!(publish(f, body), Published::Elsewhere);
     assert!(!body.begin_transit(&f.engine) && !body.is_in_transit());
     assert!(matches!(transit_step(f, body), Step::Fail));
     assert_eq!((body.len(), f.engine.account.used(), f.counter(|c| &c.c_adopt_fallback)), (len, used, 0));
@@ -79,7 +79,7 @@ fn a_body_in_heap_is_read_while_it_comes_in_and_ends_once() {
     f.check(&body, 1000);
     assert!(!body.begin_transit(&f.engine), "the store has refused nothing");
     assert!(matches!(transit_step(&f, &body), Step::Fail));
-    assert_eq!(publish(&f, &body), Outcome::Elsewhere);
+    assert_eq!(publish(&f, &body), Published::Elsewhere);
     body.trim(&f.engine);
     assert!(body.settle(&f.engine, true, 0));
     f.check(&body, 1000);
@@ -103,9 +103,9 @@ fn a_draft_is_read_from_its_file_and_its_buffer_and_is_published_once() {
     assert!(!body.begin_transit(&f.engine), "the store has refused nothing");
     body.trim(&f.engine);
     f.check(&body, LEN);
-    assert_eq!(publish(&f, &body), Outcome::Done);
+    assert_eq!(publish(&f, &body), Published::Done);
     f.check(&body, LEN);
-    assert_eq!(publish(&f, &body), Outcome::Elsewhere, "once");
+    assert_eq!(publish(&f, &body), Published::Elsewhere, "once");
     assert!(body.settle(&f.engine, true, 0));
     assert!(body.settle(&f.engine, true, 0));
     assert_eq!(f.counter(|c| &c.c_published), 1);
@@ -126,13 +126,13 @@ fn what_the_store_refuses_is_read_from_heap_and_what_it_took_from_the_file() {
     assert!(mixed.part(&f.engine, (3 << 20) - 1).unwrap().is_stable());
     assert!(!mixed.is_in_heap() && mixed.describe().in_draft && mixed.describe().heap_pieces > 0);
     mixed.trim(&f.engine);
-    assert_eq!(publish(&f, &mixed), Outcome::Elsewhere, "a part of it is in heap");
+    assert_eq!(publish(&f, &mixed), Published::Elsewhere, "a part of it is in heap");
     // There is no room in the store for another one.
     let refused = Body::default();
     assert!(f.write(&refused, 1 << 20, true, CHUNK));
     assert!(refused.is_in_heap() && f.counter(|c| &c.g_fallback_bytes) >= 1 << 20);
     f.check(&refused, 1 << 20);
-    assert_eq!(publish(&f, &refused), Outcome::Elsewhere);
+    assert_eq!(publish(&f, &refused), Published::Elsewhere);
     for body in [&mixed, &refused] {
         let len = body.len();
         body.trim(&f.engine);
@@ -175,7 +175,7 @@ fn an_adopted_record_is_read_as_far_as_the_writer_has_come() {
     body.adopt_with_bytes();
     body.give_up_adoption(&f.engine);
     assert_eq!((f.counter(|c| &c.c_adopted), f.counter(|c| &c.c_adopt_fallback)), (1, 0));
-    assert_eq!(publish(&f, &body), Outcome::Elsewhere);
+    assert_eq!(publish(&f, &body), Published::Elsewhere);
     body.extend(LEN - 1000);
     body.trim(&f.engine);
     assert!(body.settle(&f.engine, true, 0));
@@ -213,7 +213,7 @@ fn a_body_in_transit_keeps_its_file_and_is_never_stored() {
     f.check(&body, len + size as u64);
     drop(reader);
     body.trim(&f.engine);
-    assert_eq!(publish(&f, &body), Outcome::Elsewhere);
+    assert_eq!(publish(&f, &body), Published::Elsewhere);
     for _ in 0..2 {
         assert!(!body.settle(&f.engine, true, 0), "it leaves the cache");
     }

@@ -34,6 +34,8 @@ pub enum Notice {
     Up(String),
     /// The store cannot be used; the text says why. Every look-up is a miss until it is up.
     Down(String),
+    /// The store is down, and answers that it refuses this cache; the text names the remedy.
+    Refused(String),
     /// The store accepts fewer connections than configured; the text says why.
     FewConnections(String),
     /// The ban log was lost, or a process died before its announced ban was recorded: all older records are
@@ -50,6 +52,7 @@ impl fmt::Display for Notice {
         match self {
             Self::Up(text) => write!(f, "objmapper is up: {text}"),
             Self::Down(text) => write!(f, "objmapper is down: {text}"),
+            Self::Refused(text) => write!(f, "objmapper refuses this cache: {text}"),
             Self::FewConnections(text) => write!(f, "objmapper gives too few connections: {text}"),
             Self::BansReset(text) => write!(f, "all older records are invalidated: {text}"),
             Self::BanDelayed(text) => write!(f, "a ban is not recorded yet: {text}"),

@@ -3,8 +3,6 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::outage::Outage;
-
 objmapper_counters::counters! {
 /// The counters of one director, in shared memory for varnishstat(1).
 ///
@@ -88,7 +86,7 @@ pub struct Counters {
     /// Look-ups that missed because a ban was being recorded
     #[counter]
     pub c_bans_pending: AtomicU64,
-    /// Outages: not connected
+    /// Outages: not connected, or not served
     #[counter]
     pub c_out_down: AtomicU64,
     /// Outages: no answer in time
@@ -97,7 +95,7 @@ pub struct Counters {
     /// Outages: full
     #[counter]
     pub c_out_full: AtomicU64,
-    /// Outages: input or output, or no descriptors
+    /// Outages: input or output, or no descriptors or memory
     #[counter]
     pub c_out_io: AtomicU64,
     /// Outages: protocol or refusal
@@ -127,17 +125,5 @@ impl Counters {
     /// Lowers a gauge.
     pub fn sub(gauge: &AtomicU64, n: u64) {
         gauge.fetch_sub(n, Relaxed);
-    }
-
-    /// Counts an outage by its kind.
-    pub fn outage(&self, outage: Outage) {
-        let counter = match outage {
-            Outage::Down => &self.c_out_down,
-            Outage::Timeout => &self.c_out_timeout,
-            Outage::Full => &self.c_out_full,
-            Outage::Io => &self.c_out_io,
-            Outage::Protocol => &self.c_out_protocol,
-        };
-        Self::add(counter, 1);
     }
 }

@@ -1,41 +1,19 @@
-//! Why a store request failed, each with its counter.
+//! The counters of failed store requests, by kind.
 
-use objmapper_client::{Error, Status};
+pub use objmapper_client::Outage;
 
-/// Why a store request failed. Each kind has a counter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Outage {
-    /// The store is not connected: no request was sent.
-    #[error("down")]
-    Down,
-    /// The store did not answer in time.
-    #[error("timeout")]
-    Timeout,
-    /// The store has no room.
-    #[error("full")]
-    Full,
-    /// Input or output failed, or descriptors ran out.
-    #[error("io")]
-    Io,
-    /// The store violated the protocol or refused the request.
-    #[error("protocol")]
-    Protocol,
-}
+use crate::counters::Counters;
 
-impl From<&Error> for Outage {
-    fn from(why: &Error) -> Self {
-        match why {
-            Error::Down { .. } | Error::Closed | Error::ShutDown | Error::SessionLost => Self::Down,
-            Error::Timeout { .. } => Self::Timeout,
-            Error::Io { .. } | Error::Unlinked => Self::Io,
-            Error::Status { status, .. } => match status {
-                Status::Full | Status::Memory => Self::Full,
-                Status::Timeout => Self::Timeout,
-                Status::Storage => Self::Io,
-                Status::Unavailable => Self::Down,
-                _ => Self::Protocol,
-            },
-            _ => Self::Protocol,
-        }
+impl Counters {
+    /// Counts a store request that failed.
+    pub fn outage(&self, outage: Outage) {
+        let counter = match outage {
+            Outage::Down => &self.c_out_down,
+            Outage::Timeout => &self.c_out_timeout,
+            Outage::Full => &self.c_out_full,
+            Outage::Io => &self.c_out_io,
+            Outage::Protocol => &self.c_out_protocol,
+        };
+        Self::add(counter, 1);
     }
 }

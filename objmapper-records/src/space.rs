@@ -3,11 +3,11 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use objmapper_client::{Client, ConnectFailure, ConnectionState, Error, Event, UriError, UriSpace};
+use objmapper_client::{Client, ConnectionState, Error, Event, UriError, UriSpace};
 use objmapper_log::RateLimited;
 use parking_lot::Mutex;
 
@@ -70,41 +70,23 @@ pub struct L2 {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Reports the client's events as notices. `down` is true after a notice that the store is down.
-fn announcer(log: Log, bans: Arc<Keeper>, down: Arc<AtomicBool>) -> impl Fn(&Event) + Send + Sync {
+/// Reports the client's events as notices: one for each change of state, in order.
+fn announcer(log: Log, bans: Arc<Keeper>) -> impl Fn(&Event) + Send + Sync {
     move |event| {
         let notice = match event {
             Event::UpV01 { .. } => Notice::Up("a peer of protocol v0.1".into()),
             Event::SessionStarted { instance_changed: true, .. } => Notice::Up("it has started anew".into()),
             Event::SessionStarted { .. } => Notice::Up("connected".into()),
             Event::SessionResumed { .. } => Notice::Up("connected again".into()),
-            Event::Down => Notice::Down("no connection".into()),
+            Event::Down { why } => Notice::Down(why.to_string()),
+            Event::Refused { why, connections: 0 } => Notice::Refused(why.to_string()),
+            Event::Refused { why, connections } => Notice::FewConnections(format!("{connections} are open: {why}")),
             _ => return,
         };
-        let is_down = matches!(notice, Notice::Down(_));
-        if !is_down || !down.load(Ordering::Relaxed) {
-            log(&notice);
-        }
-        down.store(is_down, Ordering::Relaxed);
-        if !is_down {
+        log(&notice);
+        if matches!(notice, Notice::Up(_)) {
             // Bans that were made meanwhile are announced as early as possible.
             bans.wake_up();
-        }
-    }
-}
-
-/// Reports why a connection failed: the first failure, and each refusal of this client. The loss of a connection is an
-/// event.
-fn failure_announcer(log: Log, down: Arc<AtomicBool>) -> impl Fn(&ConnectFailure) + Send + Sync {
-    move |failure| {
-        if failure.connections > 0 {
-            if failure.is_refusal() {
-                log(&Notice::FewConnections(format!("{} are open: {}", failure.connections, failure.why)));
-            }
-            return;
-        }
-        if !down.swap(true, Ordering::Relaxed) || failure.is_refusal() {
-            log(&Notice::Down(failure.why.to_string()));
         }
     }
 }
@@ -124,13 +106,11 @@ impl L2 {
             Connect::With(connector) => Client::builder_with(connector),
         };
         let bans = Arc::new(Keeper::new(&space));
-        let down = Arc::new(AtomicBool::new(false));
         let client = builder
             .connections(config.connections)
             .call_timeout(config.call_timeout)
             .connect_timeout(config.call_timeout)
-            .on_event(announcer(Arc::clone(&config.log), Arc::clone(&bans), Arc::clone(&down)))
-            .on_connect_failure(failure_announcer(Arc::clone(&config.log), down))
+            .on_event(announcer(Arc::clone(&config.log), Arc::clone(&bans)))
             .build()?;
         let core = Arc::new(Core {
             bans,

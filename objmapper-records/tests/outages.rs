@@ -6,11 +6,15 @@ use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::*;
-use objmapper_records::{MissReason, Notice, Outage, Outcome, State};
+use objmapper_records::{Connect, MissReason, Notice, Outage, Outcome, State};
+use objmapper_server::net::InProcess;
+use objmapper_server::store::{MemoryTier, Store, StoreConfig};
 
 fn bodies(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
@@ -182,6 +186,61 @@ fn a_store_in_memory_that_starts_again() {
 #[test]
 fn a_store_on_disk_that_starts_again() {
     restart(Site::disk(), true);
+}
+
+/// The notice of an outage that a caller has noticed may still be on its way when the next attempt to connect fails, for a reason
+/// of its own.
+#[test]
+fn an_outage_is_one_notice() {
+    let memory = Some(MemoryTier { limit: 64 << 20, mount: None });
+    let store = Store::open(StoreConfig { memory, ..StoreConfig::default() }).unwrap();
+    let serve = || Some(InProcess::start(store.clone(), 1).unwrap());
+    let server = Arc::new(Mutex::new(serve()));
+    let failed = Arc::new(AtomicUsize::new(0));
+    let (connecting, failing) = (Arc::clone(&server), Arc::clone(&failed));
+    let connector = move || match &*connecting.lock().unwrap() {
+        Some(server) => server.connect(),
+        None => {
+            failing.fetch_add(1, SeqCst);
+            Err(std::io::ErrorKind::ConnectionRefused.into())
+        }
+    };
+    let (downs, by_caller) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (count, caller, attempts) = (Arc::clone(&downs), Arc::clone(&by_caller), Arc::clone(&failed));
+    let log = move |notice: &Notice| {
+        if matches!(notice, Notice::Down(_)) {
+            let now = count.fetch_add(1, SeqCst) + 1;
+            if std::thread::current().name() != Some("objm-keeper") {
+                caller.store(true, SeqCst);
+                let before = attempts.load(SeqCst);
+                wait_for("a failed attempt", || attempts.load(SeqCst) > before);
+                // A second notice would come now.
+                let end = Instant::now() + Duration::from_millis(200);
+                while count.load(SeqCst) == now && Instant::now() < end {
+                    std::thread::yield_now();
+                }
+            }
+        }
+    };
+    let cache = Cache::over(Connect::With(Arc::new(connector)), PATIENCE, 1, Arc::new(log));
+    let mut outages = 0;
+    // The client's own thread may notice a loss first.
+    while !by_caller.load(SeqCst) {
+        assert!(cache.l2.wait_up(PATIENCE));
+        let ticket = cache.get(&req("/a")).ticket();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| cache.get_at(&req("/a"), NOW, PATIENCE));
+            wait_for("the look-up that waits", || cache.counters.g_waiting.load(Relaxed) == 1);
+            drop(server.lock().unwrap().take());
+            assert!(matches!(waits.join().unwrap(), Got::Miss(_)));
+        });
+        drop(ticket);
+        outages += 1;
+        let before = failed.load(SeqCst);
+        wait_for("further attempts", || failed.load(SeqCst) >= before + 2);
+        assert_eq!(downs.load(SeqCst), outages);
+        *server.lock().unwrap() = serve();
+    }
 }
 
 /// A peer that does `serve` with every connection.

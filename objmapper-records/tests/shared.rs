@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use common::*;
-use objmapper_records::{Adopts, BodySum, Finding, Lookup, MissReason, Outcome, RecordFile, SealedOutcome};
+use objmapper_records::{Adopts, BodySum, Finding, Lookup, MissReason, Outcome, Published, RecordFile};
 
 /// varnishd's OA_GZIPBITS of a gzip file of at least 20 bytes whose uncompressed length is unknown.
 fn gzip_bits() -> [u8; 32] {
@@ -494,7 +494,7 @@ fn a_sealed_body() {
         let fence = Some(objmapper_client::Fence { shard: sealed.shard, value: sealed.fence });
         let options = objmapper_client::CommitOptions { expires: sealed.expires_ms, fence, ..Default::default() };
         draft.commit(&sealed.uri, len, options).unwrap();
-        assert_eq!(sealed.settle(SealedOutcome::Done, &a.counters), Outcome::Published);
+        assert_eq!(sealed.settle(Published::Done, &a.counters).unwrap(), Outcome::Published);
 
         let is_unreadable = |_, _| false;
         // The adopting reader does not read the body, the other readers do.
@@ -528,11 +528,17 @@ fn a_sealed_body() {
         };
         let sealed = ticket.seal(head(60.0, vary), &r, 1, None, &a.counters).unwrap();
         b.purge("/a");
-        assert_eq!(sealed.settle(SealedOutcome::Conflict, &a.counters), Outcome::Conflict);
+        assert_eq!(sealed.settle(Published::Conflict, &a.counters).unwrap(), Outcome::Conflict);
     }
     // Not in the store after all: a copy.
     let r = req("/b");
-    let ticket = a.get(&r).ticket().seal(head(60.0, &[]), &r, 1, None, &a.counters).unwrap().reopen();
+    let ticket = a
+        .get(&r)
+        .ticket()
+        .seal(head(60.0, &[]), &r, 1, None, &a.counters)
+        .unwrap()
+        .settle(Published::Elsewhere, &a.counters)
+        .unwrap_err();
     assert_eq!(a.publish(ticket, &r, head(60.0, &[]), b"copy"), Outcome::Published);
     assert_eq!(b.get(&r).body(), b"copy");
 }

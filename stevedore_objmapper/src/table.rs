@@ -5,13 +5,12 @@ use std::os::fd::IntoRawFd;
 use std::os::unix::ffi::OsStrExt;
 
 use objmapper_abi::{
-    Adoption, Bytes, Copied, Delivered, Delivery, Engine as Table, Extended, MAGIC, OnBan, OnIterate, Place,
+    Adoption, Bytes, Copied, Delivered, Delivery, Engine as Table, Extended, MAGIC, OnBan, OnIterate, Outage, Place,
     Publication, Published, Record, Span, Store, VERSION,
 };
 use objmapper_engine::adopt::{NotAdopted, Wanted};
 use objmapper_engine::counters;
 use objmapper_engine::options::ZeroCopy;
-use objmapper_engine::publish::Outcome;
 use objmapper_engine::record::{self, Fence};
 use varnishd::cast::{checked_objcore, has_magic, stevedore_ref};
 use varnishd_sys::bindings::THR_GetWorker;
@@ -125,7 +124,7 @@ unsafe extern "C" fn connect(stv: *const c_void) -> c_int {
 }
 
 unsafe extern "C" fn adopt(stv: *const c_void, oc: *const c_void, record: *const Record) -> Adoption {
-    BOUNDARY.fallible("adopt", Adoption::Failed, || {
+    BOUNDARY.fallible("adopt", Adoption::Outage(Outage::Io), || {
         announcement::cancel_adoption();
         // SAFETY: the table's contract: a stevedore or null, and a record whose URI lives during the call.
         let (stv, record) = unsafe { (ours(stv), &*record) };
@@ -141,8 +140,7 @@ unsafe extern "C" fn adopt(stv: *const c_void, oc: *const c_void, record: *const
             Err(NotAdopted::Elsewhere) => Adoption::Elsewhere,
             Err(NotAdopted::Small) => Adoption::Small,
             Err(NotAdopted::Gone) => Adoption::Gone,
-            Err(NotAdopted::Down) => Adoption::Down,
-            Err(NotAdopted::Failed) => Adoption::Failed,
+            Err(NotAdopted::Outage(outage)) => Adoption::Outage(outage),
         }
     })
 }
@@ -162,7 +160,7 @@ unsafe extern "C" fn adopted(oc: *const c_void, ptr: *const u8, len: usize) -> u
 }
 
 unsafe extern "C" fn publish(oc: *const c_void, publication: *const Publication) -> Published {
-    BOUNDARY.fallible("publish", Published::Failed, || {
+    BOUNDARY.fallible("publish", Published::Outage(Outage::Io), || {
         // SAFETY: the table's contract: an objcore that the caller, its fetch, references, and a publication whose
         // bytes live during the call.
         let (found, publication) = unsafe { (storage_of_object(oc), &*publication) };
@@ -179,15 +177,7 @@ unsafe extern "C" fn publish(oc: *const c_void, publication: *const Publication)
             // SAFETY: as above; the list was allocated in `open`, and no lock of ours is held here.
             unsafe { has_magic(wrk) && LRU_NukeOne(wrk, stv.lru) != 0 }
         };
-        match object.body.publish(engine, &record, &mut nuke) {
-            Outcome::Done => Published::Done,
-            Outcome::Elsewhere => Published::Elsewhere,
-            Outcome::Conflict => Published::Conflict,
-            Outcome::Full => Published::Full,
-            Outcome::Down => Published::Down,
-            Outcome::Timeout => Published::Timeout,
-            Outcome::Failed => Published::Failed,
-        }
+        object.body.publish(engine, &record, &mut nuke)
     })
 }
 

@@ -260,7 +260,10 @@ unsafe fn adopt(bo: *mut busyobj, vc: *mut vfp_ctx, serving: &Serving) {
     match adoption {
         Adoption::Adopted => serving.announced.set(true),
         Adoption::Elsewhere | Adoption::Small => {}
-        Adoption::Gone | Adoption::Down | Adoption::Failed => {
+        Adoption::Gone | Adoption::Outage(_) => {
+            if let Adoption::Outage(outage) = adoption {
+                om.counters().outage(outage);
+            }
             // SAFETY: this thread's log.
             unsafe { vsl::decision(vsl::of_fetch(bo), &format!("{} copies: {adoption:?}", om.name)) };
         }

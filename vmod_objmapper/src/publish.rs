@@ -3,8 +3,8 @@
 use std::ffi::{c_int, c_uint, c_void};
 use std::rc::Rc;
 
-use objmapper_abi::{Bytes, Publication, Published};
-use objmapper_records::{Head, Hit, Outage, Outcome, SealedOutcome, Ticket, Writer};
+use objmapper_abi::{Bytes, Publication};
+use objmapper_records::{Head, Hit, Outage, Outcome, Ticket, Writer};
 use varnishd::cast::busyobj_of;
 use varnishd::http::View;
 use varnishd::vsl;
@@ -215,17 +215,8 @@ impl End<'_> {
                 // SAFETY: the object is complete, in its fetch's thread, with its boc referenced; what the publication
                 // points to lives during the call.
                 let published = unsafe { (table.publish)((*self.bo).fetch_objcore.cast(), &raw const publication) };
-                let settled = match published {
-                    Published::Elsewhere => Err(sealed.reopen()),
-                    Published::Done => Ok((sealed, SealedOutcome::Done)),
-                    Published::Conflict => Ok((sealed, SealedOutcome::Conflict)),
-                    Published::Full => Ok((sealed, SealedOutcome::Failed(Outage::Full))),
-                    Published::Down => Ok((sealed, SealedOutcome::Failed(Outage::Down))),
-                    Published::Timeout => Ok((sealed, SealedOutcome::Failed(Outage::Timeout))),
-                    Published::Failed => Ok((sealed, SealedOutcome::Failed(Outage::Io))),
-                };
-                match settled {
-                    Ok((sealed, outcome)) => return sealed.settle(outcome, counters),
+                match sealed.settle(published, counters) {
+                    Ok(outcome) => return outcome,
                     Err(ticket) => ticket,
                 }
             }

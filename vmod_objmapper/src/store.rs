@@ -58,7 +58,7 @@ pub(crate) fn open(arguments: &Arguments) -> Result<(Arc<L2>, Name), String> {
         log: Arc::new(move |notice: &Notice| {
             // A store that comes and goes says so again and again.
             match notice {
-                Notice::Up(_) | Notice::Down(_) | Notice::FewConnections(_) => {
+                Notice::Up(_) | Notice::Down(_) | Notice::Refused(_) | Notice::FewConnections(_) => {
                     if let Some(left_out) = lines.admit() {
                         operator(&who, &format!("{notice}{left_out}"));
                     }

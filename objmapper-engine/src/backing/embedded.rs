@@ -8,6 +8,9 @@ use std::sync::Arc;
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
+use objmapper_client::Outage;
+use objmapper_proto::Status;
+use objmapper_server::net::status_of;
 use objmapper_server::store::{Commit, Entry, Session, Store, StoreError, TierChoice, TierKind, body_path};
 
 use super::pins::Pins;
@@ -32,13 +35,14 @@ impl Embedded {
     pub fn new(store: &Store, tier_kind: TierKind) -> Result<Embedded, Failure> {
         let session = store.session(None).map_err(failure)?;
         let tier = store.tier_dir(tier_kind).map_err(failure)?;
-        let tier = tier.try_clone_to_owned().map_err(|e| Failure::Io(e.to_string()))?;
+        let tier = tier.try_clone_to_owned().map_err(Failure::from)?;
         Ok(Embedded { session: Arc::new(session), tier_kind, tier: Arc::new(tier), pins: Pins::new(false) })
     }
 
     pub(super) fn create(&self, length: u64) -> Result<DraftFile, Failure> {
         let private = self.session.create(TierChoice::Only(self.tier_kind), length, None).map_err(failure)?;
-        let (number, file) = private.into_parts().ok_or_else(|| Failure::Io("a new draft has no file".to_owned()))?;
+        let (number, file) =
+            private.into_parts().ok_or_else(|| Failure::new(Outage::Protocol, "a new draft has no file"))?;
         let reservation = Reservation { session: self.session.clone(), number: Some(number) };
         Ok(DraftFile { file: Some(File::from(file)), reservation: super::Reservation::Embedded(reservation) })
     }
@@ -50,7 +54,7 @@ impl Embedded {
         lengths: Lengths,
         key: u64,
     ) -> Result<StoredBody, Failure> {
-        let number = reservation.number.ok_or_else(|| Failure::Protocol("published twice".to_owned()))?;
+        let number = reservation.number.ok_or_else(|| Failure::new(Outage::Protocol, "published twice"))?;
         let mut commit = Commit::new(name.uri(), lengths.file);
         commit.pin = true;
         match name {
@@ -156,11 +160,10 @@ impl Drop for Reservation {
     }
 }
 
+/// Classifies as an objmapperd's answer is: by the status that it would have sent.
 fn failure(error: StoreError) -> Failure {
-    match error {
-        StoreError::Conflict(_) => Failure::Conflict,
-        StoreError::Full { .. } | StoreError::NoSpace { .. } => Failure::Full(error.to_string()),
-        StoreError::Io { .. } | StoreError::Index(_) | StoreError::TooMany { .. } => Failure::Io(error.to_string()),
-        other => Failure::Protocol(other.to_string()),
+    match status_of(&error) {
+        Status::Conflict => Failure::Conflict,
+        status => Failure::new(Outage::from(status), error),
     }
 }

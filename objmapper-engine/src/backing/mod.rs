@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use objmapper_client::Session;
+use objmapper_client::{Outage, Session};
 use objmapper_proto::ext::{Fence, Tier};
 
 use crate::maintenance::LossDomain;
@@ -21,27 +21,51 @@ use crate::maintenance::LossDomain;
 pub use embedded::Embedded;
 pub use remote::Remote;
 
-/// Why a request to the store failed. Each is counted under its kind.
+/// Why a request to the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// There is no connection.
-    #[error("objmapper is down: {0}")]
-    Down(String),
-    /// The store's limit is reached, and it can evict nothing more.
-    #[error("objmapper is full: {0}")]
-    Full(String),
-    /// The store did not answer before the deadline.
-    #[error("objmapper did not answer in time: {0}")]
-    Timeout(String),
-    /// Descriptors or memory ran out, or an operation on a file failed.
-    #[error("{0}")]
-    Io(String),
     /// The URI was deleted after its fence was read.
     #[error("the URI was deleted meanwhile")]
     Conflict,
-    /// The answer violates the protocol, or the store refused the request.
-    #[error("objmapper refused: {0}")]
-    Protocol(String),
+    /// The request failed, with the kind by which it is counted, and the text for the log.
+    #[error("{}{text}", prefix(*kind))]
+    Outage {
+        /// The kind.
+        kind: Outage,
+        /// The client's, the store's or the system's own words.
+        text: String,
+    },
+}
+
+/// Returns what the log says before the text of a failure.
+fn prefix(kind: Outage) -> &'static str {
+    match kind {
+        Outage::Down => "objmapper is down: ",
+        Outage::Full => "objmapper is full: ",
+        Outage::Timeout => "objmapper did not answer in time: ",
+        Outage::Io => "",
+        Outage::Protocol => "objmapper refused: ",
+    }
+}
+
+impl Failure {
+    pub(crate) fn new(kind: Outage, text: impl std::fmt::Display) -> Failure {
+        Failure::Outage { kind, text: text.to_string() }
+    }
+
+    /// Returns the kind by which it is counted. Only a record has a fence: for other bodies, a conflict is not to be expected.
+    pub(crate) fn kind(&self) -> Outage {
+        match self {
+            Failure::Conflict => Outage::Protocol,
+            Failure::Outage { kind, .. } => *kind,
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::new(Outage::from(&error), &error)
+    }
 }
 
 /// A published body: immutable, in a tier's directory under a name of its own.
@@ -191,7 +215,7 @@ impl Backing {
         match self {
             Backing::Embedded(store) => store.create(size.granted),
             Backing::Remote(store) => store.create(size.expected.max(size.granted)),
-            Backing::Absent(why) => Err(Failure::Down(why.clone())),
+            Backing::Absent(why) => Err(Failure::new(Outage::Down, why)),
         }
     }
 
@@ -234,7 +258,7 @@ impl Backing {
             (Backing::Remote(store), Reservation::Remote(reservation)) => {
                 store.publish(reservation, name, lengths, key)
             }
-            _ => Err(Failure::Protocol("a draft of another store".to_owned())),
+            _ => Err(Failure::new(Outage::Protocol, "a draft of another store")),
         }
     }
 
@@ -249,7 +273,7 @@ impl Backing {
         match self {
             Backing::Embedded(store) => store.pin(uri, object, lengths, key),
             Backing::Remote(store) => store.pin(uri, object, lengths, key),
-            Backing::Absent(why) => Err(Failure::Down(why.clone())),
+            Backing::Absent(why) => Err(Failure::new(Outage::Down, why)),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The store in an objmapperd.
 //!
-//! Connections are made in the background; a call while there is none fails as [`Failure::Down`]. Connection events
+//! Connections are made in the background; a call while there is none fails as [`Outage::Down`]. Connection events
 //! report lost bodies to [`Maintenance`]: all of the former session's, or, if objmapperd has restarted and resumed the
 //! session from its disk tier, those of the memory tier. A commit without an answer may have been carried out: its URI
 //! is remembered, looked up by [`Remote::tidy`], and released if no body needs it.
@@ -14,7 +14,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use objmapper_client::{Client, CommitOptions, ConnectionState, Error, Event, PrivateObject, RateLimited, Session};
+use objmapper_client::{
+    Client, CommitOptions, ConnectionState, Error, Event, Outage, PrivateObject, RateLimited, Session,
+};
 use objmapper_proto::ext::{Entry, EntryFlags, Tier, Want};
 use objmapper_proto::{ObjUri, Status};
 use parking_lot::Mutex;
@@ -72,12 +74,11 @@ impl Remote {
         let (epoch, ident, path) = (memory_epoch.clone(), ident.to_owned(), socket.display().to_string());
         // A store that restarts in a loop would repeat these lines without bound.
         let log = Arc::new(RateLimited::new(LINES, MINUTE));
-        let log_connection = move |message: &str| {
+        let log_connection = move |message: String| {
             if let Some(left_out) = log.admit() {
                 line(&ident, &format!("objmapperd at {path} {message}{left_out}"));
             }
         };
-        let log_failure = log_connection.clone();
         let client = Client::builder(socket)
             .call_timeout(timeout)
             .connect_timeout(timeout)
@@ -85,31 +86,27 @@ impl Remote {
                 let message = match event {
                     Event::UpV01 { .. } => {
                         "is connected, but has no protocol extensions: bodies stay in heap; use an objmapperd"
+                            .to_owned()
                     }
                     Event::SessionStarted { session, lost_previous: true, .. } => {
                         epoch.fetch_add(1, Relaxed);
                         maintenance.report_loss(LossScope::SessionsBefore(*session));
-                        "is connected again, but has lost our bodies"
+                        "is connected again, but has lost our bodies".to_owned()
                     }
-                    Event::SessionStarted { .. } => "is connected",
+                    Event::SessionStarted { .. } => "is connected".to_owned(),
                     Event::SessionResumed { instance_changed: true, .. } => {
                         let now = epoch.fetch_add(1, Relaxed) + 1;
                         maintenance.report_loss(LossScope::MemoryBefore(now));
-                        "is connected again, with an empty memory tier"
+                        "is connected again, with an empty memory tier".to_owned()
                     }
-                    Event::SessionResumed { .. } => "is connected again",
-                    Event::Down => "is gone: new bodies stay in heap",
-                    _ => "changed its state",
+                    Event::SessionResumed { .. } => "is connected again".to_owned(),
+                    Event::Down { why } => format!("cannot be used, new bodies stay in heap: {why}"),
+                    Event::Refused { why, connections: 0 } => format!("refuses this storage: {why}"),
+                    Event::Refused { why, connections } => format!("gives no connection beyond {connections}: {why}"),
+                    _ => "changed its state".to_owned(),
                 };
                 maintenance.notify();
                 log_connection(message);
-            })
-            .on_connect_failure(move |failure| {
-                let why = &failure.why;
-                match failure.connections {
-                    0 => log_failure(&format!("cannot be used, new bodies stay in heap: {why}")),
-                    n => log_failure(&format!("gives no connection beyond {n}: {why}")),
-                }
             })
             .build()
             .map_err(failure)?;
@@ -164,7 +161,7 @@ impl Remote {
     }
 
     fn draft(mut private: PrivateObject, reserved: u64, memory_epoch: u64) -> Result<DraftFile, Failure> {
-        let fd = private.take_fd().ok_or_else(|| Failure::Protocol("a new draft has no file".to_owned()))?;
+        let fd = private.take_fd().ok_or_else(|| Failure::new(Outage::Protocol, "a new draft has no file"))?;
         let reservation = Reservation { private, reserved, memory_epoch };
         Ok(DraftFile { file: Some(File::from(fd)), reservation: super::Reservation::Remote(reservation) })
     }
@@ -180,7 +177,7 @@ impl Remote {
         lengths: Lengths,
         key: u64,
     ) -> Result<StoredBody, Failure> {
-        let uri = ObjUri::parse(name.uri()).map_err(|error| Failure::Protocol(error.to_string()))?;
+        let uri = ObjUri::parse(name.uri()).map_err(|error| Failure::new(Outage::Protocol, error))?;
         let mut options = CommitOptions { want: Want { pin: true, ..Want::ENTRY }, ..CommitOptions::default() };
         match name {
             Name::Own(_) => {
@@ -226,8 +223,8 @@ impl Remote {
         lengths: Lengths,
         key: u64,
     ) -> Result<Option<StoredBody>, Failure> {
-        let uri = ObjUri::parse(uri).map_err(|error| Failure::Protocol(error.to_string()))?;
-        let Some(session) = self.client.session() else { return Err(Failure::Down("never connected".to_owned())) };
+        let uri = ObjUri::parse(uri).map_err(|error| Failure::new(Outage::Protocol, error))?;
+        let Some(session) = self.client.session() else { return Err(Failure::new(Outage::Down, "never connected")) };
         let pinned = (session.id(), object);
         // Read before, as in `create`.
         let memory_epoch = self.memory_epoch.load(Relaxed);
@@ -259,7 +256,7 @@ impl Remote {
     fn await_releases(&self) -> Result<(), Failure> {
         let releases = self.pins.under_way();
         if !self.client.flush_deferred(self.timeout) {
-            return Err(Failure::Timeout("releases are under way".to_owned()));
+            return Err(Failure::new(Outage::Timeout, "releases are under way"));
         }
         self.pins.arrived(&releases);
         Ok(())
@@ -344,7 +341,7 @@ impl Reservation {
         if length > self.reserved {
             let ample = length.max(self.reserved.saturating_add(RESERVE_STEP));
             match self.set_reservation(ample) {
-                Err(Failure::Full(_)) if ample > length => self.set_reservation(length),
+                Err(Failure::Outage { kind: Outage::Full, .. }) if ample > length => self.set_reservation(length),
                 other => other,
             }
         } else if self.reserved - length >= RESERVE_STEP {
@@ -372,19 +369,9 @@ pub(super) fn open(session: &Session, tier: Tier, object: u64) -> io::Result<Fil
 }
 
 fn failure(error: Error) -> Failure {
-    let text = error.to_string();
-    match &error {
-        Error::Down { .. } | Error::Closed | Error::SessionLost | Error::ShutDown | Error::Unsupported(_) => {
-            Failure::Down(text)
-        }
-        Error::Timeout { .. } => Failure::Timeout(text),
-        Error::Status { status: Status::Conflict, .. } => Failure::Conflict,
-        Error::Status { status: Status::Full, .. } => Failure::Full(text),
-        Error::Status { status: Status::Timeout, .. } => Failure::Timeout(text),
-        // Its disk, its memory, its descriptors.
-        Error::Status { status: Status::Storage | Status::Memory | Status::Unavailable, .. } => Failure::Io(text),
-        Error::Io { .. } => Failure::Io(text),
-        _ => Failure::Protocol(text),
+    match error.status() {
+        Some(Status::Conflict) => Failure::Conflict,
+        _ => Failure::new(Outage::from(&error), error),
     }
 }
 

@@ -10,13 +10,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use objmapper_client::{IfVersion, Lease, Leased, ObjUri, Want};
+use objmapper_client::{IfVersion, Lease, Leased, ObjUri, Published, Want};
 
 use crate::core::Core;
 use crate::counters::Counters;
 use crate::lookup::hit::{Hit, ReadView};
 use crate::lookup::request::RequestView;
-use crate::outage::Outage;
 use crate::publication::draft::{Draft, Place};
 use crate::publication::outcome::Outcome;
 use crate::record::head::{BodySum, Head};
@@ -349,17 +348,6 @@ impl Writer {
     }
 }
 
-/// The outcome of the commit of a sealed body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SealedOutcome {
-    /// It was committed.
-    Done,
-    /// The store refused it: the fence has moved.
-    Conflict,
-    /// It was not committed.
-    Failed(Outage),
-}
-
 /// The tail and the commit's parameters for a body in the store. If it is dropped, nothing is published.
 #[derive(Debug)]
 pub struct Sealed {
@@ -379,22 +367,20 @@ pub struct Sealed {
 }
 
 impl Sealed {
-    /// Returns the ticket, to publish a copy, if the body cannot be committed.
-    #[must_use]
-    pub fn reopen(self) -> Ticket {
-        self.ticket
-    }
-
     /// Ends the publication, with the outcome of the commit.
-    pub fn settle(mut self, outcome: SealedOutcome, counters: &Counters) -> Outcome {
+    ///
+    /// # Errors
+    /// After [`Published::Elsewhere`] the ticket, to publish a copy.
+    pub fn settle(mut self, published: Published, counters: &Counters) -> Result<Outcome, Ticket> {
         let began = Instant::now();
-        let outcome = match outcome {
-            SealedOutcome::Done => {
+        let outcome = match published {
+            Published::Elsewhere => return Err(self.ticket),
+            Published::Done => {
                 self.ticket.committed(self.place).map_or_else(|outcome| outcome, |()| Outcome::Published)
             }
-            SealedOutcome::Conflict => self.ticket.view.conflict_outcome(),
-            SealedOutcome::Failed(outage) => Outcome::Outage(outage),
+            Published::Conflict => self.ticket.view.conflict_outcome(),
+            Published::Outage(outage) => Outcome::Outage(outage),
         };
-        outcome.count(self.body_len, began, counters)
+        Ok(outcome.count(self.body_len, began, counters))
     }
 }

@@ -26,13 +26,13 @@ impl Core {
 pub(crate) fn write_all_at(file: impl std::os::fd::AsFd, mut bytes: &[u8], mut offset: u64) -> Result<(), Outage> {
     while !bytes.is_empty() {
         match rustix::io::pwrite(&file, bytes, offset) {
-            Ok(0) | Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => return Err(Outage::Full),
+            Ok(0) => return Err(Outage::Full),
             Ok(n) => {
                 bytes = &bytes[n..];
                 offset += n as u64;
             }
             Err(Errno::INTR) => {}
-            Err(_) => return Err(Outage::Io),
+            Err(errno) => return Err(Outage::from(&std::io::Error::from(errno))),
         }
     }
     Ok(())

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use objmapper_client::{Error, ObjUri, V01Object, V01Tier};
-use rustix::io::Errno;
 
 use crate::core::Core;
 use crate::outage::Outage;
@@ -95,8 +94,7 @@ impl<'a> Locked<'a> {
 
     /// Replaces its content. The trailer is written last, so that no part of a record is taken for one.
     pub(super) fn write(&self, bytes: &[u8]) -> Result<(), Outage> {
-        let full = |errno| if errno == Errno::NOSPC { Outage::Full } else { Outage::Io };
-        rustix::fs::ftruncate(self.0, 0).map_err(full)?;
+        rustix::fs::ftruncate(self.0, 0).map_err(|errno| Outage::from(&std::io::Error::from(errno)))?;
         write_all_at(self.0, bytes, 0).inspect_err(|_| {
             // Whether or not this succeeds, the file is no record.
             let _ = rustix::fs::ftruncate(self.0, 0);

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use objmapper_records::{
-    Config, Connect, Counters, Finding, Head, Headers, Hit, Key, L2, Lookup, Miss, MissReason, Notice, Outcome, Regex,
-    Regexes, RequestView, Stale, Ticket,
+    Config, Connect, Counters, Finding, Head, Headers, Hit, Key, L2, Log, Lookup, Miss, MissReason, Notice, Outcome,
+    Regex, Regexes, RequestView, Stale, Ticket,
 };
 use objmapper_server::net::{ListenConfig, Server};
 use objmapper_server::store::{DiskTier, MemoryTier, Store, StoreConfig};
@@ -310,16 +310,22 @@ impl Cache {
     pub(crate) fn not_connected(socket: &Path, timeout: Duration) -> Self {
         let notices = Arc::new(Mutex::new(Vec::new()));
         let told = Arc::clone(&notices);
+        let log = move |notice: &Notice| told.lock().unwrap().push(notice.clone());
+        Self { notices, ..Self::over(Connect::Socket(socket.into()), timeout, 2, Arc::new(log)) }
+    }
+
+    /// A cache whose notices `log` receives.
+    pub(crate) fn over(store: Connect, timeout: Duration, connections: usize, log: Log) -> Self {
         let l2 = L2::open(Config {
-            store: Connect::Socket(socket.into()),
+            store,
             call_timeout: timeout,
-            connections: 2,
+            connections,
             prefix: b"cdn://example.com".to_vec(),
             regexes: Arc::new(Pcre),
-            log: Arc::new(move |notice| told.lock().unwrap().push(notice.clone())),
+            log,
         })
         .unwrap();
-        Self { l2, counters: Arc::default(), notices }
+        Self { l2, counters: Arc::default(), notices: Arc::default() }
     }
 
     pub(crate) fn key(&self, url: &str) -> Key {

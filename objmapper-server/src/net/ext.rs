@@ -32,7 +32,8 @@ pub(super) enum Done {
 
 type Answered = Result<(Done, Handover), Failure>;
 
-pub(super) fn status_of(error: &StoreError) -> Status {
+/// Returns the status by which the server answers a request that failed with this error.
+pub fn status_of(error: &StoreError) -> Status {
     match error {
         StoreError::InvalidUri(_) | StoreError::Invalid(_) | StoreError::NoSuchTier(_) => Status::InvalidRequest,
         StoreError::NotFound => Status::NotFound,

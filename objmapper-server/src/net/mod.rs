@@ -29,6 +29,7 @@ mod workers;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::time::Duration;
 
+pub use ext::status_of;
 pub use in_process::InProcess;
 pub use listener::{ListenConfig, NetError, Server};
 use objmapper_log::RateLimited;

@@ -36,6 +36,8 @@ pub enum Meddling {
     Cut,
     /// Their descriptors are closed, their bytes passed on.
     NoDescriptors,
+    /// They have this status instead of their own, and neither payload nor descriptors. Answers have to come one by one.
+    Status(u8),
 }
 
 /// The meddler. Ends, with all its connections, when dropped.
@@ -62,7 +64,9 @@ struct Shared {
 
 /// Room for what one answer may bring, see EXTENSIONS.md: as much as a sendmsg with descriptors may have.
 const ROOM: usize = 16 * 1024;
-/// Where an answer has its length (EXTENSIONS.md).
+/// Where an answer has its status, the number of its descriptors, and its length (EXTENSIONS.md).
+const STATUS: usize = 6;
+const DESCRIPTORS: usize = 7;
 const LENGTH: std::ops::Range<usize> = 8..12;
 const CONTROL: usize = rustix::cmsg_space!(ScmRights(253));
 
@@ -170,7 +174,7 @@ fn pass_answers(store: &UnixStream, client: &UnixStream, shared: &Shared, mut ra
         let mut piece = &mut bytes[..n];
         let chosen = match meddling {
             Meddling::Nothing => false,
-            Meddling::Late(_) | Meddling::CutAt(_) => true,
+            Meddling::Late(_) | Meddling::CutAt(_) | Meddling::Status(_) => true,
             Meddling::NoDescriptors => !descriptors.is_empty(),
             Meddling::Flip | Meddling::Cut => random.below(8) == 0,
         };
@@ -197,6 +201,14 @@ fn pass_answers(store: &UnixStream, client: &UnixStream, shared: &Shared, mut ra
                     piece = &mut piece[..n * percent / 100];
                 }
                 Meddling::NoDescriptors => descriptors.clear(),
+                Meddling::Status(status) => {
+                    descriptors.clear();
+                    piece = &mut piece[..LENGTH.end.min(n)];
+                    if piece.len() == LENGTH.end {
+                        (piece[STATUS], piece[DESCRIPTORS]) = (status, 0);
+                        piece[LENGTH].fill(0);
+                    }
+                }
             }
         }
         let sending = shared.sending.lock().unwrap_or_else(PoisonError::into_inner);

@@ -115,7 +115,7 @@ fn the_bodies_directory_is_gone() -> Result<()> {
         fetch(&varnishd, &format!("/body?{i}"))?;
     }
     let counters = varnishd.counters("OBJM.s0.")?;
-    ensure!(counters["c_err_io"] >= 19 && counters["c_fallback_error"] >= 19, "{counters:?}");
+    ensure!(counters["c_err_io"] >= 19 && counters["c_fallback_io"] >= 19, "{counters:?}");
     ensure!(counters["c_err_protocol"] == 0, "{counters:?}");
     let log = std::fs::read_to_string(dir.path().join("objmapperd.log"))?;
     let lines = log.lines().filter(|line| line.contains("creating a file")).count();
