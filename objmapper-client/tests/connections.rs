@@ -286,7 +286,7 @@ fn extra_and_missing_fds_are_refused() {
                 return;
             }
             let (id, _) = conn.request().unwrap();
-            let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+            let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
             let (reader, writer) = (File::from(reader), File::from(writer));
             answer(&mut conn, id, &writer);
             drop(writer);

@@ -15,13 +15,14 @@
 
 mod fake_peer;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fake_peer::{Conn, PATIENCE, Peer, entry, eventually, file, is_cloexec, read_all};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use objmapper_client::{
     Client, ConnectionState, Error, IfVersion, ObjUri, Op, Protocol, Status, UriSpace, V01Tier, Version, Want,
 };
@@ -327,7 +328,7 @@ fn d10_a_peer_that_blocks_when_its_answers_are_unread() {
         let bytes = Reply::Entry(entry(1));
         let mut answer = Vec::new();
         bytes.encode(0, Op::Lookup, 0, &mut answer).unwrap();
-        rustix::net::sockopt::set_socket_send_buffer_size(&conn.stream, UNREAD * answer.len()).unwrap();
+        nix::sys::socket::setsockopt(&conn.stream, nix::sys::socket::sockopt::SndBuf, &(UNREAD * answer.len())).unwrap();
         for _ in 0..REQUESTS {
             let (id, _) = conn.request().unwrap();
             // Blocks while too much is unread, and reads nothing meanwhile.
@@ -357,16 +358,10 @@ fn d11_a_full_backlog() {
     let (to, done) = (path.clone(), Arc::clone(&filled));
     std::thread::spawn(move || {
         let mut streams = Vec::new();
-        let address = rustix::net::SocketAddrUnix::new(&to).unwrap();
+        let address = UnixAddr::new(&to).unwrap();
         loop {
-            let socket = rustix::net::socket_with(
-                rustix::net::AddressFamily::UNIX,
-                rustix::net::SocketType::STREAM,
-                rustix::net::SocketFlags::NONBLOCK,
-                None,
-            )
-            .unwrap();
-            if rustix::net::connect(&socket, &address).is_err() {
+            let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
+            if connect(socket.as_raw_fd(), &address).is_err() {
                 break;
             }
             streams.push(UnixStream::from(socket));
@@ -399,7 +394,7 @@ fn v1_is_fallen_back_to() {
     let path = dir.path().to_owned();
     let peer = Peer::start(move |mut conn| {
         let mut first = [0];
-        rustix::net::recv(&conn.stream, &mut first, rustix::net::RecvFlags::PEEK).unwrap();
+        assert_eq!(conn.peek(&mut first), Some(1));
         if first[0] == b'O' {
             return;
         }

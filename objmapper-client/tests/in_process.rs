@@ -153,7 +153,7 @@ fn a_dropped_server_ends_its_connections_and_threads() {
     assert_eq!(server.connections(), 3);
     drop(server);
     for peer in peers {
-        assert_eq!(rustix::io::read(&peer, &mut [0; 1]).unwrap(), 0);
+        assert_eq!(nix::unistd::read(&peer, &mut [0; 1]).unwrap(), 0);
     }
 }
 

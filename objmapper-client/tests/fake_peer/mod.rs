@@ -3,8 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,11 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 use objmapper_client::{Client, Config};
 use objmapper_proto::ext::{self, Attached, Entry, EntryFlags, Op, Reply, Request, Tier, TierLimits, Token};
 use objmapper_proto::v2::{ClientFrame, Dialect, Hello};
 use objmapper_proto::{DecodeError, Status};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 /// No wait of a test is longer; one that ends by it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -56,16 +56,21 @@ impl Conn {
         self.stream.write_all(&hex(bytes)).unwrap();
     }
 
+    /// What comes next, which stays to be read. `None`: the client has gone with an error.
+    pub fn peek(&self, bytes: &mut [u8]) -> Option<usize> {
+        recv(self.stream.as_raw_fd(), bytes, MsgFlags::MSG_PEEK).ok()
+    }
+
     /// One sendmsg with descriptors.
     pub fn send_fds(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
         self.try_send_fds(bytes, fds).unwrap();
     }
 
     pub fn try_send_fds(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
-        let sent = sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+        let numbers: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let control = [ControlMessage::ScmRights(&numbers)];
+        let bytes_out = [IoSlice::new(bytes)];
+        let sent = sendmsg::<()>(self.stream.as_raw_fd(), &bytes_out, &control, MsgFlags::MSG_NOSIGNAL, None)?;
         assert_eq!(sent, bytes.len());
         Ok(())
     }
@@ -286,5 +291,5 @@ pub fn read_all(fd: OwnedFd) -> Vec<u8> {
 }
 
 pub fn is_cloexec(fd: impl AsFd) -> bool {
-    rustix::io::fcntl_getfd(fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC)
+    FdFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFD).unwrap()).contains(FdFlag::FD_CLOEXEC)
 }
