@@ -109,7 +109,7 @@ pub struct Counters {
     /// They are copied to heap if 'fallback_heap' has room ('c_publish_copied'). Else they are delivered to the requests
     /// that wait for them, and leave the cache at once.
     #[counter]
-    pub c_publish_failed: AtomicU64,
+    pub c_body_failed: AtomicU64,
     /// Bodies copied to heap because they could not be published
     #[counter]
     pub c_publish_copied: AtomicU64,

@@ -127,7 +127,7 @@ fn settle_draft(body: &Body, writer: &mut Writer, engine: &Engine, owner: usize)
             register(body, engine, &stored, owner)
         }
         None => {
-            counters::add(&engine.counters.c_publish_failed, 1);
+            counters::add(&engine.counters.c_body_failed, 1);
             if !file_to_heap(body, engine, draft, len) {
                 return orphan(body, writer);
             }

@@ -408,7 +408,7 @@ fn readers_never_keep_a_body_from_being_published() {
         assert_eq!((f.counter(|c| &c.c_published), f.counter(|c| &c.g_writing)), (round, 0));
         body.slim(&f.engine);
     }
-    assert_eq!((f.engine.account.used(), f.stored(), f.counter(|c| &c.c_publish_failed)), (0, 0, 0));
+    assert_eq!((f.engine.account.used(), f.stored(), f.counter(|c| &c.c_body_failed)), (0, 0, 0));
 }
 
 #[test]

@@ -473,7 +473,7 @@ fn in_an_objmapperd_records_are_shared_and_lost_with_it() {
     f.check(&copied, LEN);
     // The tail of the one that was never published was written before the store was asked.
     assert_eq!(f.engine.account.used(), FILE + FILE + LEN);
-    assert_eq!((f.counter(|c| &c.c_publish_failed), f.counter(|c| &c.c_publish_copied)), (2, 1));
+    assert_eq!((f.counter(|c| &c.c_body_failed), f.counter(|c| &c.c_publish_copied)), (2, 1));
     assert_eq!(f.counter(|c| &c.g_fallback_bytes), LEN);
     let mut lost = Vec::new();
     until("the loss is noticed", || {
