@@ -141,8 +141,9 @@ impl Config {
     }
 
     /// Sets a callback for every [`Event`], which takes the place of the client's own log lines. It is called in order, at once, on
-    /// the thread that notices the event, for one event after the other. It must return soon, and may call only [`state`](crate::Client::state), [`session`](crate::Client::session) and
-    /// [`generation`](crate::Client::generation) of the client.
+    /// the thread that notices the event, for one event after the other. It must return soon, and may call only
+    /// [`state`](crate::Client::state), [`session`](crate::Client::session), [`generation`](crate::Client::generation) and
+    /// [`counters`](crate::Client::counters) of the client.
     #[must_use]
     pub fn on_event(mut self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.listener = Some(Arc::new(listener));

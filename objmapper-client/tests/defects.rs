@@ -328,7 +328,8 @@ fn d10_a_peer_that_blocks_when_its_answers_are_unread() {
         let bytes = Reply::Entry(entry(1));
         let mut answer = Vec::new();
         bytes.encode(0, Op::Lookup, 0, &mut answer).unwrap();
-        nix::sys::socket::setsockopt(&conn.stream, nix::sys::socket::sockopt::SndBuf, &(UNREAD * answer.len())).unwrap();
+        nix::sys::socket::setsockopt(&conn.stream, nix::sys::socket::sockopt::SndBuf, &(UNREAD * answer.len()))
+            .unwrap();
         for _ in 0..REQUESTS {
             let (id, _) = conn.request().unwrap();
             // Blocks while too much is unread, and reads nothing meanwhile.
