@@ -141,6 +141,20 @@ fn a_store_that_is_not_there_costs_nothing() {
     assert_eq!(cache.l2.state(), State::Up);
 }
 
+#[test]
+fn a_body_that_cannot_be_had_to_its_end_is_not_published_and_counted() {
+    let site = Site::memory();
+    let cache = site.cache();
+    let r = req("/a");
+    let mut writer = cache.get(&r).ticket().writer(head(60.0, &[]), &r, Some(10), &cache.counters).unwrap();
+    writer.write(b"half ").unwrap();
+    writer.fail(Outage::Io);
+    assert_eq!(writer.finish(&cache.counters), Outcome::Outage(Outage::Io));
+    let counted = [&cache.counters.c_out_io, &cache.counters.c_publish_failed, &cache.counters.c_published];
+    assert_eq!(counted.map(|counter| counter.load(Relaxed)), [1, 1, 0]);
+    assert!(matches!(cache.get_at(&r, NOW, PATIENCE), Got::Miss(_)));
+}
+
 /// The store starts again under a cache.
 fn restart(mut site: Site, keeps: bool) {
     let (a, b) = (site.cache(), site.cache());

@@ -232,19 +232,16 @@ impl End<'_> {
             Ok(writer) => writer,
             Err(outcome) => return outcome,
         };
-        let mut copy = Copying { writer, written: 0, failed: None };
+        let mut copy = Copying { writer, written: 0 };
         if len > 0 {
             // SAFETY: the fetch's own object; `copy` outlives the call, which alone uses it meanwhile.
             let stopped = unsafe {
                 let (wrk, oc) = ((*self.bo).wrk, (*self.bo).fetch_objcore);
                 ObjIterate(wrk, oc, (&raw mut copy).cast(), Some(write), 0)
             };
-            if copy.failed.is_some() {
-                // What failed is counted there.
-                return copy.writer.finish(counters);
-            }
             if stopped != 0 || copy.written != len {
-                return Outcome::Outage(Outage::Io);
+                // The storage could not give all of the body, unless the writer has failed before.
+                copy.writer.fail(Outage::Io);
             }
         }
         copy.writer.finish(counters)
@@ -254,7 +251,6 @@ impl End<'_> {
 struct Copying {
     writer: Writer,
     written: u64,
-    failed: Option<Outcome>,
 }
 
 unsafe extern "C" fn write(priv_: *mut c_void, _flush: c_uint, ptr: *const c_void, len: isize) -> c_int {
@@ -269,10 +265,7 @@ unsafe extern "C" fn write(priv_: *mut c_void, _flush: c_uint, ptr: *const c_voi
                 copy.written += len as u64;
                 0
             }
-            Err(outcome) => {
-                copy.failed = Some(outcome);
-                1
-            }
+            Err(_) => 1,
         }
     })
 }

@@ -16,6 +16,7 @@ use crate::core::Core;
 use crate::counters::Counters;
 use crate::lookup::hit::{Hit, ReadView};
 use crate::lookup::request::RequestView;
+use crate::outage::Outage;
 use crate::publication::draft::{Draft, Place};
 use crate::publication::outcome::Outcome;
 use crate::record::head::{BodySum, Head};
@@ -332,7 +333,12 @@ impl Writer {
         written.inspect_err(|outcome| self.failed = Some(*outcome))
     }
 
-    /// Publishes the body, which is complete.
+    /// Notes that the rest of the body cannot be had: [`Self::finish`] publishes nothing, and counts it.
+    pub fn fail(&mut self, outage: Outage) {
+        self.failed.get_or_insert(Outcome::Outage(outage));
+    }
+
+    /// Publishes the body, which is complete, unless a part of it could not be written or had.
     pub fn finish(self, counters: &Counters) -> Outcome {
         let began = Instant::now();
         let Self { mut ticket, body, stored, failed } = self;
@@ -371,6 +377,7 @@ impl Sealed {
     ///
     /// # Errors
     /// After [`Published::Elsewhere`] the ticket, to publish a copy.
+    #[expect(clippy::result_large_err, reason = "one for a fetch, taken apart at once")]
     pub fn settle(mut self, published: Published, counters: &Counters) -> Result<Outcome, Ticket> {
         let began = Instant::now();
         let outcome = match published {
