@@ -243,7 +243,7 @@ fn an_orphan_is_read_to_its_end_and_leaves_the_cache() {
     for _ in 0..2 {
         assert!(!body.settle(&f.engine, true, 0), "it leaves the cache");
     }
-    assert_eq!((f.counter(|c| &c.c_publish_failed), f.counter(|c| &c.c_publish_copied)), (1, 0));
+    assert_eq!((f.counter(|c| &c.c_body_failed), f.counter(|c| &c.c_publish_copied)), (1, 0));
     assert_eq!(reader.read(&mut vec![0; LEN as usize]).unwrap() as u64, LEN);
     f.check(&body, LEN);
     assert_eq!((f.engine.account.used(), f.counter(|c| &c.g_writing)), (LEN, 1));

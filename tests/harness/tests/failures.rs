@@ -22,7 +22,7 @@ use objmapper_engine::counters::Counters as EngineCounters;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::grant::ChunkLimits;
 use objmapper_engine::options::Options;
-use objmapper_engine::record::Record;
+use objmapper_engine::record::NewRecord;
 use objmapper_harness::meddler::{Meddler, Meddling};
 use objmapper_harness::objmapperd::Objmapperd;
 use objmapper_harness::process::{open_directory, wait_for};
@@ -297,7 +297,7 @@ fn a_failed_publication_is_the_same_event_in_the_engine_and_in_the_director() ->
         let sealed = sealed.map_err(|outcome| anyhow::anyhow!("{outcome:?}"))?;
         let body = both.fetched()?;
         let fence = Fence { shard: sealed.shard, value: sealed.fence };
-        let record = Record { uri: sealed.uri.as_bytes(), tail: &sealed.tail, expires: sealed.expires_ms, fence };
+        let record = NewRecord { uri: sealed.uri.as_bytes(), tail: &sealed.tail, expires: sealed.expires_ms, fence };
         let conflict = status == Status::Conflict;
         let expected = if conflict { Published::Conflict } else { Published::Outage(kind) };
         let counted = match errors(kind).filter(|_| !conflict) {
