@@ -44,8 +44,8 @@ pub const BRANCHES: &[Branch] = &[
 /// | `hdr_t` | names of headers (`H_Date`) are pointers, not arrays |
 /// | `strands_magic` | `struct strands` begins with a magic number |
 /// | `vai` | `struct obj_methods` ends with `vai_init`, `struct vdp` with four `io_*` |
-/// | `vsc_allocv` | `VRT_VSC_Allocv` takes the `va_list`, and `VRT_VSC_Alloc` is variadic |
-/// | `vsl_alloc` | `VSL_Alloc` makes a log with memory of its own, not `VSL_Setup` |
+/// | `vsc_allocv` | the function that makes counters is variadic, and another one takes the `va_list` |
+/// | `vsl_alloc` | a function makes a log with memory of its own |
 pub const CAPABILITIES: &[&str] = &["hdr_t", "strands_magic", "vai", "vsc_allocv", "vsl_alloc"];
 
 /// The pkg-config modules that may name it. Debian's Vinyl Cache has both names for the same file.

@@ -29,7 +29,7 @@ pub struct SmaCounters {
     pub g_space: AtomicU64,
 }
 
-/// What VCL calls infinity: `VRT_INTEGER_MAX` (Varnish: `include/vrt.h`).
+/// The largest integer of VCL, which stands for infinity (Varnish: `include/vrt.h`).
 pub const UNLIMITED: u64 = 999_999_999_999_999;
 
 /// Bytes in use under a limit. They never exceed it, not even for a moment.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::*;
 use objmapper_records::{Adopts, BodySum, Finding, Lookup, MissReason, Outcome, Published, RecordFile};
 
-/// varnishd's OA_GZIPBITS of a gzip file of at least 20 bytes whose uncompressed length is unknown.
+/// varnishd's gzip attribute of a gzip file of at least 20 bytes whose uncompressed length is unknown.
 fn gzip_bits() -> [u8; 32] {
     let mut bits = [0; 32];
     for (field, value) in bits.chunks_exact_mut(8).zip([80_u64, 80, 120, 0]) {

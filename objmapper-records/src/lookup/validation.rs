@@ -4,14 +4,14 @@
 //! that its own parser has accepted; a record has not passed that parser. So everything that varnishd asserts, and
 //! everything that its parser refuses, is checked here:
 //!
-//! | field | rule | in varnishd 7.7 |
+//! | field | rule | in Varnish 7.7 |
 //! |---|---|---|
-//! | status | `status % 1000` is 200 to 999, not 206 and not 304 | `http_SetStatus`, `vbf_304_logic` |
-//! | reason, header values | no control characters but HTAB (RFC 9110, section 5.5) | `http1_dissect_hdrs` |
-//! | header names | a token and a colon (RFC 9110, section 5.6.2) | `http1_dissect_hdrs` |
-//! | times | `t_origin` from 1970 to 2200, durations clamped to 0 … 100 years | `Lck_CondWaitUntil` |
-//! | Vary | names what the record's Vary key names | `VRY_Create` |
-//! | gzip bits | inside the body, in order, the start on a byte's boundary | `ved_gzgz_init` |
+//! | status | `status % 1000` is 200 to 999, not 206 and not 304 | `cache/cache_http.c`, `cache/cache_fetch.c` |
+//! | reason, header values | no control characters but HTAB (RFC 9110, section 5.5) | `http1/cache_http1_proto.c` |
+//! | header names | a token and a colon (RFC 9110, section 5.6.2) | `http1/cache_http1_proto.c` |
+//! | times | `t_origin` from 1970 to 2200, durations clamped to 0 … 100 years | `cache/cache_lck.c` |
+//! | Vary | names what the record's Vary key names | `cache/cache_vary.c` |
+//! | gzip bits | inside the body, in order, the start on a byte's boundary | `cache/cache_esi_deliver.c` |
 //! | Cache-Control, Set-Cookie | nothing that is never shared | [`Head::unshareable`] |
 
 use crate::record::bytes::Malformed;
@@ -107,7 +107,7 @@ pub fn unshareable(status: u16, headers: &Headers) -> Option<&'static str> {
     }
 }
 
-/// The four big-endian u64 of varnishd's OA_GZIPBITS: the first bit of deflate, the last block's, the one behind it; the
+/// The four big-endian u64 of varnishd's gzip attribute: the first bit of deflate, the last block's, the one behind it; the
 /// uncompressed length.
 fn fields(bits: &[u8; 32]) -> [u64; 4] {
     let mut fields = [0; 4];

@@ -94,9 +94,9 @@ pub struct Head {
     pub grace: f32,
     /// Seconds after that for which it is kept for revalidation.
     pub keep: f32,
-    /// varnishd's OA_GZIPBITS, if the body is a gzip file.
+    /// varnishd's gzip attribute, if the body is a gzip file.
     pub gzip_bits: Option<[u8; 32]>,
-    /// The flags of varnishd's object (OF_*) that describe the body; the highest bit is not theirs.
+    /// The flags of varnishd's object that describe the body; the highest bit is not one of them.
     pub flags: u8,
 }
 

@@ -19,7 +19,7 @@ const HOP_BY_HOP: [&[u8]; 10] = [
 ];
 
 /// Headers that each response from a record has with a value of its own.
-const OF_THE_RESPONSE: [&[u8]; 2] = [b"Age", b"Content-Length"];
+const RESPONSE_ONLY: [&[u8]; 2] = [b"Age", b"Content-Length"];
 
 fn is_one_of(name: &[u8], names: &[&[u8]]) -> bool {
     names.iter().any(|one| one.eq_ignore_ascii_case(name))
@@ -34,11 +34,11 @@ pub fn is_hop_by_hop(name: &[u8]) -> bool {
 /// Returns true if and only if no record holds a header of this name.
 #[must_use]
 pub fn is_never_stored(name: &[u8]) -> bool {
-    is_hop_by_hop(name) || is_one_of(name, &OF_THE_RESPONSE)
+    is_hop_by_hop(name) || is_one_of(name, &RESPONSE_ONLY)
 }
 
 /// All names, for tests.
 #[cfg(test)]
 pub(crate) fn names() -> impl Iterator<Item = &'static [u8]> {
-    HOP_BY_HOP.into_iter().chain(OF_THE_RESPONSE)
+    HOP_BY_HOP.into_iter().chain(RESPONSE_ONLY)
 }

@@ -28,7 +28,7 @@ pub struct Record {
     pub durations: [f32; 3],
     /// varnishd's object flags.
     pub flags: u8,
-    /// varnishd's OA_GZIPBITS.
+    /// varnishd's gzip attribute.
     pub gzip_bits: Option<[u8; 32]>,
     /// The status.
     pub status: u16,
