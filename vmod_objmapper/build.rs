@@ -39,12 +39,10 @@ fn main() {
         .clang_arg(format!("-I{}", out.display()))
         .clang_args(varnish.include_args())
         .allowlist_function("vmod_.*")
-        .allowlist_type("vmod_data")
-        .allowlist_var("VCL_MET_(RECV|HASH)")
-        // All else is what varnishd-sys declares.
-        .blocklist_type("vrt_ctx|director|vmod_priv|VCL_.*|vcl_event_e")
-        .raw_line("use varnishd_sys::bindings::*;")
-        .raw_line("pub type VCL_DURATION = vtim_dur;")
+        .allowlist_type("vmod_data|vmod_objmapper_.*")
+        // The types of arguments are what the crate `varnishd` declares.
+        .allowlist_recursively(false)
+        .raw_line("use varnishd::raw::signatures::*;")
         .default_enum_style(bindgen::EnumVariation::Consts)
         .layout_tests(false)
         .generate_comments(false)

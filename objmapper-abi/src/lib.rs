@@ -5,9 +5,8 @@
 //! the VMOD looks it up with `dlsym` when it is loaded. Either works without the other. [`Engine::usable`] returns true if
 //! the VMOD can use the table that it found.
 //!
-//! Every function may be called by any thread of the varnishd child unless it says otherwise, and never unwinds. Names of
-//! Varnish's structs are opaque here: `stv` is a `struct stevedore *`, `oc` a `struct objcore *`, `wrk` the calling
-//! thread's `struct worker *`.
+//! Every function may be called by any thread of the varnishd child unless it says otherwise, and never unwinds. varnishd's
+//! structures are opaque here: `stv` is the address of a stevedore, `oc` of an objcore.
 
 #![no_std]
 
@@ -129,10 +128,10 @@ pub enum How {
     Splice = 2,
 }
 
-/// The place of an object's body.
+/// The location of an object's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
-pub enum Place {
+pub enum BodyLocation {
     /// In a storage that is not ours.
     Elsewhere = 0,
     /// All of it is in heap and stays there.
@@ -143,10 +142,10 @@ pub enum Place {
     File = 3,
 }
 
-/// The form in which a filter that sends from files takes a body.
+/// The mode of a delivery: the form in which a body is passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
-pub enum Wish {
+pub enum DeliveryMode {
     /// Bytes, because there is no such filter in this delivery, or it cannot send.
     Bytes = 0,
     /// Bytes, and [`Delivery::span`].
@@ -220,20 +219,20 @@ pub struct Delivered {
     pub why: Copied,
 }
 
-/// A callback that returns the form for the delivery with this `struct vdp_ctx *`, before its body is iterated. It must neither
+/// A callback that returns the mode of the delivery at `vdc` (varnishd's delivery context), before its body is iterated. It must neither
 /// block nor unwind.
-pub type OnIterate = unsafe extern "C" fn(vdc: *const c_void) -> Wish;
+pub type OnIterate = unsafe extern "C" fn(vdc: *const c_void) -> DeliveryMode;
 
 /// The functions for a delivery filter.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Delivery {
-    /// Returns the place of the body of `oc`. The caller holds a reference to `oc`.
-    pub place: unsafe extern "C" fn(oc: *const c_void) -> Place,
+    /// Returns the location of the body of `oc`. The caller holds a reference to `oc`.
+    pub location: unsafe extern "C" fn(oc: *const c_void) -> BodyLocation,
     /// Sets the callback that chooses the form of a body; null sets none, and bodies are delivered as bytes. The callback must
     /// stay loaded for the life of the process.
     pub on_iterate: unsafe extern "C" fn(listener: Option<OnIterate>),
-    /// Returns true and sets `span` if the bytes are part of a file. The thread must be in the call (of `objiterate_f`) that
+    /// Returns true and sets `span` if the bytes are part of a file. The thread must be in the call that
     /// passed it these bytes, or bytes that include them; otherwise the result is false. The descriptor stays open and the file
     /// unchanged until that call returns; what the kernel sends of the file afterwards does not change either.
     pub span: unsafe extern "C" fn(ptr: *const u8, len: usize, span: *mut Span) -> bool,
@@ -300,11 +299,11 @@ pub struct Engine {
     pub adopt: unsafe extern "C" fn(stv: *const c_void, oc: *const c_void, record: *const Record) -> Adoption,
     /// Cancels what [`Engine::adopt`] announced in this thread, if no object has taken it.
     pub cancel_adoption: unsafe extern "C" fn(),
-    /// Returns the number of bytes of the adopted body that `ptr` stands for, at most `len`, if `ptr` is the space that ObjGetSpace
+    /// Returns the number of bytes of the adopted body that `ptr` stands for, at most `len`, if `ptr` is the space that the storage
     /// returned for the body of `oc`. Returns 0 for ordinary space, which is to be written. The bytes need not be at the address:
     /// it must not be written, and only `testgunzip` and `esi` may read it.
     pub adopted: unsafe extern "C" fn(oc: *const c_void, ptr: *const u8, len: usize) -> usize,
-    /// Publishes the complete body of `oc`, whose fetch has ended well (BOS_FINISHED) in this thread, with its boc still
+    /// Publishes the complete body of `oc`, whose fetch has ended well in this thread, with its boc still
     /// referenced. It may wait for the store, within its deadline.
     pub publish: unsafe extern "C" fn(oc: *const c_void, publication: *const Publication) -> Published,
     /// Sets the callback for new bans; null sets none. The callback must stay loaded for the life of the process.

@@ -1,15 +1,18 @@
-//! A record whose body the next object of a fetch shall have: told by the VMOD before varnishd makes the object, in the same
+//! A record whose body the next object of a fetch will have: announced by the VMOD before varnishd makes the object, in the same
 //! thread.
+//!
+//! announced → taken by the object, or cancelled: by the VMOD, by another announcement, or with the thread. Only the thread of the
+//! fetch sees it.
 
 use std::cell::RefCell;
 
 use objmapper_engine::adopt::Announced;
 use objmapper_engine::engine::Engine;
-use varnishd_sys::objcore;
+use varnishd::objcore::ObjcoreId;
 
-/// A record that is pinned for the next object of an objcore. Dropped, the pin is given up.
+/// A record that is pinned for the next object of an objcore. The pin is released when this is dropped.
 struct Announcement {
-    oc: *const objcore,
+    oc: ObjcoreId,
     engine: &'static Engine,
     announced: Option<Announced>,
 }
@@ -26,20 +29,20 @@ thread_local! {
     static ANNOUNCEMENT: RefCell<Option<Announcement>> = const { RefCell::new(None) };
 }
 
-/// Announces a record for the object that will be made for `oc`. What was announced before is given up.
-pub(crate) fn announce(oc: *const objcore, engine: &'static Engine, announced: Announced) {
+/// Announces a record for the object that will be made for `oc`. Cancels the announcement before.
+pub(crate) fn announce(oc: ObjcoreId, engine: &'static Engine, announced: Announced) {
     ANNOUNCEMENT.set(Some(Announcement { oc, engine, announced: Some(announced) }));
 }
 
-/// Gives up what was announced.
+/// Cancels the announcement.
 pub(crate) fn cancel_adoption() {
     drop(ANNOUNCEMENT.take());
 }
 
-/// What was announced in this thread for the object that is being made for `oc`.
-pub(crate) fn take(oc: *const objcore, engine: &'static Engine) -> Option<Announced> {
+/// Takes what was announced in this thread for the object that is being made for `oc`.
+pub(crate) fn take(oc: ObjcoreId, engine: &'static Engine) -> Option<Announced> {
     ANNOUNCEMENT.with_borrow_mut(|announcement| {
-        let matches = |its: &mut Announcement| std::ptr::eq(its.oc, oc) && std::ptr::eq(its.engine, engine);
+        let matches = |its: &mut Announcement| its.oc == oc && std::ptr::eq(its.engine, engine);
         announcement.take_if(matches)?.announced.take()
     })
 }

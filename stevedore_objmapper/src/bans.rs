@@ -1,4 +1,6 @@
-//! New bans: varnishd tells its storages, and the engine whoever asked for it.
+//! New bans: varnishd calls each storage, and the engine passes a ban on to the listener that the VMOD has set.
+//!
+//! The listener runs with varnishd's ban mutex held: it neither blocks nor calls varnishd. It is never unloaded.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::null;
@@ -6,24 +8,25 @@ use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use objmapper_abi::{Bytes, OnBan};
-use varnishd_sys::stevedore::{BI_NEW, Stevedore};
+use varnishd::bans::NEW;
+use varnishd::raw::RawStorage;
 
 use crate::BOUNDARY;
 use crate::storage;
 
-/// Who is told of new bans: an [`OnBan`], or null.
+/// The listener: an [`OnBan`], or null.
 static LISTENER: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Sets who is told; nobody by `None`.
+/// Sets the listener; `None` sets none.
 pub(crate) fn set_listener(listener: Option<OnBan>) {
     LISTENER.store(listener.map_or(std::ptr::null_mut(), |listener| listener as *mut c_void), Release);
 }
 
-/// `baninfo` of a stevedore: called for each storage, under varnishd's ban mutex. 0: varnishd need not export its list.
-pub(crate) unsafe extern "C" fn baninfo(stv: *const Stevedore, event: c_uint, ban: *const u8, len: c_uint) -> c_int {
-    BOUNDARY.fallible("baninfo", (), || {
+/// Called for each storage and ban, with varnishd's ban mutex held. Returns 0: varnishd need not export its list.
+pub(crate) unsafe extern "C" fn on_ban(stv: *const RawStorage, event: c_uint, ban: *const u8, len: c_uint) -> c_int {
+    BOUNDARY.fallible("on_ban", (), || {
         // Once per ban, however many storages there are.
-        if event != BI_NEW || !std::ptr::eq(stv, storage::first()) {
+        if event != NEW || !std::ptr::eq(stv, storage::first()) {
             return;
         }
         let listener = LISTENER.load(Acquire);

@@ -1,38 +1,37 @@
 //! The body, on its way out.
 //!
-//! Whoever receives bytes without OBJ_ITER_FLUSH may keep their address until the object is dereferenced (HTTP/1
+//! A consumer of bytes without [`Flags::FLUSH`] may keep their address until the object is dereferenced (HTTP/1
 //! queues it for `writev`). Only a piece in heap of a settled body is that stable; everything else is sent with
-//! OBJ_ITER_FLUSH, after which nobody keeps the address.
+//! [`Flags::FLUSH`], after which no address is kept.
 //!
-//! A file may fail while it is read. What filters look at is therefore read into a buffer, and never through a mapping, where
+//! A file may fail while it is read. Bytes that filters look at are therefore read into a buffer, and never through a mapping, where
 //! an I/O error is SIGBUS. A mapping is used where only the kernel looks (HTTP/1 without a filter), and a delivery whose filter
-//! sends from files is told which file the bytes are in; if nobody else looks at them, it is given addresses that only stand
+//! sends from files is told which file the bytes are in; if no other filter looks at them, it is given addresses that only stand
 //! for them, and nothing is mapped ([`crate::spans`]).
 //!
 //! A body that cannot be read leaves the cache, and its delivery ends as one that is not whole.
 
-use std::ffi::{c_int, c_uint, c_void};
+use std::ffi::{c_int, c_void};
 use std::io;
 use std::ptr::null;
 
+use objmapper_abi::DeliveryMode;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::span::{FileSpan, MappedSpan, NoSpan, Part, Span};
-use varnishd::cast::checked_objcore;
-use varnishd_sys::bindings::{BOS_FAILED, BOS_FINISHED, OBJ_ITER_END, OBJ_ITER_FLUSH, OC_F_FAILED, ObjWaitExtend};
-use varnishd_sys::functions::{HSH_DerefBoc, HSH_Kill, HSH_RefBoc};
-use varnishd_sys::obj_methods::ObjIterateFn;
-use varnishd_sys::{boc, objcore, worker};
+use varnishd::iteration::{Consumer, FetchFailed, Flags, Following};
+use varnishd::objcore::Objcore;
+use varnishd::raw::{RawConsumer, RawObjcore, RawWorker};
+use varnishd::worker::Worker;
 
 use crate::BOUNDARY;
-use crate::delivery::Delivery;
 use crate::object::{Object, object_of};
 use crate::read_buffer::ReadBuffer;
-use crate::spans::{Handing, Handover, largest_folio};
+use crate::spans::{Route, SpanGuard, largest_folio};
 
 /// A final iteration gives back what was read in steps of this.
 const FINAL_STEP: u64 = 1 << 20;
 
-/// Why a body was not handed out to its end, besides the consumer's own will.
+/// The reasons for which a body is not passed on to its end, besides the consumer's own.
 enum Failure {
     /// It cannot be read, now or ever: its object leaves the cache.
     Lost(io::Error),
@@ -40,6 +39,12 @@ enum Failure {
     NotNow(io::Error),
     /// There is no more of it: the fetch has failed.
     Incomplete,
+}
+
+impl From<FetchFailed> for Failure {
+    fn from(_: FetchFailed) -> Failure {
+        Failure::Incomplete
+    }
 }
 
 impl From<NoSpan> for Failure {
@@ -52,115 +57,114 @@ impl From<NoSpan> for Failure {
     }
 }
 
-/// Where the bytes go.
+/// The consumer of the bytes, and how they are passed on to it.
 struct Sink {
-    func: ObjIterateFn,
-    priv_: *mut c_void,
+    consumer: Consumer,
+    /// The last piece was passed on as such.
     finished: bool,
-    handover: Handover,
-    /// Where bytes of files are read to; none until they are.
+    route: Route,
+    /// Bytes of files are read into it; none until they are.
     buffer: Option<ReadBuffer>,
 }
 
 impl Sink {
-    /// The bytes from `offset` on.
+    /// Returns the bytes from `offset` on.
     fn part(&self, engine: &Engine, object: &Object, offset: u64) -> Result<Part, NoSpan> {
-        match self.handover {
-            Handover::Kernel => object.body.part_for_kernel(engine, offset),
-            Handover::Bytes | Handover::Both(_) | Handover::Spans(..) => object.body.part(engine, offset),
+        match self.route.mode {
+            DeliveryMode::Kernel => object.body.part_for_kernel(engine, offset),
+            DeliveryMode::Bytes | DeliveryMode::Both | DeliveryMode::Spans => object.body.part(engine, offset),
         }
     }
 
-    /// Hands out the first bytes of a part, at most `most`, with the flags that `flags` has for so many. Returns how many, and the
+    /// Passes on the first bytes of a part, at most `most`, with the flags that `flags` has for so many. Returns how many, and the
     /// consumer's result.
-    fn send_part(&mut self, part: &Part, most: u64, flags: impl Fn(u64) -> c_uint) -> Result<(u64, c_int), Failure> {
+    fn send_part(&mut self, part: &Part, most: u64, flags: impl Fn(u64) -> Flags) -> Result<(u64, c_int), Failure> {
         let len = part.len().min(most);
-        match (part, self.handover) {
-            (Part::Addressable(span), _) => Ok((len, self.send_there(flags(len), span, len))),
+        match (part, self.route.placeholder()) {
+            (Part::Addressable(span), _) => Ok((len, self.send_memory(flags(len), span, len))),
             (Part::Mapped(span), _) => Ok((len, self.send_mapped(flags(len), span, len)?)),
-            (Part::InFile(file), Handover::Spans(how, nowhere)) => {
-                let len = len.min(nowhere.len() as u64);
-                let handing = Handing::out(nowhere.start().cast(), len as usize, file, how);
-                let result = self.send(flags(len), nowhere.start(), len as usize);
-                handing.end().map_err(Failure::Lost)?;
+            (Part::InFile(file), Some(placeholder)) => {
+                let len = len.min(placeholder.len() as u64);
+                let guard = SpanGuard::new(placeholder.start().cast(), len as usize, file, self.route.how);
+                let result = self.send(flags(len), placeholder.start(), len as usize);
+                guard.end().map_err(Failure::Lost)?;
                 Ok((len, result))
             }
-            (Part::InFile(file), _) => self.send_read(file, len, flags),
+            (Part::InFile(file), None) => self.send_read(file, len, flags),
         }
     }
 
-    fn send_there(&mut self, flags: c_uint, span: &Span, len: u64) -> c_int {
-        // Nowhere in anybody's file: whatever an outer iteration (ESI) hands out, it is found there only by address.
-        let _handing = (flags & OBJ_ITER_FLUSH != 0).then(Handing::nothing);
+    fn send_memory(&mut self, flags: Flags, span: &Span, len: u64) -> c_int {
+        // Whatever an outer iteration (ESI) passes on, these bytes are in no file: they are found there only by address.
+        let _guard = flags.contains(Flags::FLUSH).then(SpanGuard::without_file);
         self.send(flags, span.ptr.as_ptr().cast_const().cast(), len as usize)
     }
 
-    fn send_mapped(&mut self, flags: c_uint, span: &MappedSpan, len: u64) -> Result<c_int, Failure> {
-        let _handing = Handing::nothing();
+    fn send_mapped(&mut self, flags: Flags, span: &MappedSpan, len: u64) -> Result<c_int, Failure> {
+        let _guard = SpanGuard::without_file();
         let ptr = span.ptr().cast();
         span.lend(|| self.send(flags, ptr, len as usize), |result| *result < 0).map_err(Failure::Lost)
     }
 
-    /// Reads bytes of a file, and hands them out.
-    fn send_read(&mut self, file: &FileSpan, len: u64, flags: impl Fn(u64) -> c_uint) -> Result<(u64, c_int), Failure> {
+    /// Reads bytes of a file, and passes them on.
+    fn send_read(&mut self, file: &FileSpan, len: u64, flags: impl Fn(u64) -> Flags) -> Result<(u64, c_int), Failure> {
         let mut buffer = self.buffer.take().unwrap_or_else(ReadBuffer::take);
         let want = buffer.len().min(usize::try_from(len).unwrap_or(usize::MAX));
         let read = file.read(&mut buffer[..want])?;
-        let handing = match self.handover {
-            Handover::Both(how) => Handing::out(buffer.as_ptr(), read, file, how),
-            _ => Handing::nothing(),
+        let guard = if self.route.may_send_pages() {
+            SpanGuard::new(buffer.as_ptr(), read, file, self.route.how)
+        } else {
+            SpanGuard::without_file()
         };
-        let result = self.send(flags(read as u64) | OBJ_ITER_FLUSH, buffer.as_ptr().cast(), read);
-        handing.end().map_err(Failure::Lost)?;
+        let result = self.send(flags(read as u64) | Flags::FLUSH, buffer.as_ptr().cast(), read);
+        guard.end().map_err(Failure::Lost)?;
         self.buffer = Some(buffer);
         Ok((read as u64, result))
     }
 
-    /// Gives back what may be when `offset` bytes were handed out.
+    /// Gives back what may be when `offset` bytes were passed on.
     fn done_with(&self, engine: &Engine, object: &Object, offset: u64) {
-        let unit = if self.handover.may_send_pages() { largest_folio() } else { 1 };
+        let unit = if self.route.may_send_pages() { largest_folio() } else { 1 };
         object.body.give_back(engine, offset / unit * unit, unit);
     }
 
-    fn send(&mut self, flags: c_uint, ptr: *const c_void, len: usize) -> c_int {
-        self.finished |= flags & OBJ_ITER_END != 0;
-        // SAFETY: varnishd's function with its argument, called on the thread that it asked us to iterate on. The
-        // bytes stay readable during the call, and beyond it if OBJ_ITER_FLUSH is not among the flags (see above).
-        unsafe { (self.func)(self.priv_, flags, ptr, len as isize) }
+    fn send(&mut self, flags: Flags, ptr: *const c_void, len: usize) -> c_int {
+        self.finished |= flags.contains(Flags::END);
+        // SAFETY: the bytes stay readable during the call, and beyond it without FLUSH (see above); those of a placeholder are
+        // not read.
+        unsafe { self.consumer.consume(flags, ptr, len) }
     }
 }
 
+/// Passes an object's body on to a consumer.
 pub(crate) unsafe extern "C" fn objiterator(
-    wrk: *mut worker,
-    oc: *mut objcore,
-    priv_: *mut c_void,
-    func: Option<ObjIterateFn>,
+    wrk: *mut RawWorker,
+    oc: *mut RawObjcore,
+    private: *mut c_void,
+    func: Option<RawConsumer>,
     is_final: c_int,
 ) -> c_int {
     BOUNDARY.fallible("objiterator", -1, || {
         let Some(func) = func else { return -1 };
-        // SAFETY: varnishd's objcore of ours, referenced by the caller.
+        // SAFETY: varnishd's own arguments, in its thread; the object is referenced by the caller.
+        let (oc, wrk, consumer) = unsafe { (Objcore::new(oc), Worker::new(wrk), Consumer::new(func, private)) };
+        // SAFETY: as above, and ours.
         let (engine, object) = unsafe { object_of(oc) };
-        // SAFETY: varnishd's own arguments, in its thread.
-        let delivery = unsafe { Delivery::of(func, priv_) };
-        let handover = delivery.map_or(Handover::Bytes, |delivery| Handover::of(engine, delivery));
-        let mut sink = Sink { func, priv_, finished: false, handover, buffer: None };
+        let delivery = consumer.delivery();
+        let route = delivery.map_or(Route::BYTES, |delivery| Route::of(engine, delivery));
+        let mut sink = Sink { consumer, finished: false, route, buffer: None };
         let is_final = is_final != 0;
-        // SAFETY: as above.
-        let boc = unsafe { HSH_RefBoc(oc) };
-        let result = if boc.is_null() {
-            // SAFETY: as above.
-            unsafe { cached(oc, engine, object, &mut sink, is_final) }
-        } else {
-            // SAFETY: `boc` is referenced until HSH_DerefBoc below.
-            unsafe { followed(wrk, oc, boc, engine, object, &mut sink, is_final) }
+        // Referenced until the outcome is known to the delivery.
+        let following = Following::begin(oc, wrk);
+        let result = match &following {
+            None => cached(oc, engine, object, &mut sink, is_final),
+            Some(following) => followed(following, engine, object, &mut sink, is_final),
         };
-        let result = result.unwrap_or_else(|failure| {
+        result.unwrap_or_else(|failure| {
             match &failure {
                 Failure::Lost(error) => {
                     object.body.lose(engine, error);
-                    // SAFETY: the caller's reference to the objcore.
-                    unsafe { HSH_Kill(oc) };
+                    oc.kill();
                 }
                 Failure::NotNow(error) => engine.not_now(error),
                 Failure::Incomplete => {}
@@ -172,31 +176,21 @@ pub(crate) unsafe extern "C" fn objiterator(
                 }
             }
             -1
-        });
-        if !boc.is_null() {
-            // SAFETY: the reference of HSH_RefBoc above.
-            unsafe { HSH_DerefBoc(wrk, oc) };
-        }
-        result
+        })
     })
 }
 
-/// The body does not come in any more.
-///
-/// # Safety
-/// `oc` must be varnishd's objcore of `object`, referenced by the caller.
-unsafe fn cached(
-    oc: *const objcore,
+/// Passes on a body that does not come in any more.
+fn cached(
+    oc: Objcore<'_>,
     engine: &Engine,
     object: &Object,
     sink: &mut Sink,
     is_final: bool,
 ) -> Result<c_int, Failure> {
-    // The boc of a fetch that has failed is gone too. HSH_Fail sets the flag before that, under the mutex under which the boc was
+    // The boc of a fetch that has failed is gone too. varnishd sets the flag before that, under the mutex under which the boc was
     // looked for.
-    // SAFETY: by contract; another flag in the same word may be set meanwhile, hence a volatile read.
-    let flags = unsafe { (&raw const (*checked_objcore(oc)).flags).read_volatile() };
-    if u32::from(flags) & OC_F_FAILED != 0 || object.body.len() != object.length() {
+    if oc.has_failed() || object.body.len() != object.length() {
         return Err(Failure::Incomplete);
     }
     let mut offset = 0;
@@ -209,7 +203,7 @@ unsafe fn cached(
             Err(why) => return Err(why.into()),
         };
         let total = part.total();
-        let flush = if is_final || !part.is_stable() { OBJ_ITER_FLUSH } else { 0 };
+        let flush = Flags::FLUSH.only_if(is_final || !part.is_stable());
         let most = if is_final { FINAL_STEP } else { u64::MAX };
         let (len, result) = sink.send_part(&part, most, |len| flush | end_flag(offset + len, total))?;
         offset += len;
@@ -222,26 +216,21 @@ unsafe fn cached(
     }
 }
 
-fn end_flag(offset: u64, total: u64) -> c_uint {
-    if offset == total { OBJ_ITER_END } else { 0 }
+fn end_flag(offset: u64, total: u64) -> Flags {
+    Flags::END.only_if(offset == total)
 }
 
-/// The body still comes in.
-///
-/// # Safety
-/// `wrk` and `oc` are varnishd's, and the calling thread holds a reference to `boc`, the objcore's boc.
-unsafe fn followed(
-    wrk: *mut worker,
-    oc: *mut objcore,
-    boc: *mut boc,
+/// Passes on a body that still comes in.
+fn followed(
+    following: &Following<'_>,
     engine: &Engine,
     object: &Object,
     sink: &mut Sink,
     is_final: bool,
 ) -> Result<c_int, Failure> {
-    // SAFETY: referenced by contract; only ever grows, and 0 just means that the headers may go ahead.
-    if unsafe { (&raw const (*boc).fetched_so_far).read_volatile() } == 0 {
-        let result = sink.send(OBJ_ITER_FLUSH, null(), 0);
+    // Nothing yet: the headers may go ahead.
+    if !following.has_bytes() {
+        let result = sink.send(Flags::FLUSH, null(), 0);
         if result != 0 {
             return Ok(result);
         }
@@ -249,24 +238,20 @@ unsafe fn followed(
     let follower = object.body.follow();
     let mut offset = 0;
     let result = loop {
-        let mut state = 0;
-        // SAFETY: by contract; no lock of ours is held while it waits.
-        let there = unsafe { ObjWaitExtend(wrk, oc, offset, &raw mut state) };
-        if state == BOS_FAILED {
-            return Err(Failure::Incomplete);
-        }
-        if there <= offset {
+        // No lock of ours is held while it waits.
+        let progress = following.wait(offset)?;
+        if progress.len <= offset {
             break 0;
         }
-        let end = |offset| if state == BOS_FINISHED { end_flag(offset, there) } else { 0 };
+        let end = |offset| end_flag(offset, progress.len).only_if(progress.is_complete);
         let part = sink.part(engine, object, offset)?;
-        let most = (there - offset).min(if is_final { FINAL_STEP } else { u64::MAX });
-        let (len, result) = sink.send_part(&part, most, |len| OBJ_ITER_FLUSH | end(offset + len))?;
+        let most = (progress.len - offset).min(if is_final { FINAL_STEP } else { u64::MAX });
+        let (len, result) = sink.send_part(&part, most, |len| Flags::FLUSH | end(offset + len))?;
         offset += len;
         if is_final {
             sink.done_with(engine, object, offset);
         }
-        // Everything was handed out with OBJ_ITER_FLUSH.
+        // Everything was passed on with FLUSH.
         follower.reached(offset);
         if result != 0 {
             break result;
@@ -275,6 +260,6 @@ unsafe fn followed(
     if sink.finished {
         return Ok(result);
     }
-    let at_end = sink.send(OBJ_ITER_END, null(), 0);
+    let at_end = sink.send(Flags::END, null(), 0);
     Ok(if result == 0 { at_end } else { result })
 }

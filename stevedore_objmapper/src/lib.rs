@@ -1,17 +1,25 @@
 //! objmapper as a storage engine of varnishd: `-E /…/libstevedore_objmapper.so -s objmapper,…`.
 //!
-//! This crate is the boundary to C and nothing else: `register` has the tables that varnishd sees, `varnishd::boundary`
-//! keeps panics on this side, and each other module makes a few of the tables' functions from
-//! `objmapper-engine`, which knows nothing of varnishd.
+//! This crate joins two that do not know each other: `varnishd`, which is what varnishd calls and is asked in safe functions, and
+//! `objmapper-engine`, which stores bodies. `register` has the tables that varnishd sees; each other module makes a few of
+//! the tables' functions.
+//!
+//! ```text
+//! register ──► storage ──► maintenance        a `-s`, and its background thread
+//!     │
+//!     ├──► object, fetch ──► transit          an object, and its body while it comes in
+//!     ├──► iterate ──► spans, read_buffer     its body on the way out
+//!     └──► bans, buffer, panic
+//! table ──► announcement, object, spans       what the VMOD calls
+//! ```
 
 mod announcement;
 mod bans;
 mod buffer;
-mod delivery;
 mod fetch;
-mod house;
 mod iterate;
 mod logger;
+mod maintenance;
 mod object;
 mod panic;
 mod read_buffer;

@@ -1,4 +1,4 @@
-//! What the store and the client say goes where varnishd's child says things: to its standard error.
+//! The process's logger: lines of the store and the client go to the standard error of varnishd's child, at a bounded rate.
 
 use std::time::Duration;
 

@@ -1,22 +1,22 @@
-//! What varnishd's panic message says of an object of ours.
+//! The lines about an object of ours in varnishd's panic message. The object may be absent or damaged: nothing is assumed of it but
+//! what its magic number says.
 
-use std::ffi::CString;
-
-use varnishd_sys::bindings::VSB_printf;
-use varnishd_sys::{objcore, vsb};
+use varnishd::raw::{RawObjcore, RawText};
+use varnishd::text;
 
 use crate::BOUNDARY;
 use crate::object::object_for_panic;
 
-pub(crate) unsafe extern "C" fn panic(vsb: *mut vsb, oc: *const objcore) {
+/// Describes the object of `oc`.
+pub(crate) unsafe extern "C" fn panic(to: *mut RawText, oc: *const RawObjcore) {
     BOUNDARY.fallible("panic", (), || {
         // SAFETY: varnishd's objcore; `object_for_panic` assumes nothing about what it points to.
-        let text = match unsafe { object_for_panic(oc) } {
+        let described = match unsafe { object_for_panic(oc) } {
             None => "objmapper = no object,\n".to_owned(),
             Some(object) => {
                 let body = object.body.describe();
                 let len = body.len.map_or("busy".to_owned(), |len| len.to_string());
-                let place = match body {
+                let kept_in = match body {
                     _ if body.object.is_some() => {
                         format!("objmapper object {:016x}", body.object.unwrap_or_default())
                     }
@@ -28,13 +28,12 @@ pub(crate) unsafe extern "C" fn panic(vsb: *mut vsb, oc: *const objcore) {
                     _ => "nowhere".to_owned(),
                 };
                 format!(
-                    "objmapper = {object:p} {{head = {}, body = {{len = {len}, in = {place}}}}},\n",
+                    "objmapper = {object:p} {{head = {}, body = {{len = {len}, in = {kept_in}}}}},\n",
                     object.head_size()
                 )
             }
         };
-        let text = CString::new(text).unwrap_or_default();
-        // SAFETY: varnishd's vsb; a format that takes one NUL-terminated string.
-        unsafe { VSB_printf(vsb, c"%s".as_ptr(), text.as_ptr()) };
+        // SAFETY: varnishd's own text.
+        unsafe { text::append(to, &described) };
     });
 }

@@ -1,7 +1,7 @@
 //! Buffers into which bodies are read for consumers that look at their bytes.
 //!
-//! They belong to no limit: one for each delivery that is under way and reads. Those that are idle are kept, a few of them,
-//! so that a hit allocates nothing.
+//! They are in no storage's account: there is one for each delivery that is under way and reads. At most [`MAX_IDLE`] idle ones are
+//! kept, so that a hit allocates nothing.
 
 use std::ops::{Deref, DerefMut};
 
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 /// cache (DESIGN.md, "How a body is read").
 pub(crate) const SIZE: usize = 128 << 10;
 
-/// So many idle buffers are kept.
+/// The number of idle buffers that are kept.
 const MAX_IDLE: usize = 64;
 
 static IDLE: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());

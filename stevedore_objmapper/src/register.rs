@@ -1,67 +1,52 @@
-//! What varnishd sees of us: the tables, and the function that runs when the library is loaded.
+//! The tables that varnishd sees, and the function that runs when the library is loaded.
 //!
-//! varnishd loads a `-E` library in the child, as the master's user, before it configures the storages
-//! (`mgt/mgt_child.c`: `vext_load`, `STV_Init`, then the jail).
+//! varnishd loads a `-E` library in the child, as the manager's user, before it configures the storages
+//! (Varnish: `mgt/mgt_child.c`). The library is never unloaded.
 
-use std::ffi::{CString, c_char};
-use std::ptr::{null, null_mut};
+use std::ffi::{CStr, CString};
 
-use varnishd::boundary::infallible;
-use varnishd_sys::functions::{LRU_Touch, STV_Register};
-use varnishd_sys::obj_methods::ObjMethods;
-use varnishd_sys::stevedore::{STEVEDORE_MAGIC, Stevedore, TailqEntry};
-use varnishd_sys::version;
+use varnishd::boundary::{Constant, infallible};
+use varnishd::raw::RawStorage;
+use varnishd::storage::{ObjectCallbacks, ObjectMethods, StorageCallbacks, check_release};
 
 use crate::{bans, buffer, fetch, iterate, logger, object, panic, storage};
 
-/// For tests: registers the engine a second time under this name (`default` makes it the storage of whoever names none).
+/// For tests: registers the engine a second time under this name (`default` makes it the storage of a VCL that names none).
 const REGISTER_AS: &str = "OBJMAPPER_REGISTER_AS";
 
-// A branch of Varnish may have slots that another has not.
-#[allow(clippy::needless_update)]
-pub(crate) static METHODS: ObjMethods = ObjMethods {
-    // Required.
-    objfree: Some(object::objfree),
-    objiterator: Some(iterate::objiterator),
-    objgetspace: Some(fetch::objgetspace),
-    objextend: Some(fetch::objextend),
-    objgetattr: Some(object::objgetattr),
-    objsetattr: Some(object::objsetattr),
-    // Optional.
-    objtrimstore: Some(fetch::objtrimstore),
-    objbocdone: Some(fetch::objbocdone),
-    objslim: Some(object::objslim),
-    objtouch: Some(LRU_Touch),
-    objsetstate: None,
-    ..ObjMethods::NONE
+/// The methods of our objects. Their address tells a storage of ours from another.
+// SAFETY: varnishd only reads the table.
+pub(crate) static METHODS: Constant<ObjectMethods> = unsafe {
+    Constant::new(
+        ObjectCallbacks {
+            free: object::objfree,
+            iterate: iterate::objiterator,
+            get_space: fetch::objgetspace,
+            extend: fetch::objextend,
+            get_attribute: object::objgetattr,
+            set_attribute: object::objsetattr,
+            trim: fetch::objtrimstore,
+            boc_done: fetch::objbocdone,
+            slim: object::objslim,
+        }
+        .table(),
+    )
 };
 
-static STEVEDORE: Stevedore = Stevedore {
-    magic: STEVEDORE_MAGIC,
-    name: c"objmapper".as_ptr(),
-    init: Some(storage::init),
-    open: Some(storage::open),
-    close: Some(storage::close),
-    allocobj: Some(object::allocobj),
-    baninfo: Some(bans::baninfo),
-    banexport: None,
-    panic: Some(panic::panic),
-    allocbuf: Some(buffer::allocbuf),
-    freebuf: Some(buffer::freebuf),
-    sml_alloc: None,
-    sml_free: None,
-    sml_getobj: None,
-    methods: &raw const METHODS,
-    lru: null_mut(),
-    var_free_space: Some(storage::free_space),
-    var_used_space: Some(storage::used_space),
-    var_happy: Some(storage::happy),
-    priv_: null_mut(),
-    list: TailqEntry { next: null_mut(), prev: null_mut() },
-    av: null_mut(),
-    ident: null(),
-    vclname: null(),
-};
+static ENGINE: RawStorage = StorageCallbacks {
+    init: storage::init,
+    open: storage::open,
+    close: storage::close,
+    allocate: object::allocobj,
+    ban: bans::on_ban,
+    panic: panic::panic,
+    allocate_buffer: buffer::allocbuf,
+    free_buffer: buffer::freebuf,
+    free_space: storage::free_space,
+    used_space: storage::used_space,
+    happy: storage::happy,
+}
+.table(c"objmapper", &METHODS);
 
 #[used]
 #[unsafe(link_section = ".init_array")]
@@ -69,22 +54,19 @@ static LOADED: extern "C" fn() = loaded;
 
 extern "C" fn loaded() {
     infallible("loading", || {
-        if let Err(mismatch) = version::check() {
-            storage::refuse(&mismatch.to_string());
+        if let Err(mismatch) = check_release() {
+            storage::refuse(&mismatch);
         }
         logger::install();
-        register(null());
+        varnishd::storage::register(&ENGINE, None);
         if let Some(name) = std::env::var_os(REGISTER_AS) {
             match CString::new(name.into_encoded_bytes()) {
-                Ok(name) => register(name.into_raw()),
+                Ok(name) => {
+                    let name: &'static CStr = Box::leak(name.into_boxed_c_str());
+                    varnishd::storage::register(&ENGINE, Some(name));
+                }
                 Err(_) => storage::refuse("OBJMAPPER_REGISTER_AS has a NUL byte"),
             }
         }
     });
-}
-
-fn register(altname: *const c_char) {
-    // SAFETY: STV_Register (storage/mgt_stevedore.c) copies the structure; the strings and tables that it points to
-    // are statics, and `altname` is null or leaked. varnishd never unloads the library.
-    unsafe { STV_Register(&raw const STEVEDORE, altname) };
 }

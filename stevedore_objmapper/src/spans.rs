@@ -1,8 +1,9 @@
-//! Which part of a file the bytes are that are being handed out, for a delivery filter that sends from files.
+//! The part of a file that the bytes are which are being passed on, for a delivery filter that sends from files.
 //!
-//! While the iterator is in a call of the function that consumes a body, this thread knows which file the call's bytes are
-//! in ([`Handing`]). A filter further down asks with the address that it was handed ([`lookup`]), which may lie
-//! anywhere in those bytes (a Range).
+//! While the iterator is in a call of a body's consumer, this thread knows which file the call's bytes are in ([`SpanGuard`]). A filter
+//! further down looks a part up with the address that it was passed ([`lookup`]), which may lie anywhere in those bytes (a Range).
+//! An iteration inside another one (ESI) has a guard of its own. A filter that cannot read the file says so ([`unreadable`]) before
+//! the call returns; the guard's end reports it.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
@@ -13,18 +14,17 @@ use std::sync::LazyLock;
 use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use objmapper_abi::{How, OnIterate, Span, Wish};
+use objmapper_abi::{DeliveryMode, How, OnIterate, Span};
 use objmapper_engine::engine::Engine;
 use objmapper_engine::maps::PlaceholderRange;
 use objmapper_engine::options::ZeroCopy;
 use objmapper_engine::span::FileSpan;
+use varnishd::delivery::Delivery;
 
-use crate::delivery::Delivery;
-
-/// Who is asked how a body shall be handed out: an [`OnIterate`], or null.
+/// The listener that chooses the mode of a delivery: an [`OnIterate`], or null.
 static LISTENER: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
 
-/// What this thread is handing out.
+/// The bytes that this thread is passing on.
 #[derive(Clone, Copy)]
 struct Current {
     start: *const u8,
@@ -36,7 +36,7 @@ const NOTHING: Current = Current { start: null(), len: 0, span: Span { fd: -1, h
 
 thread_local! {
     static CURRENT: Cell<Current> = const { Cell::new(NOTHING) };
-    /// With what reading the file failed that is being handed out; 0: with nothing.
+    /// The error with which reading the file failed that is being passed on; 0 for none.
     static FAILED: Cell<c_int> = const { Cell::new(0) };
 }
 
@@ -58,73 +58,79 @@ pub(crate) fn unreadable(errno: c_int) {
     FAILED.set(errno);
 }
 
-/// How whoever consumes a body wants to be given it.
+/// The way in which the body of one delivery is passed on.
 #[derive(Clone, Copy)]
-pub(crate) enum Handover {
-    /// As bytes.
-    Bytes,
-    /// As bytes that nothing but system calls looks at.
-    Kernel,
-    /// As bytes, and as parts of files.
-    Both(How),
-    /// As parts of files, at addresses that lead nowhere.
-    Spans(How, &'static PlaceholderRange),
+pub(crate) struct Route {
+    pub(crate) mode: DeliveryMode,
+    /// How the filter sends from files.
+    pub(crate) how: How,
 }
 
-impl Handover {
-    /// What a delivery wants.
-    pub(crate) fn of(engine: &Engine, delivery: Delivery) -> Handover {
-        let how = match engine.options.zero_copy {
-            ZeroCopy::Auto => Some(How::Auto),
-            ZeroCopy::Sendfile => Some(How::Sendfile),
-            ZeroCopy::Splice => Some(How::Splice),
-            ZeroCopy::Off => None,
-        };
+impl Route {
+    /// Bytes, for a consumer that is not a delivery.
+    pub(crate) const BYTES: Route = Route { mode: DeliveryMode::Bytes, how: How::Auto };
+
+    /// Returns the route of a delivery, whose body is about to be iterated.
+    pub(crate) fn of(engine: &Engine, delivery: Delivery<'_>) -> Route {
         let listener = LISTENER.load(Acquire);
-        let wish = if listener.is_null() {
-            Wish::Bytes
+        let asked = if listener.is_null() {
+            DeliveryMode::Bytes
         } else {
             // SAFETY: what `set_listener` put there, which is a function that stays loaded.
             let listener = unsafe { std::mem::transmute::<*mut c_void, OnIterate>(listener) };
             // SAFETY: the delivery is the calling thread's, which is about to iterate its object.
-            unsafe { listener(delivery.private()) }
+            unsafe { listener(delivery.address()) }
         };
-        match (wish, how) {
-            (Wish::Kernel, _) => Handover::Kernel,
-            (Wish::Both, Some(how)) => Handover::Both(how),
-            (Wish::Spans, Some(how)) => {
-                PlaceholderRange::get().map_or(Handover::Both(how), |nowhere| Handover::Spans(how, nowhere))
-            }
-            _ if delivery.only_kernel_reads() => Handover::Kernel,
-            _ => Handover::Bytes,
-        }
+        let (may_send, how) = match engine.options.zero_copy {
+            ZeroCopy::Auto => (true, How::Auto),
+            ZeroCopy::Sendfile => (true, How::Sendfile),
+            ZeroCopy::Splice => (true, How::Splice),
+            ZeroCopy::Off => (false, How::Auto),
+        };
+        let mode = match asked {
+            DeliveryMode::Kernel => DeliveryMode::Kernel,
+            DeliveryMode::Both if may_send => DeliveryMode::Both,
+            DeliveryMode::Spans if may_send && PlaceholderRange::get().is_none() => DeliveryMode::Both,
+            DeliveryMode::Spans if may_send => DeliveryMode::Spans,
+            _ if delivery.only_kernel_reads() => DeliveryMode::Kernel,
+            _ => DeliveryMode::Bytes,
+        };
+        Route { mode, how }
     }
 
-    /// May pages be on their way to a client when the consumer returns?
+    /// Returns true if pages may be on their way to a client when the consumer returns.
     pub(crate) fn may_send_pages(self) -> bool {
-        !matches!(self, Handover::Bytes | Handover::Kernel)
+        matches!(self.mode, DeliveryMode::Both | DeliveryMode::Spans)
+    }
+
+    /// Returns the addresses that stand for the bytes of a file, if the bytes themselves are not passed on.
+    pub(crate) fn placeholder(self) -> Option<&'static PlaceholderRange> {
+        if self.mode == DeliveryMode::Spans { PlaceholderRange::get() } else { None }
     }
 }
 
-/// As long as this lives, `lookup` finds the bytes at an address.
-pub(crate) struct Handing {
+/// As long as this lives, [`lookup`] finds the bytes at an address.
+pub(crate) struct SpanGuard {
     /// One iteration may run inside another (ESI).
     outer: (Current, c_int),
 }
 
-impl Handing {
+impl SpanGuard {
     /// The `len` bytes at `start` are the first of `span`, which outlives this.
-    pub(crate) fn out(start: *const u8, len: usize, span: &FileSpan, how: How) -> Handing {
+    pub(crate) fn new(start: *const u8, len: usize, span: &FileSpan, how: How) -> SpanGuard {
         let span = Span { fd: span.file.as_raw_fd(), how, offset: span.offset };
-        Handing { outer: (CURRENT.replace(Current { start, len, span }), FAILED.replace(0)) }
+        SpanGuard { outer: (CURRENT.replace(Current { start, len, span }), FAILED.replace(0)) }
     }
 
-    /// What is handed out is not in a file.
-    pub(crate) fn nothing() -> Handing {
-        Handing { outer: (CURRENT.replace(NOTHING), FAILED.replace(0)) }
+    /// The bytes are not in a file.
+    pub(crate) fn without_file() -> SpanGuard {
+        SpanGuard { outer: (CURRENT.replace(NOTHING), FAILED.replace(0)) }
     }
 
-    /// Ends it. `Err`: the consumer could not read the file.
+    /// Ends the guard.
+    ///
+    /// # Errors
+    /// The consumer could not read the file.
     pub(crate) fn end(self) -> io::Result<()> {
         match FAILED.get() {
             0 => Ok(()),
@@ -133,14 +139,14 @@ impl Handing {
     }
 }
 
-impl Drop for Handing {
+impl Drop for SpanGuard {
     fn drop(&mut self) {
         CURRENT.set(self.outer.0);
         FAILED.set(self.outer.1);
     }
 }
 
-/// In multiples of how many bytes a file may be given back whose pages may be on their way to a client.
+/// Returns the number of bytes in multiples of which a file may be given back whose pages may be on their way to a client.
 ///
 /// Taking pages out of a file leaves those alone that the kernel still sends, but only whole folios: of one that it
 /// must divide it first clears the part that goes, in place (`truncate_inode_partial_folio` in Linux). A folio lies

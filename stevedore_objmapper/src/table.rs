@@ -1,22 +1,22 @@
-//! The table of C functions through which the VMOD reaches its storage's store (`objmapper-abi`).
+//! The table of C functions through which the VMOD reaches the storage engine (`objmapper-abi`, where each is documented).
+//!
+//! Every function may be called by any thread. A pointer is one of varnishd's, which the VMOD passes on.
 
 use std::ffi::{c_int, c_void};
 use std::os::fd::IntoRawFd;
 use std::os::unix::ffi::OsStrExt;
 
 use objmapper_abi::{
-    Adoption, Bytes, Copied, Delivered, Delivery, Engine as Table, Extended, MAGIC, OnBan, OnIterate, Outage, Place,
-    Publication, Published, Record, Span, Store, VERSION,
+    Adoption, BodyLocation, Bytes, Copied, Delivered, Delivery, Engine as Table, Extended, MAGIC, OnBan, OnIterate,
+    Outage, Publication, Published, Record, Span, Store, VERSION,
 };
 use objmapper_engine::adopt::{NotAdopted, Wanted};
 use objmapper_engine::counters;
 use objmapper_engine::options::ZeroCopy;
 use objmapper_engine::record::{self, Fence};
-use varnishd::cast::{checked_objcore, has_magic, stevedore_ref};
-use varnishd_sys::bindings::THR_GetWorker;
-use varnishd_sys::functions::LRU_NukeOne;
-use varnishd_sys::objcore;
-use varnishd_sys::stevedore::Stevedore;
+use varnishd::objcore::{Objcore, ObjcoreId};
+use varnishd::storage::Storage;
+use varnishd::worker::Worker;
 
 use crate::BOUNDARY;
 use crate::object::object_of;
@@ -24,7 +24,7 @@ use crate::register::METHODS;
 use crate::storage::{self, connect_in_process, engine_of};
 use crate::{announcement, bans, spans};
 
-/// What the VMOD finds.
+/// The table, under the name by which the VMOD looks for it.
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
 pub(crate) static objmapper_engine: Extended = Extended {
@@ -42,36 +42,35 @@ pub(crate) static objmapper_engine: Extended = Extended {
         publish,
         on_ban,
     },
-    delivery: Delivery { place, on_iterate, span, delivered, unpaced, unreadable, is_unreadable },
+    delivery: Delivery { location, on_iterate, span, delivered, unpaced, unreadable, is_unreadable },
 };
 
-/// The stevedore, if it is an open one of ours.
+/// Returns the storage at an address, if it is an open one of ours.
 ///
 /// # Safety
-/// `stv` must be null or point to a stevedore of varnishd's.
-unsafe fn ours<'a>(stv: *const c_void) -> Option<&'a Stevedore> {
-    let stv = stv.cast::<Stevedore>();
-    if stv.is_null() {
-        return None;
-    }
+/// `stv` must be null or a storage of varnishd's.
+unsafe fn ours<'a>(stv: *const c_void) -> Option<Storage<'a>> {
     // SAFETY: by contract.
-    let checked = unsafe { stevedore_ref(stv) };
-    std::ptr::eq(checked.methods, &raw const METHODS).then_some(checked)
+    unsafe { Storage::with_methods(stv, &METHODS) }
 }
 
-/// The storage of an objcore's object, if it is one of ours.
+/// Returns the object at an address, and its storage, if that is one of ours.
 ///
 /// # Safety
-/// `oc` must be null or point to an objcore that the caller references.
-unsafe fn storage_of_object<'a>(oc: *const c_void) -> Option<(*const objcore, &'a Stevedore)> {
-    let oc = oc.cast::<objcore>();
+/// `oc` must be null or an objcore that the caller references.
+unsafe fn object_of_ours<'a>(oc: *const c_void) -> Option<(Objcore<'a>, Storage<'a>)> {
     if oc.is_null() {
         return None;
     }
-    // SAFETY: by contract; `stobj` is written when the object is made, by the thread that fetches it.
-    unsafe { ours((*checked_objcore(oc)).stobj[0].stevedore.cast()) }.map(|stv| (oc, stv))
+    // SAFETY: by contract; an object's storage is written when it is made, by the thread that fetches it.
+    unsafe {
+        let oc = Objcore::new(oc.cast());
+        ours(oc.storage().cast()).map(|storage| (oc, storage))
+    }
 }
 
+/// Returns the bytes.
+///
 /// # Safety
 /// There must be such bytes, for as long as the result is used.
 unsafe fn slice<'a>(bytes: Bytes) -> &'a [u8] {
@@ -134,7 +133,7 @@ unsafe extern "C" fn adopt(stv: *const c_void, oc: *const c_void, record: *const
         let Record { instance, object, body_len, file_len, .. } = *record;
         match engine.adopt(&Wanted { instance, uri, object, body_len, file_len }) {
             Ok(announced) => {
-                announcement::announce(oc.cast(), engine, announced);
+                announcement::announce(ObjcoreId::of(oc), engine, announced);
                 Adoption::Adopted
             }
             Err(NotAdopted::Elsewhere) => Adoption::Elsewhere,
@@ -152,7 +151,7 @@ unsafe extern "C" fn cancel_adoption() {
 unsafe extern "C" fn adopted(oc: *const c_void, ptr: *const u8, len: usize) -> usize {
     BOUNDARY.fallible("adopted", 0, || {
         // SAFETY: the table's contract: an objcore that the caller, its fetch, references.
-        let Some((oc, _)) = (unsafe { storage_of_object(oc) }) else { return 0 };
+        let Some((oc, _)) = (unsafe { object_of_ours(oc) }) else { return 0 };
         // SAFETY: as above, and its object is ours.
         let (_, object) = unsafe { object_of(oc) };
         object.body.adopted(ptr, len)
@@ -163,20 +162,18 @@ unsafe extern "C" fn publish(oc: *const c_void, publication: *const Publication)
     BOUNDARY.fallible("publish", Published::Outage(Outage::Io), || {
         // SAFETY: the table's contract: an objcore that the caller, its fetch, references, and a publication whose
         // bytes live during the call.
-        let (found, publication) = unsafe { (storage_of_object(oc), &*publication) };
-        let Some((oc, stv)) = found else { return Published::Elsewhere };
+        let (found, publication) = unsafe { (object_of_ours(oc), &*publication) };
+        let Some((oc, storage)) = found else { return Published::Elsewhere };
         // SAFETY: as above, and its object is ours.
         let (engine, object) = unsafe { object_of(oc) };
         // SAFETY: as above.
         let (uri, tail) = unsafe { (slice(publication.uri), slice(publication.tail)) };
         let fence = Fence { shard: publication.shard, value: publication.fence };
         let record = record::NewRecord { uri, tail, expires: publication.expires, fence };
-        // SAFETY: this thread's worker, or null.
-        let wrk = unsafe { THR_GetWorker() };
-        let mut nuke = || {
-            // SAFETY: as above; the list was allocated in `open`, and no lock of ours is held here.
-            unsafe { has_magic(wrk) && LRU_NukeOne(wrk, stv.lru) != 0 }
-        };
+        // SAFETY: not used beyond this call.
+        let wrk = unsafe { Worker::current() };
+        // No lock of ours is held here.
+        let mut nuke = || wrk.is_some_and(|wrk| storage.lru().evict_one(wrk));
         object.body.publish(engine, &record, &mut nuke)
     })
 }
@@ -185,18 +182,16 @@ unsafe extern "C" fn on_ban(listener: Option<OnBan>) {
     bans::set_listener(listener);
 }
 
-unsafe extern "C" fn place(oc: *const c_void) -> Place {
-    BOUNDARY.fallible("place", Place::Elsewhere, || {
+unsafe extern "C" fn location(oc: *const c_void) -> BodyLocation {
+    BOUNDARY.fallible("location", BodyLocation::Elsewhere, || {
         // SAFETY: the table's contract: an objcore that the caller references.
-        let Some((oc, _)) = (unsafe { storage_of_object(oc) }) else { return Place::Elsewhere };
+        let Some((oc, _)) = (unsafe { object_of_ours(oc) }) else { return BodyLocation::Elsewhere };
         // SAFETY: as above, and its object is ours.
         let (engine, object) = unsafe { object_of(oc) };
-        // SAFETY: as above; only compared with null.
-        let comes_in = unsafe { !(&raw const (*oc).boc).read_volatile().is_null() };
         match engine.options.zero_copy {
-            _ if !comes_in && object.is_in_heap() => Place::Heap,
-            ZeroCopy::Off => Place::Off,
-            _ => Place::File,
+            _ if !oc.has_boc() && object.is_in_heap() => BodyLocation::Heap,
+            ZeroCopy::Off => BodyLocation::Off,
+            _ => BodyLocation::File,
         }
     })
 }
@@ -217,7 +212,7 @@ unsafe extern "C" fn span(ptr: *const u8, len: usize, span: *mut Span) -> bool {
 unsafe extern "C" fn delivered(oc: *const c_void, delivered: *const Delivered) {
     BOUNDARY.fallible("delivered", (), || {
         // SAFETY: the table's contract: an objcore that the caller references, and its own variable.
-        let (found, delivered) = unsafe { (storage_of_object(oc), *delivered) };
+        let (found, delivered) = unsafe { (object_of_ours(oc), *delivered) };
         let Some((_, stv)) = found else { return };
         // SAFETY: an open stevedore of ours.
         let c = unsafe { engine_of(stv) }.counters;
@@ -247,7 +242,7 @@ unsafe extern "C" fn delivered(oc: *const c_void, delivered: *const Delivered) {
 unsafe extern "C" fn unpaced(oc: *const c_void) {
     BOUNDARY.fallible("unpaced", (), || {
         // SAFETY: the table's contract: an objcore that the caller references.
-        let Some((oc, _)) = (unsafe { storage_of_object(oc) }) else { return };
+        let Some((oc, _)) = (unsafe { object_of_ours(oc) }) else { return };
         // SAFETY: as above, and its object is ours.
         counters::add(&unsafe { object_of(oc) }.0.counters.c_unpaced, 1);
     });

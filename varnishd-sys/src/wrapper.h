@@ -14,6 +14,7 @@
 #include "cache/cache_filter.h"
 #include "cache/cache_director.h"
 #include "cache/cache_backend.h"
+#include "vcl.h"
 #include "vre.h"
 #include "vmod_abi.h"
 #include "vas.h"

@@ -1,7 +1,7 @@
-//! varnishd's bans (Varnish: `cache/cache_ban.c`): its list, and news of it.
+//! varnishd's bans (Varnish: `cache/cache_ban.c`): its list, and the hook for new ones.
 //!
-//! The list is walked with varnishd's ban mutex held, under which nothing may block or call varnishd. What a ban's spec says
-//! is bytes without pointers, and decoded by their user.
+//! The list is walked with varnishd's ban mutex held, under which nothing may block or call varnishd. A spec
+//! consists of bytes without pointers, which their user decodes.
 
 use std::ffi::{c_int, c_uint};
 use std::ptr::null_mut;
@@ -13,6 +13,9 @@ use varnishd_sys::functions::STV__iter;
 use varnishd_sys::stevedore::{BI_NEW, Stevedore, StorageBanInfo};
 
 use crate::cast::has_magic;
+
+/// The event of a new ban.
+pub const NEW: c_uint = BI_NEW;
 
 /// The `baninfo` of the storage that has ours now.
 static FORMER: OnceLock<Option<StorageBanInfo>> = OnceLock::new();
@@ -59,7 +62,7 @@ unsafe extern "C" fn baninfo(stv: *const Stevedore, event: c_uint, ban: *const u
     }
 }
 
-/// A ban's spec; `None` if there is none.
+/// Returns a ban's spec; `None` if there is none.
 ///
 /// # Safety
 /// `ban` must be null or point to `len` bytes that do not change during `'a`.
@@ -80,7 +83,7 @@ impl List {
         List(())
     }
 
-    /// The specs of the bans that objects are still to be tested by, from the newest to the oldest.
+    /// Returns the specs of the bans that objects are still to be tested by, from the newest to the oldest.
     pub fn pending(&self) -> impl Iterator<Item = &[u8]> {
         // SAFETY: the list is read with its mutex held, which `self` does.
         let mut next: *const Ban = unsafe { ban_head.first };

@@ -134,8 +134,8 @@ impl<T> Constant<T> {
         Constant(table)
     }
 
-    /// Its address.
-    pub fn address(&'static self) -> *const T {
+    /// Returns its address.
+    pub const fn address(&'static self) -> *const T {
         &raw const self.0
     }
 }

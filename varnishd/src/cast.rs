@@ -20,7 +20,7 @@ use crate::boundary::wrong;
 ///
 /// # Safety
 /// The structure's first member must be an `unsigned` that is `MAGIC` from before it is shared until it is freed.
-pub unsafe trait Magic {
+pub(crate) unsafe trait Magic {
     /// The magic number.
     const MAGIC: c_uint;
     /// What the child's panic says of a pointer to something else.
@@ -58,12 +58,12 @@ magic! {
 /// `pointer` must be null or point to readable memory of the structure's size, which varnishd guarantees for what it hands
 /// to a callback.
 #[inline]
-pub unsafe fn has_magic<T: Magic>(pointer: *const T) -> bool {
+pub(crate) unsafe fn has_magic<T: Magic>(pointer: *const T) -> bool {
     // SAFETY: by contract; the first member is an unsigned, which nothing writes while the structure is lent.
     !pointer.is_null() && unsafe { pointer.cast::<c_uint>().read() } == T::MAGIC
 }
 
-/// The pointer, checked; the child ends if it is null or something else.
+/// Returns the pointer, checked. The child ends if it is null or something else.
 ///
 /// # Safety
 /// As for [`has_magic`].
@@ -77,80 +77,80 @@ unsafe fn checked<T: Magic>(slot: &'static str, pointer: *const T) -> *const T {
     pointer
 }
 
-/// varnishd's objcore, checked. A pointer and no reference: other threads change its flags and counts at any time, so that
+/// Returns varnishd's objcore, checked. A pointer and no reference: other threads change its flags and counts at any time, so that
 /// only fields may be read (through the pointer) that no thread writes meanwhile.
 ///
 /// # Safety
 /// As for [`has_magic`].
 #[inline]
 #[track_caller]
-pub unsafe fn checked_objcore(oc: *const objcore) -> *const objcore {
+pub(crate) unsafe fn checked_objcore(oc: *const objcore) -> *const objcore {
     // SAFETY: by contract.
     unsafe { checked("checked_objcore", oc) }
 }
 
-/// varnishd's worker, checked.
+/// Returns varnishd's worker, checked.
 ///
 /// # Safety
 /// As for [`has_magic`]; it must be the calling thread's worker, which no other thread writes to.
 #[inline]
 #[track_caller]
-pub unsafe fn worker_ref<'a>(wrk: *const worker) -> &'a worker {
+pub(crate) unsafe fn worker_ref<'a>(wrk: *const worker) -> &'a worker {
     // SAFETY: by contract.
     unsafe { &*checked("worker_ref", wrk) }
 }
 
-/// varnishd's stevedore, checked.
+/// Returns varnishd's stevedore, checked.
 ///
 /// # Safety
 /// As for [`has_magic`]; varnishd and `open` write to a stevedore before any worker thread runs, and no more.
 #[inline]
 #[track_caller]
-pub unsafe fn stevedore_ref<'a>(stv: *const Stevedore) -> &'a Stevedore {
+pub(crate) unsafe fn stevedore_ref<'a>(stv: *const Stevedore) -> &'a Stevedore {
     // SAFETY: by contract.
     unsafe { &*checked("stevedore_ref", stv) }
 }
 
-/// varnishd's context, checked.
+/// Returns varnishd's context, checked.
 ///
 /// # Safety
 /// `ctx` must be null or what varnishd called with, and is not used after that call.
 #[inline]
 #[track_caller]
-pub unsafe fn context<'a>(ctx: *const vrt_ctx) -> &'a vrt_ctx {
+pub(crate) unsafe fn context<'a>(ctx: *const vrt_ctx) -> &'a vrt_ctx {
     // SAFETY: by contract; nothing writes to a context while it is lent to a callback.
     unsafe { &*checked("context", ctx) }
 }
 
-/// varnishd's director, checked.
+/// Returns varnishd's director, checked.
 ///
 /// # Safety
 /// `director` must be null or one of varnishd's that lives for `'a`.
 #[inline]
 #[track_caller]
-pub unsafe fn director_ref<'a>(director: *const director) -> &'a director {
+pub(crate) unsafe fn director_ref<'a>(director: *const director) -> &'a director {
     // SAFETY: by contract; nothing writes to the members of a director that are not behind a pointer.
     unsafe { &*checked("director_ref", director) }
 }
 
-/// A head of varnishd's, checked.
+/// Returns a head of varnishd's, checked.
 ///
 /// # Safety
 /// `head` must be null or a head of the calling thread's transaction that is neither changed nor freed during `'a`.
 #[inline]
 #[track_caller]
-pub unsafe fn http_ref<'a>(head: *const http) -> &'a http {
+pub(crate) unsafe fn http_ref<'a>(head: *const http) -> &'a http {
     // SAFETY: by contract.
     unsafe { &*checked("http_ref", head) }
 }
 
-/// The fetch of a context, checked; null if it is not one of a fetch.
+/// Returns the fetch of a context, checked; null if it is not one of a fetch.
 ///
 /// # Safety
 /// `ctx` must be one of varnishd's, whose busyobj is null or the calling thread's own.
 #[inline]
 #[track_caller]
-pub unsafe fn busyobj_of(ctx: &vrt_ctx) -> *mut busyobj {
+pub(crate) unsafe fn busyobj_of(ctx: &vrt_ctx) -> *mut busyobj {
     if !ctx.bo.is_null() {
         // SAFETY: by contract.
         unsafe { checked("busyobj_of", ctx.bo) };

@@ -11,11 +11,11 @@ use crate::cast::http_ref;
 pub struct View<'a>(&'a http);
 
 impl<'a> View<'a> {
-    /// The head `head`.
+    /// Returns a view of `head`.
     ///
     /// # Safety
     /// `head` must be null or a head of the calling thread's transaction that is neither changed nor freed during `'a`.
-    pub unsafe fn new(head: *const http) -> View<'a> {
+    pub(crate) unsafe fn new(head: *const http) -> View<'a> {
         // SAFETY: by contract.
         View(unsafe { http_ref(head) })
     }
@@ -33,55 +33,55 @@ impl<'a> View<'a> {
         unsafe { std::slice::from_raw_parts(text.b.cast::<u8>(), text.e.offset_from_unsigned(text.b)) }
     }
 
-    /// The method of a request.
+    /// Returns the method of a request.
     pub fn method(&self) -> &'a [u8] {
         self.field(HTTP_HDR_METHOD)
     }
 
-    /// The URL of a request.
+    /// Returns the URL of a request.
     pub fn url(&self) -> &'a [u8] {
         self.field(HTTP_HDR_URL)
     }
 
-    /// The reason of a response.
+    /// Returns the reason of a response.
     pub fn reason(&self) -> &'a [u8] {
         self.field(HTTP_HDR_REASON)
     }
 
-    /// The status of a response.
+    /// Returns the status of a response.
     pub fn status(&self) -> u16 {
         // SAFETY: a checked head.
         unsafe { http_GetStatus(self.0) }
     }
 
-    /// The header lines.
+    /// Returns the header lines.
     pub fn lines(self) -> impl Iterator<Item = &'a [u8]> {
         (HTTP_HDR_FIRST..u32::from(self.0.nhd)).map(move |index| self.field(index))
     }
 
-    /// The value of the first header of this name, without white space around it.
+    /// Returns the value of the first header of this name, without white space around it.
     pub fn header(self, name: &[u8]) -> Option<&'a [u8]> {
         self.lines().find_map(|line| value_of(line, name))
     }
 }
 
-/// The value of a header line, if its name is this one.
+/// Returns the value of a header line, if its name is this one.
 pub fn value_of<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let (found, rest) = line.split_at_checked(name.len())?;
     let value = rest.strip_prefix(b":")?;
     found.eq_ignore_ascii_case(name).then(|| value.trim_ascii())
 }
 
-/// The name of a header line.
+/// Returns the name of a header line.
 pub fn name_of(line: &[u8]) -> &[u8] {
     line.split(|b| *b == b':').next().unwrap_or_default()
 }
 
-/// The number of header lines that a head has room for.
+/// Returns the number of header lines that a head has room for.
 ///
 /// # Safety
 /// `head` must be a head of the calling thread's transaction.
-pub unsafe fn most_lines(head: *const http) -> usize {
+pub(crate) unsafe fn max_lines(head: *const http) -> usize {
     // SAFETY: by contract.
     usize::from(unsafe { (*head).shd }).saturating_sub(HTTP_HDR_FIRST as usize)
 }

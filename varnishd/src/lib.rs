@@ -1,25 +1,47 @@
-//! What a storage engine and a VMOD both need above varnishd's private ABI (`varnishd-sys`).
+//! varnishd for libraries that it loads, above its private ABI (`varnishd-sys`): what a storage engine and a VMOD need is here in safe
+//! functions, and handles whose constructors say what a pointer must be. Nothing above this crate names a structure, a constant, a
+//! function or a sequence of varnishd's.
 //!
-//! - [`bans`]: varnishd's list of bans, and news of it.
-//! - [`boundary`]: no panic of a callback crosses into C.
-//! - [`cast`]: no pointer is trusted before its magic number is checked.
-//! - [`fetch`]: a fetch, begun anew by its director, or handed to another one.
-//! - [`http`], [`workspace`]: a head and a workspace, read and written.
-//! - [`text`]: strings for C, and strings of C's.
-//! - [`fetch_filters`], [`delivery_filters`], [`esi`]: the filters of a fetch and of a delivery.
-//! - [`vsl`]: lines in the transaction log.
+//! A handle ([`objcore::Objcore`], [`fetch::Busyobj`], [`delivery::Delivery`], …) is made of a pointer that varnishd calls with, which is
+//! checked, and is used in that call and that thread.
+//!
+//! | for | |
+//! |---|---|
+//! | every callback | [`boundary`]: no panic crosses into C; `cast`: no pointer is trusted before its magic number is checked; [`raw`]: types of signatures; [`context`], [`private`] |
+//! | a storage | [`storage`]: the engine's tables; [`objcore`], [`attributes`]: an object; [`iteration`]: its body on the way out; [`lru`], [`worker`], [`counters`] |
+//! | a director | [`director`], [`fetch`], [`response`], [`fetch_filters`], [`esi`] |
+//! | a delivery | [`request`], [`delivery`], [`delivery_filters`], [`http1`] |
+//! | all | [`bans`], [`regex`], [`parameters`], [`http`], [`workspace`], [`text`], [`vsl`], [`clock`] |
 //!
 //! This crate knows varnishd and nothing of objmapper: what differs between the two libraries is a parameter. Each of them
 //! links a copy of its own.
 
+pub mod attributes;
 pub mod bans;
 pub mod boundary;
-pub mod cast;
+mod cast;
+pub mod clock;
+pub mod context;
+pub mod counters;
+pub mod delivery;
 pub mod delivery_filters;
+pub mod director;
 pub mod esi;
 pub mod fetch;
 pub mod fetch_filters;
 pub mod http;
+pub mod http1;
+pub mod iteration;
+pub mod lru;
+pub mod objcore;
+pub mod parameters;
+pub mod private;
+pub mod raw;
+pub mod regex;
+pub mod request;
+pub mod response;
+pub mod storage;
 pub mod text;
 pub mod vsl;
+pub mod worker;
 pub mod workspace;

@@ -1,41 +1,48 @@
 //! Lines in the transaction log (vsl(7)). Those for the operator are `objmapper_log`'s.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use varnishd_sys::bindings::{SLT_FetchError, SLT_VCL_Log, VSLb, VSLbt, busyobj, txt, vsl_log};
+use varnishd_sys::bindings::{SLT_FetchError, SLT_VCL_Log, VSLb, VSLbt, txt, vsl_log};
 
 use crate::text::c_text;
 
-/// The log of a fetch.
-pub fn of_fetch(bo: *mut busyobj) -> *mut vsl_log {
-    // The member's address only: nothing is read.
-    bo.cast::<u8>().wrapping_add(std::mem::offset_of!(busyobj, vsl)).cast()
-}
+/// The log of the calling thread's transaction, for `'a`; or none, into which nothing is written.
+#[derive(Clone, Copy)]
+pub struct Log<'a>(*mut vsl_log, PhantomData<&'a vsl_log>);
 
-/// A decision, in the transaction's log: `VCL_Log objmapper: …`.
-///
-/// # Safety
-/// `vsl` must be null or the log of the calling thread's transaction.
-pub unsafe fn decision(vsl: *mut vsl_log, text: &str) {
-    if !vsl.is_null() {
-        // SAFETY: by contract; a format that takes one string.
-        unsafe { VSLb(vsl, SLT_VCL_Log, c"objmapper: %s".as_ptr(), c_text(text).as_ptr()) };
+impl Log<'_> {
+    /// Returns the log at an address.
+    ///
+    /// # Safety
+    /// `log` must be null or the log of the calling thread's transaction, for the lifetime of the result.
+    pub(crate) unsafe fn new<'a>(log: *mut vsl_log) -> Log<'a> {
+        Log(log, PhantomData)
+    }
+
+    pub(crate) fn as_ptr(self) -> *mut vsl_log {
+        self.0
+    }
+
+    /// Writes a decision: `VCL_Log objmapper: …`.
+    pub fn decision(self, text: &str) {
+        if !self.0.is_null() {
+            // SAFETY: by contract of `new`; a format that takes one string.
+            unsafe { VSLb(self.0, SLT_VCL_Log, c"objmapper: %s".as_ptr(), c_text(text).as_ptr()) };
+        }
+    }
+
+    /// Writes why a fetch failed: `FetchError objmapper: …`.
+    pub fn fetch_error(self, text: &str) {
+        if !self.0.is_null() {
+            // SAFETY: by contract of `new`; a format that takes one string.
+            unsafe { VSLb(self.0, SLT_FetchError, c"objmapper: %s".as_ptr(), c_text(text).as_ptr()) };
+        }
     }
 }
 
-/// Why a fetch failed, in the transaction's log.
-///
-/// # Safety
-/// As for [`decision`].
-pub unsafe fn fetch_error(vsl: *mut vsl_log, text: &str) {
-    if !vsl.is_null() {
-        // SAFETY: by contract; a format that takes one string.
-        unsafe { VSLb(vsl, SLT_FetchError, c"objmapper: %s".as_ptr(), c_text(text).as_ptr()) };
-    }
-}
-
-/// A line for a transaction's log. Made by hand: printf, or Rust's formatting, cost more than all else that a
-/// delivery through a filter costs. 96 bytes at most.
+/// A line for a transaction's log, of at most 96 bytes. It is made by hand, because printf, or Rust's formatting, would cost more than
+/// the rest of a delivery through a filter.
 pub struct Line {
     bytes: [u8; 96],
     len: usize,
@@ -80,12 +87,11 @@ impl Line {
     }
 
     /// Writes the line as a decision: `VCL_Log`.
-    ///
-    /// # Safety
-    /// `vsl` must be the calling thread's transaction's.
-    pub unsafe fn log(&self, vsl: *mut vsl_log) {
-        let Range { start, end } = self.bytes[..self.len].as_ptr_range();
-        // SAFETY: by contract; VSLbt copies the text.
-        unsafe { VSLbt(vsl, SLT_VCL_Log, txt { b: start.cast(), e: end.cast() }) };
+    pub fn write(&self, log: Log<'_>) {
+        if !log.0.is_null() {
+            let Range { start, end } = self.bytes[..self.len].as_ptr_range();
+            // SAFETY: by contract of `Log::new`; the text is copied.
+            unsafe { VSLbt(log.0, SLT_VCL_Log, txt { b: start.cast(), e: end.cast() }) };
+        }
     }
 }

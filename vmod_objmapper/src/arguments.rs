@@ -6,12 +6,12 @@ use std::time::Duration;
 /// The prefix of directors that are given none.
 pub(crate) const DEFAULT_PREFIX: &[u8] = b"varnish";
 
-/// As long as a socket's path can be (`sun_path`, with its NUL).
+/// The longest path of a socket (`sun_path`, without its NUL).
 const MAX_SOCKET: usize = 107;
 const MAX_PREFIX: usize = 256;
 const MAX_URI: usize = 4096;
 
-/// What a director is told.
+/// The arguments of a director, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Arguments {
     /// `None`: the storage engine's store.
@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
     pub(crate) publish: bool,
 }
 
-/// As VCL says it.
+/// The arguments as VCL gives them.
 pub(crate) struct Raw<'a> {
     pub(crate) socket: &'a [u8],
     pub(crate) prefix: &'a [u8],
@@ -36,7 +36,7 @@ pub(crate) struct Raw<'a> {
 }
 
 impl Arguments {
-    /// Checks them. The message names argument, value, limit and remedy.
+    /// Checks arguments. The message names argument, value, limit and remedy.
     pub(crate) fn parse(raw: &Raw<'_>, prefix_of_vcl: &[u8]) -> Result<Arguments, String> {
         let own = if raw.prefix.is_empty() { prefix_of_vcl } else { raw.prefix };
         Ok(Arguments {
@@ -51,8 +51,8 @@ impl Arguments {
     }
 }
 
-fn duration(name: &str, seconds: f64, least: f64, most: f64, limits: &str) -> Result<Duration, String> {
-    if (least..=most).contains(&seconds) {
+fn duration(name: &str, seconds: f64, min: f64, max: f64, limits: &str) -> Result<Duration, String> {
+    if (min..=max).contains(&seconds) {
         return Ok(Duration::from_secs_f64(seconds));
     }
     Err(format!("{name} = {seconds}s: {limits} are possible; give {name} another value or leave it out"))

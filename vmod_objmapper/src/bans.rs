@@ -1,8 +1,8 @@
 //! Bans of this varnishd, from the CLI and from VCL, are announced to every second level at the moment at which they take
-//! effect, which is before who made them is answered.
+//! effect, which is before the CLI or VCL is answered.
 //!
-//! varnishd tells its storages of new bans (`baninfo`): the storage engine passes that on. Where no storage is ours, one
-//! that does not want to know is given a `baninfo` by us.
+//! varnishd calls its storages for new bans: the storage engine passes the call on. Where no storage is ours,
+//! [`varnishd::bans::listen`] has varnishd's first storage called in our place.
 
 use std::sync::OnceLock;
 
@@ -13,10 +13,10 @@ use varnishd::bans::{self, List};
 use crate::BOUNDARY;
 use crate::engine::{self, Storage};
 
-/// Who is told of a ban's spec.
+/// The listener for specs of bans.
 static LISTENER: OnceLock<fn(&[u8])> = OnceLock::new();
 
-/// Sees to it that `listener` is told of every new ban, with varnishd's ban mutex held. The first one stays. Called in
+/// Has `listener` called for every new ban, with varnishd's ban mutex held. The first one stays. Called in
 /// varnishd's CLI thread, as VCL is loaded.
 pub(crate) fn listen(listener: fn(&[u8])) -> Result<(), String> {
     static LISTENING: OnceLock<()> = OnceLock::new();
@@ -27,7 +27,7 @@ pub(crate) fn listen(listener: fn(&[u8])) -> Result<(), String> {
     match (engine::table(), Storage::default_one()) {
         // SAFETY: `on_ban` stays loaded (the library is linked with -z nodelete), and neither blocks nor calls varnishd.
         (Some(table), Some(_)) => unsafe { (table.on_ban)(Some(on_ban)) },
-        // No storage of ours: nobody would tell the engine either.
+        // No storage of ours: the engine would not be called either.
         _ => bans::listen(announce)?,
     }
     let _ = LISTENING.set(());
@@ -49,7 +49,7 @@ fn announce(spec: &[u8]) {
     });
 }
 
-/// Announces to `l2` the bans that are there already. What comes in at the same time may be announced twice, which is
+/// Announces to `l2` the bans that are there already. A ban that comes in at the same time may be announced twice, which is
 /// harmless.
 pub(crate) fn announce_present(l2: &L2) {
     let list = List::lock();

@@ -1,169 +1,169 @@
-//! A director as varnishd knows it: how it is made, and what varnishd calls.
+//! A director of VCL's: its arguments, its backend, its second level and its counters; and the list of all directors.
+//!
+//! A director is shared by all threads. Its backend is set in vcl_init and given up when varnishd releases the director; everything
+//! else does not change. A director is on the list from its making to its destruction, for the gauge of its store's state.
 
-use std::cell::Cell;
-use std::ffi::{CStr, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_void};
 use std::ptr::{self, null_mut};
+use std::sync::Arc;
+use std::sync::atomic::AtomicPtr;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use varnishd::boundary::Constant;
-use varnishd::cast::{busyobj_of, context, director_ref};
-use varnishd::fetch::with_director;
-use varnishd_sys::bindings::{
-    SC_TX_ERROR, VCL_BACKEND, VCL_BOOL, VCL_TIME, VDI_Http1Pipe, VDI_METHODS_MAGIC, VRT_AddDirector, VRT_Healthy,
-    VSB_bcat, stream_close_t, vdi_methods, vrt_ctx, vsb,
-};
+use objmapper_records::{Counters, L2};
+use parking_lot::Mutex;
+use varnishd::boundary::wrong;
+use varnishd::counters::Segment;
+use varnishd::director;
+use varnishd::raw::Backend;
 
-use crate::BOUNDARY;
 use crate::arguments::Arguments;
-use crate::om::Om;
-use crate::{fetch, store};
+use crate::store_address::StoreKey;
 
-// SAFETY: varnishd only reads a director's methods.
-static METHODS: Constant<vdi_methods> = unsafe {
-    Constant::new(vdi_methods {
-        magic: VDI_METHODS_MAGIC,
-        type_: c"objmapper".as_ptr(),
-        http1pipe: Some(http1pipe),
-        healthy: Some(healthy),
-        // None: a fetch is ours until it has failed to find a record, and `backend.list` shows a line and no tree.
-        resolve: None,
-        gethdrs: Some(gethdrs),
-        // Asked for responses from a record only: there is no peer.
-        getip: None,
-        finish: Some(finish),
-        // Nothing runs for one director that should rest while its VCL is cold.
-        event: None,
-        release: Some(release),
-        destroy: Some(destroy),
-        panic: Some(panic),
-        list: Some(list),
-    })
-};
+const DIRECTOR_MAGIC: u32 = 0x6f62_6d6f;
 
-/// Makes a director of the VCL that is being loaded.
-///
-/// # Safety
-/// `ctx` must be the context of vcl_init, `name` the name that VCL gives it.
-pub(crate) unsafe fn create(ctx: *const vrt_ctx, name: &CStr, arguments: Arguments) -> Result<*mut Om, String> {
-    let (l2, store) = store::open(&arguments)?;
-    // SAFETY: VRT_AddDirector (cache/cache_vrt_vcl.c) in vcl_init; the table and the name live long enough. The director
-    // is given its priv below, before it is handed to anybody.
-    let dir = unsafe { VRT_AddDirector(ctx, METHODS.address(), null_mut(), c"%s".as_ptr(), name.as_ptr()) }.cast_mut();
-    if dir.is_null() {
-        return Err("varnishd takes no more directors: the VCL is being discarded".to_owned());
-    }
-    // SAFETY: a live director, whose vcldir has its name as varnishd's CLI shows it.
-    let full_name = unsafe { CStr::from_ptr((*(*dir).vdir).cli_name) };
-    let om = Box::into_raw(Box::new(Om::new(dir, (name, full_name), arguments, (l2, store))));
-    // SAFETY: a live director; the box is not moved before `destroy`, which takes it off the list.
-    unsafe {
-        (*dir).priv_ = om.cast::<c_void>();
-        Om::checked(om).enlist();
-    }
-    Ok(om)
+/// A director of VCL's, and what varnishd keeps for us with its own.
+pub(crate) struct Director {
+    magic: u32,
+    /// varnishd's own, a [`Backend`].
+    dir: AtomicPtr<c_void>,
+    /// The real backend or a director, referenced; null before `.set_backend()`.
+    inner: AtomicPtr<c_void>,
+    pub(crate) name: String,
+    pub(crate) arguments: Arguments,
+    pub(crate) l2: Arc<L2>,
+    pub(crate) store: StoreKey,
+    counters: Segment<Counters>,
 }
 
-/// # Safety
-/// `dir` must be a director that varnishd calls us for.
-unsafe fn om_of<'a>(dir: VCL_BACKEND) -> &'a Om {
-    // SAFETY: by contract; `create` stored the private, and it lives until `destroy`.
-    unsafe { Om::checked(director_ref(dir).priv_.cast::<Om>()) }
-}
+/// A director in the list of all.
+struct Listed(*const Director);
 
-/// Directors before a backend, at most: who has gone through more goes round in a circle.
-const MOST_DIRECTORS: u32 = 16;
+// SAFETY: what is in the list is alive, as `destroy` takes it off first; an `Director` may be looked at by any thread.
+unsafe impl Send for Listed {}
 
-thread_local! {
-    /// How many directors' health depends on the answer that this thread is asked for.
-    static DEPTH: Cell<u32> = const { Cell::new(0) };
-}
+/// All directors of this process, for their gauges.
+static ALL: Mutex<Vec<Listed>> = Mutex::new(Vec::new());
 
-/// # Safety
-/// `ctx` must be varnishd's.
-unsafe fn is_healthy(ctx: *const vrt_ctx, om: &Om, changed: *mut VCL_TIME) -> VCL_BOOL {
-    DEPTH.with(|depth| {
-        if depth.get() >= MOST_DIRECTORS {
-            return 0;
+/// Sets the gauge of the directors that use this store.
+pub(crate) fn show_state(store: &StoreKey, up: bool) {
+    for listed in ALL.lock().iter() {
+        // SAFETY: see `Listed`.
+        let director = unsafe { Director::checked(listed.0) };
+        if director.store == *store {
+            director.show_state(up);
         }
-        depth.set(depth.get() + 1);
-        // SAFETY: by contract; VRT_Healthy takes any backend, and null is sick.
-        let healthy = unsafe { VRT_Healthy(ctx, om.inner(), changed) };
-        depth.set(depth.get() - 1);
-        healthy
-    })
+    }
 }
 
-unsafe extern "C" fn gethdrs(ctx: *const vrt_ctx, dir: VCL_BACKEND) -> c_int {
-    BOUNDARY.fallible("gethdrs", -1, || {
-        // SAFETY: varnishd's own context and director, for this call.
-        let (checked, om) = unsafe { (context(ctx), om_of(dir)) };
-        // SAFETY: VDI_GetHdr calls us in the fetch thread, with the context of its busyobj.
-        unsafe { fetch::gethdrs(checked, om) }
-    })
-}
-
-unsafe extern "C" fn finish(ctx: *const vrt_ctx, _dir: VCL_BACKEND) {
-    BOUNDARY.fallible("finish", (), || {
-        // SAFETY: varnishd's own context. Only responses from a record are ours to finish (others are finished by the backend
-        // that made them); such a response's http_conn is memory of the workspace, with nothing behind it.
-        unsafe { (*busyobj_of(context(ctx))).htc = null_mut() };
-    });
-}
-
-unsafe extern "C" fn http1pipe(ctx: *const vrt_ctx, dir: VCL_BACKEND) -> stream_close_t {
-    let failure = (&raw const SC_TX_ERROR).cast();
-    BOUNDARY.fallible("http1pipe", failure, || {
-        // SAFETY: varnishd's own context and director, for this call.
-        let (checked, om) = unsafe { (context(ctx), om_of(dir)) };
-        // SAFETY: VDI_Http1Pipe called us with both; our director keeps a reference to its backend.
-        unsafe { with_director(busyobj_of(checked), om.inner(), |bo| VDI_Http1Pipe(checked.req, bo)) }
-    })
-}
-
-unsafe extern "C" fn healthy(ctx: *const vrt_ctx, dir: VCL_BACKEND, changed: *mut VCL_TIME) -> VCL_BOOL {
-    // SAFETY: varnishd's own context and director.
-    BOUNDARY.fallible("healthy", 0, || unsafe { is_healthy(ctx, om_of(dir), changed) })
-}
-
-unsafe extern "C" fn release(dir: VCL_BACKEND) {
-    // SAFETY: varnishd's own director.
-    BOUNDARY.fallible("release", (), || unsafe { om_of(dir) }.assign(ptr::null()));
-}
-
-unsafe extern "C" fn destroy(dir: VCL_BACKEND) {
-    BOUNDARY.fallible("destroy", (), || {
-        // SAFETY: the last reference to our director is gone; `create` made the box.
-        unsafe {
-            let om = (*dir).priv_.cast::<Om>();
-            Om::checked(om).delist();
-            drop(Box::from_raw(om));
+impl Director {
+    /// Returns a director for varnishd's own, which its VCL gives this name, and varnishd's CLI `full_name`.
+    pub(crate) fn new(
+        dir: Backend,
+        (name, full_name): (&CStr, &CStr),
+        arguments: Arguments,
+        (l2, store): (Arc<L2>, StoreKey),
+    ) -> Director {
+        Director {
+            magic: DIRECTOR_MAGIC,
+            dir: AtomicPtr::new(dir.cast_mut().cast()),
+            inner: AtomicPtr::new(null_mut()),
+            name: name.to_string_lossy().into_owned(),
+            arguments,
+            l2,
+            store,
+            counters: Segment::new(c"OBJM", full_name),
         }
-    });
-}
+    }
 
-unsafe extern "C" fn panic(dir: VCL_BACKEND, vsb: *mut vsb) {
-    BOUNDARY.fallible("panic", (), || {
-        // SAFETY: varnishd's own director.
-        let om = unsafe { om_of(dir) };
-        let text = format!("store = {},\nstate = {},\n", om.store.0, om.l2.state());
-        // SAFETY: varnishd's own vsb.
-        unsafe { VSB_bcat(vsb, text.as_ptr().cast(), isize::try_from(text.len()).unwrap_or(0)) };
-    });
-}
+    /// Puts the director into the list of all, with the state of its store.
+    ///
+    /// # Safety
+    /// It must stay where it is until [`Director::delist`].
+    pub(crate) unsafe fn enlist(&self) {
+        // A change of state is shown under this lock, too: before or after this as a whole.
+        let mut all = ALL.lock();
+        all.push(Listed(self));
+        self.show_state(self.l2.is_up());
+    }
 
-unsafe extern "C" fn list(ctx: *const vrt_ctx, dir: VCL_BACKEND, vsb: *mut vsb, pflag: c_int, jflag: c_int) {
-    BOUNDARY.fallible("list", (), || {
-        // SAFETY: varnishd's own context and director.
-        let (om, healthy) = unsafe {
-            let om = om_of(dir);
-            (om, is_healthy(ctx, om, null_mut()))
-        };
-        let (up, word) = (c_uint::from(healthy != 0), if healthy != 0 { "healthy" } else { "sick" });
-        let text = match (pflag != 0, jflag != 0) {
-            (true, json) => om.describe(json),
-            (false, true) => format!("[{up}, 1, \"{word}\"]"),
-            (false, false) => format!("{up}/1\t{word}"),
-        };
-        // SAFETY: varnishd's own vsb.
-        unsafe { VSB_bcat(vsb, text.as_ptr().cast(), isize::try_from(text.len()).unwrap_or(0)) };
-    });
+    /// Takes the director off that list.
+    pub(crate) fn delist(&self) {
+        ALL.lock().retain(|listed| !ptr::eq(listed.0, self));
+    }
+
+    /// Gives up the VCL's reference: the director goes with the last one.
+    pub(crate) fn delete(&self) {
+        // SAFETY: once, in the object's fini; from here on only `release` and `destroy` use `self`.
+        unsafe { director::delete(self.as_backend()) };
+    }
+
+    /// Returns the director of a pointer that VCL's code or a task keeps. A pointer to anything else ends the child.
+    ///
+    /// # Safety
+    /// `director` must be a director of ours, before varnishd has called `destroy`.
+    pub(crate) unsafe fn checked<'a>(director: *const Director) -> &'a Director {
+        // SAFETY: by contract.
+        match unsafe { director.as_ref() } {
+            Some(checked) if checked.magic == DIRECTOR_MAGIC => checked,
+            _ => wrong("Director::checked", "not a director of ours"),
+        }
+    }
+
+    /// Returns what VCL uses as a backend.
+    pub(crate) fn as_backend(&self) -> Backend {
+        self.dir.load(Acquire).cast_const().cast()
+    }
+
+    /// Returns the real backend; null before `.set_backend()`.
+    pub(crate) fn inner(&self) -> Backend {
+        self.inner.load(Acquire).cast_const().cast()
+    }
+
+    /// Sets the real backend. Called in vcl_init, in varnishd's CLI thread.
+    pub(crate) fn set_inner(&self, backend: Backend) -> Result<(), String> {
+        if ptr::eq(backend, self.as_backend()) {
+            return Err(format!("backend = {}: a director cannot be its own backend; give the real one", self.name));
+        }
+        self.assign(backend);
+        Ok(())
+    }
+
+    /// Refers to `backend`, which may be null, and no more to the one before.
+    pub(crate) fn assign(&self, backend: Backend) {
+        // SAFETY: `inner` holds a reference of ours; `backend` is null or varnishd's own.
+        let inner = unsafe { director::exchange(self.inner(), backend) };
+        self.inner.store(inner.cast_mut().cast(), Release);
+    }
+
+    /// Returns the director's counters.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn show_state(&self, up: bool) {
+        self.counters().g_up.store(u64::from(up), Relaxed);
+    }
+
+    /// Returns what `backend.list -p` shows, or its part of the list as JSON.
+    pub(crate) fn describe(&self, json: bool) -> String {
+        let counters = self.counters();
+        let instance = self.l2.instance().map_or_else(String::new, |i| i.iter().map(|b| format!("{b:02x}")).collect());
+        let (state, prefix) = (self.l2.state(), self.arguments.prefix.escape_ascii().to_string());
+        let (hits, misses) = (counters.c_hits.load(Relaxed), counters.c_misses.load(Relaxed));
+        if json {
+            let quoted = |text: String| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+            return format!(
+                "{{ \"store\": {}, \"prefix\": {}, \"state\": {}, \"instance\": {}, \"hits\": {hits}, \"misses\": {misses} }},\n",
+                quoted(self.store.0.to_string()),
+                quoted(prefix),
+                quoted(state.to_string()),
+                quoted(instance),
+            );
+        }
+        let instance = if instance.is_empty() { "unknown".to_owned() } else { instance };
+        format!(
+            "\n  Store:    {}\n  Prefix:   {prefix}\n  State:    {state}\n  Instance: {instance}\n  Hits:     {hits}\n  Misses:   {misses}\n",
+            self.store.0
+        )
+    }
 }

@@ -1,4 +1,6 @@
 //! The storage engine's table, if varnishd was started with one.
+//!
+//! It is looked up once, and lives as long as the process: varnishd loads storage engines before any VMOD, and never unloads one.
 
 use std::ffi::c_void;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -10,13 +12,13 @@ use objmapper_abi::{Delivery, Engine, Extended, SYMBOL, Store};
 
 use crate::operator;
 
-/// What goes by the table's name; null without a storage engine.
+/// Returns the address of the table's symbol; null without a storage engine.
 fn symbol() -> *const Engine {
     // SAFETY: dlsym(3) takes any name.
     unsafe { libc::dlsym(libc::RTLD_DEFAULT, SYMBOL.as_ptr()) }.cast::<Engine>()
 }
 
-/// What a delivery filter needs; `None` without an engine that has it.
+/// Returns the functions for a delivery filter; `None` without an engine that has them.
 pub(crate) fn delivery() -> Option<&'static Delivery> {
     static DELIVERY: OnceLock<Option<&'static Delivery>> = OnceLock::new();
     *DELIVERY.get_or_init(|| {
@@ -26,7 +28,7 @@ pub(crate) fn delivery() -> Option<&'static Delivery> {
     })
 }
 
-/// The table; `None` without one that can be used. varnishd loads storage engines before any VMOD, and never unloads one.
+/// Returns the table; `None` without one that can be used. varnishd loads storage engines before any VMOD, and never unloads one.
 pub(crate) fn table() -> Option<&'static Engine> {
     static TABLE: OnceLock<Option<&'static Engine>> = OnceLock::new();
     *TABLE.get_or_init(|| {
@@ -56,21 +58,21 @@ unsafe impl Send for Storage {}
 unsafe impl Sync for Storage {}
 
 impl Storage {
-    /// The one whose store directors use that name none.
+    /// Returns the one whose store directors use that name none.
     pub(crate) fn default_one() -> Option<Storage> {
         // SAFETY: the engine's functions may be called by any thread, and never unwind (objmapper-abi).
         let stv = unsafe { (table()?.default_storage)() };
         (!stv.is_null()).then_some(Storage(stv))
     }
 
-    /// The one at this address, if it is ours.
+    /// Returns the one at this address, if it is ours.
     pub(crate) fn at(stv: *const c_void) -> Option<Storage> {
         // SAFETY: as above; any address may be asked about.
         let ours = unsafe { (table()?.is_ours)(stv) };
         ours.then_some(Storage(stv))
     }
 
-    /// varnishd's `struct stevedore`.
+    /// Returns the address of varnishd's stevedore.
     pub(crate) fn address(self) -> *const c_void {
         self.0
     }
@@ -81,12 +83,12 @@ impl Storage {
         unsafe { (table()?.store)(self.0, &raw mut store) }.then_some(store)
     }
 
-    /// The instance of its store; `None` while that was never reached.
+    /// Returns the instance of its store; `None` while that was never reached.
     pub(crate) fn instance(self) -> Option<[u8; 16]> {
         self.store().map(|store| store.instance).filter(|instance| *instance != [0; 16])
     }
 
-    /// The socket of its store; `None` for one inside this process.
+    /// Returns the socket of its store; `None` for one inside this process.
     pub(crate) fn socket(self) -> Option<PathBuf> {
         use std::os::unix::ffi::OsStrExt;
         let socket = self.store()?.socket;
@@ -98,7 +100,7 @@ impl Storage {
         Some(PathBuf::from(std::ffi::OsStr::from_bytes(path)))
     }
 
-    /// A new connection to its store inside this process.
+    /// Returns a new connection to its store inside this process.
     pub(crate) fn connect(self) -> io::Result<OwnedFd> {
         let table = table().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         // SAFETY: as above.

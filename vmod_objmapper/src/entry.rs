@@ -1,144 +1,118 @@
-//! What VCL calls: the functions that `vmod_objmapper.vcc` declares. `ffi.rs` compares their types with it.
+//! The functions that VCL calls, which `vmod_objmapper.vcc` declares. `ffi.rs` compares their types with it.
+//!
+//! Each is named for what VCL calls, and documented there. An error is a failure of the VCL.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int};
 use std::ptr::{null, null_mut};
 
-use varnishd::boundary::{self, Constant};
-use varnishd::cast::{busyobj_of, context};
+use varnishd::boundary::{self, Boundary};
+use varnishd::context::Context;
 use varnishd::esi;
-use varnishd::http::View;
+use varnishd::objcore::Lifetime;
+use varnishd::private::{Key, Private};
+use varnishd::raw::{Backend, RawContext, RawPrivate, VclBool, VclEvent, VclString};
 use varnishd::text::bytes;
-use varnishd::vsl;
-use varnishd::workspace;
-use varnishd_sys::bindings::{
-    VCL_BACKEND, VCL_BOOL, VCL_STRING, VMOD_PRIV_METHODS_MAGIC, busyobj, vcl_event_e, vmod_priv, vmod_priv_methods,
-    vrt_ctx,
-};
 
 use crate::BOUNDARY;
 use crate::arguments::{self, Arguments, DEFAULT_PREFIX, Raw};
-use crate::ffi::{VCL_MET_HASH, VCL_MET_RECV, vmod_objmapper_director};
-use crate::om::Om;
-use crate::publish::Work;
+use crate::delivery::placement;
+use crate::director::Director;
+use crate::ffi::vmod_objmapper_director;
+use crate::publish::Answer;
 use crate::transaction::{self, Status};
-use crate::{deliver_place, director, fetch, refresh};
+use crate::{director_callbacks, fetch, refresh};
 
-/// What a VCL has beyond its directors: the private of PRIV_VCL.
+/// What a VCL has beyond its directors. Written in vcl_init, where one thread alone uses the VCL, and only read later.
 #[derive(Default)]
 struct Vcl {
     prefix: Option<Vec<u8>>,
     /// In the order in which they were made. They live as long as the VCL.
-    directors: Vec<*mut Om>,
+    directors: Vec<*mut Director>,
 }
 
-// SAFETY: varnishd only reads a private's methods.
-static VCL_METHODS: Constant<vmod_priv_methods> = unsafe {
-    Constant::new(vmod_priv_methods {
-        magic: VMOD_PRIV_METHODS_MAGIC,
-        type_: c"objmapper VCL".as_ptr(),
-        fini: Some(vcl_fini),
-    })
-};
+impl Private for Vcl {
+    const NAME: &'static CStr = c"objmapper VCL";
 
-unsafe extern "C" fn vcl_fini(_ctx: *const vrt_ctx, vcl: *mut c_void) {
-    // SAFETY: `vcl_mut` leaked it, and varnishd calls this once.
-    BOUNDARY.fallible("vcl_fini", (), || drop(unsafe { Box::from_raw(vcl.cast::<Vcl>()) }));
-}
-
-/// # Safety
-/// `slot` must be the PRIV_VCL that varnishd called with, in vcl_init, where one thread alone uses the VCL.
-unsafe fn vcl_mut<'a>(slot: *mut vmod_priv) -> &'a mut Vcl {
-    // SAFETY: by contract.
-    unsafe {
-        if (*slot).priv_.is_null() {
-            (*slot).priv_ = Box::into_raw(Box::<Vcl>::default()).cast();
-            (*slot).methods = VCL_METHODS.address();
-        }
-        &mut *(*slot).priv_.cast::<Vcl>()
+    fn boundary() -> &'static Boundary {
+        &BOUNDARY
     }
 }
 
+static VCL: Key<Vcl> = Key::new();
+
 /// # Safety
-/// `slot` must be the PRIV_VCL that varnishd called with; after vcl_init nobody writes to it.
-unsafe fn directors<'a>(slot: *const vmod_priv) -> impl Iterator<Item = &'a Om> {
-    // SAFETY: by contract.
-    let vcl = unsafe { (*slot).priv_.cast::<Vcl>().as_ref() };
+/// `slot` must be the VCL's private that varnishd called with.
+unsafe fn directors<'a>(slot: *const RawPrivate) -> impl Iterator<Item = &'a Director> {
+    // SAFETY: by contract; after vcl_init it is only read.
+    let vcl = unsafe { VCL.of_slot_if_any(slot) };
     // SAFETY: a director lives as long as its VCL.
-    vcl.into_iter().flat_map(|vcl| &vcl.directors).map(|om| unsafe { Om::checked(*om) })
+    vcl.into_iter().flat_map(|vcl| &vcl.directors).map(|director| unsafe { Director::checked(*director) })
 }
 
 /// # Safety
 /// `object` must be what `vmod_director__init` made.
-unsafe fn om<'a>(object: *const vmod_objmapper_director) -> &'a Om {
+unsafe fn director<'a>(object: *const vmod_objmapper_director) -> &'a Director {
     // SAFETY: by contract; VCL's code does not use it after `vmod_director__fini`.
-    unsafe { Om::checked(object.cast()) }
+    unsafe { Director::checked(object.cast()) }
 }
 
-/// The key of the task's request, and its text.
+/// Returns the key of the task's request.
 ///
 /// # Safety
-/// `ctx` must be varnishd's, of a client request or a fetch.
-unsafe fn key(ctx: &vrt_ctx, om: &Om) -> Result<objmapper_records::Key, String> {
-    // SAFETY: by contract.
-    unsafe {
-        // In vcl_pipe there are both, and the fetch's request is none that could have a record.
-        if ctx.req.is_null() {
-            let bo: *mut busyobj = busyobj_of(ctx);
-            if bo.is_null() {
-                return Err("there is no request here".to_owned());
-            }
-            let uri = transaction::with_known(ctx, Some(om), |turn| turn.uri.clone()).flatten();
-            return Ok(fetch::key(om, bo, uri.as_deref()));
-        }
-        // Before vcl_hash has run, the digest is that of the connection's last request.
-        let hashed = ctx.method & (VCL_MET_RECV | VCL_MET_HASH) == 0;
-        Ok(fetch::key_of(om, View::new((*ctx.req).http), hashed.then_some(&(*ctx.req).digest)))
+/// `ctx` must be of a client request or a fetch.
+unsafe fn key(ctx: Context<'_>, director: &Director) -> Result<objmapper_records::Key, String> {
+    // In vcl_pipe there are both, and the fetch's request is none that could have a record.
+    if let Some(request) = ctx.request() {
+        return Ok(fetch::key_of(director, request.head(), ctx.is_hashed().then(|| request.digest())));
     }
+    let bo = ctx.fetch().ok_or("there is no request here")?;
+    // SAFETY: not lent again by the call.
+    let uri = unsafe { transaction::with_known(ctx, Some(director), |state| state.uri.clone()) }.flatten();
+    Ok(fetch::key(director, bo, uri.as_deref()))
 }
 
 /// # Safety
 /// As for [`key`].
-unsafe fn purge(ctx: &vrt_ctx, om: &Om, uri: &[u8]) -> Result<bool, String> {
+unsafe fn purge(ctx: Context<'_>, director: &Director, uri: &[u8]) -> Result<bool, String> {
     let key = if uri.is_empty() {
         // SAFETY: by contract.
-        unsafe { key(ctx, om) }?
+        unsafe { key(ctx, director) }?
     } else {
-        om.l2.key_from_text(arguments::uri(uri)?)
+        director.l2.key_from_text(arguments::uri(uri)?)
     };
-    let (purged, text) = match om.l2.purge(&key, om.counters()) {
+    let (purged, text) = match director.l2.purge(&key, director.counters()) {
         Ok(true) => (true, "purged".to_owned()),
         Ok(false) => (true, "purged (absent)".to_owned()),
         Err(outage) => (false, format!("not purged: {outage}")),
     };
-    // SAFETY: the task's own log.
-    unsafe { vsl::decision(ctx.vsl, &format!("{} {text} {}", om.name, key.text().escape_ascii())) };
+    ctx.log().decision(&format!("{} {text} {}", director.name, key.text().escape_ascii()));
     Ok(purged)
 }
 
-fn status(status: Option<Status>) -> VCL_STRING {
+fn status(status: Option<Status>) -> VclString {
     status.map_or(c"".as_ptr(), |status| status.text().as_ptr())
 }
 
-/// What happens to a VCL that imports us.
+/// An event in the life of a VCL that imports us.
 #[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn vmod_event(ctx: *const vrt_ctx, _vcl: *mut vmod_priv, event: vcl_event_e) -> c_int {
+pub(crate) unsafe extern "C" fn vmod_event(ctx: *const RawContext, _vcl: *mut RawPrivate, event: VclEvent) -> c_int {
     // SAFETY: varnishd's own arguments, in the CLI thread.
-    BOUNDARY.fallible("event", 1, || unsafe { deliver_place::event(ctx, event) })
+    BOUNDARY.fallible("event", 1, || unsafe { placement::event(Context::new(ctx), event.into()) })
 }
 
 /// `objmapper.version()`
 #[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn vmod_version(_ctx: *const vrt_ctx) -> VCL_STRING {
+pub(crate) unsafe extern "C" fn vmod_version(_ctx: *const RawContext) -> VclString {
     concat!(env!("CARGO_PKG_VERSION"), " (", env!("VARNISH_NAME"), ")\0").as_ptr().cast()
 }
 
 /// `objmapper.set_uri_prefix()`
 #[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn vmod_set_uri_prefix(ctx: *const vrt_ctx, vcl: *mut vmod_priv, prefix: VCL_STRING) {
+pub(crate) unsafe extern "C" fn vmod_set_uri_prefix(ctx: *const RawContext, vcl: *mut RawPrivate, prefix: VclString) {
     // SAFETY: varnishd's own arguments, in vcl_init.
     unsafe {
         boundary::vcl(ctx, "objmapper.set_uri_prefix()", (), || {
-            let vcl = vcl_mut(vcl);
+            let vcl = VCL.of_slot(vcl);
             if !vcl.directors.is_empty() {
                 return Err("there is a director already: call it before the first objmapper.director()".to_owned());
             }
@@ -150,58 +124,57 @@ pub(crate) unsafe extern "C" fn vmod_set_uri_prefix(ctx: *const vrt_ctx, vcl: *m
 
 /// `objmapper.restore()`
 #[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn vmod_restore(ctx: *const vrt_ctx, _vcl: *mut vmod_priv) -> VCL_BOOL {
+pub(crate) unsafe extern "C" fn vmod_restore(ctx: *const RawContext, _vcl: *mut RawPrivate) -> VclBool {
     // SAFETY: varnishd's own arguments, in vcl_backend_response, where the fetch alone reads and writes the object's times.
     unsafe {
         boundary::vcl(ctx, "objmapper.restore()", 0, || {
-            let ctx = context(ctx);
-            let bo = busyobj_of(ctx);
-            let oc = (*bo).fetch_objcore;
-            let restored = transaction::with_known(ctx, None, |turn| match &turn.work {
-                Work::Serving(serving) => {
+            let ctx = Context::new(ctx);
+            let bo = ctx.fetch().ok_or("there is no fetch here")?;
+            let restored = transaction::with_known(ctx, None, |state| match &state.answer {
+                Answer::Record(serving) => {
                     let head = &serving.hit.head;
                     if esi::is_esi(head.flags) {
-                        (*bo).set_do_esi(1);
+                        bo.set_esi();
                     }
                     if serving.renewed {
                         return false;
                     }
-                    (*oc).t_origin = head.t_origin;
-                    ((*oc).ttl, (*oc).grace, (*oc).keep) = (head.ttl, head.grace, head.keep);
+                    let (origin, ttl, grace, keep) = (head.t_origin, head.ttl, head.grace, head.keep);
+                    bo.set_lifetime(Lifetime { origin, ttl, grace, keep });
                     true
                 }
                 _ => false,
             });
-            Ok(VCL_BOOL::from(restored.unwrap_or(false)))
+            Ok(VclBool::from(restored.unwrap_or(false)))
         })
     }
 }
 
 /// `objmapper.status()`
 #[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn vmod_status(ctx: *const vrt_ctx, _vcl: *mut vmod_priv) -> VCL_STRING {
+pub(crate) unsafe extern "C" fn vmod_status(ctx: *const RawContext, _vcl: *mut RawPrivate) -> VclString {
     // SAFETY: varnishd's own arguments, in a fetch.
     unsafe {
         boundary::vcl(ctx, "objmapper.status()", null(), || {
-            Ok(status(transaction::with_known(context(ctx), None, |turn| turn.status).flatten()))
+            Ok(status(transaction::with_known(Context::new(ctx), None, |state| state.status).flatten()))
         })
     }
 }
 
 /// `objmapper.refresh()`
 #[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn vmod_refresh(ctx: *const vrt_ctx) {
+pub(crate) unsafe extern "C" fn vmod_refresh(ctx: *const RawContext) {
     // SAFETY: varnishd's own arguments, in vcl_miss.
-    unsafe { boundary::vcl(ctx, "objmapper.refresh()", (), || refresh::request(context(ctx))) };
+    unsafe { boundary::vcl(ctx, "objmapper.refresh()", (), || refresh::request(Context::new(ctx))) };
 }
 
 /// `objmapper.deliver()`
 #[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn vmod_deliver(ctx: *const vrt_ctx) {
+pub(crate) unsafe extern "C" fn vmod_deliver(ctx: *const RawContext) {
     // SAFETY: varnishd's own arguments, in vcl_deliver.
     unsafe {
         boundary::vcl(ctx, "objmapper.deliver()", (), || {
-            deliver_place::deliver(context(ctx));
+            placement::deliver(Context::new(ctx));
             Ok(())
         });
     }
@@ -209,16 +182,16 @@ pub(crate) unsafe extern "C" fn vmod_deliver(ctx: *const vrt_ctx) {
 
 /// `objmapper.purge()`
 #[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn vmod_purge(ctx: *const vrt_ctx, vcl: *mut vmod_priv) -> VCL_BOOL {
+pub(crate) unsafe extern "C" fn vmod_purge(ctx: *const RawContext, vcl: *mut RawPrivate) -> VclBool {
     // SAFETY: varnishd's own arguments, in a client request or a fetch.
     unsafe {
         boundary::vcl(ctx, "objmapper.purge()", 0, || {
-            let ctx = context(ctx);
+            let ctx = Context::new(ctx);
             let mut all = true;
-            for om in directors(vcl) {
-                all &= purge(ctx, om, b"")?;
+            for director in directors(vcl) {
+                all &= purge(ctx, director, b"")?;
             }
-            Ok(VCL_BOOL::from(all))
+            Ok(VclBool::from(all))
         })
     }
 }
@@ -227,31 +200,31 @@ pub(crate) unsafe extern "C" fn vmod_purge(ctx: *const vrt_ctx, vcl: *mut vmod_p
 #[unsafe(no_mangle)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe extern "C" fn vmod_director__init(
-    ctx: *const vrt_ctx,
+    ctx: *const RawContext,
     object: *mut *mut vmod_objmapper_director,
     name: *const c_char,
-    vcl: *mut vmod_priv,
-    socket: VCL_STRING,
-    prefix: VCL_STRING,
+    vcl: *mut RawPrivate,
+    socket: VclString,
+    prefix: VclString,
     deadline: f64,
     wait: f64,
     hold: f64,
     uncacheable: f64,
-    publish: VCL_BOOL,
+    publish: VclBool,
 ) {
     // SAFETY: varnishd's own arguments, in vcl_init.
     unsafe {
         boundary::vcl(ctx, "objmapper.director()", (), || {
-            let vcl = vcl_mut(vcl);
+            let vcl = VCL.of_slot(vcl);
             let prefix_of_vcl = vcl.prefix.as_deref().unwrap_or(DEFAULT_PREFIX);
             let (socket, prefix, publish) = (bytes(socket), bytes(prefix), publish != 0);
             let raw = Raw { socket, prefix, deadline, wait, hold, uncacheable, publish };
             let name = CStr::from_ptr(name);
             let named = |error| format!("{}: {error}", name.to_string_lossy());
             let arguments = Arguments::parse(&raw, prefix_of_vcl).map_err(named)?;
-            let om = director::create(ctx, name, arguments).map_err(named)?;
-            vcl.directors.push(om);
-            *object = om.cast();
+            let director = director_callbacks::create(Context::new(ctx), name, arguments).map_err(named)?;
+            vcl.directors.push(director);
+            *object = director.cast();
             Ok(())
         });
     }
@@ -263,9 +236,9 @@ pub(crate) unsafe extern "C" fn vmod_director__fini(object: *mut *mut vmod_objma
     BOUNDARY.fallible("director", (), || {
         // SAFETY: varnishd's variable, with what `vmod_director__init` stored there, if it did.
         unsafe {
-            let director = std::mem::replace(&mut *object, null_mut());
-            if !director.is_null() {
-                om(director).delete();
+            let object = std::mem::replace(&mut *object, null_mut());
+            if !object.is_null() {
+                director(object).delete();
             }
         }
     });
@@ -274,36 +247,36 @@ pub(crate) unsafe extern "C" fn vmod_director__fini(object: *mut *mut vmod_objma
 /// `om.set_backend()`
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn vmod_director_set_backend(
-    ctx: *const vrt_ctx,
+    ctx: *const RawContext,
     object: *mut vmod_objmapper_director,
-    backend: VCL_BACKEND,
+    backend: Backend,
 ) {
     // SAFETY: varnishd's own arguments, in vcl_init.
-    unsafe { boundary::vcl(ctx, "objmapper.set_backend()", (), || om(object).set_inner(backend)) };
+    unsafe { boundary::vcl(ctx, "objmapper.set_backend()", (), || director(object).set_inner(backend)) };
 }
 
 /// `om.backend()`
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn vmod_director_backend(
-    ctx: *const vrt_ctx,
+    ctx: *const RawContext,
     object: *mut vmod_objmapper_director,
-) -> VCL_BACKEND {
+) -> Backend {
     // SAFETY: varnishd's own arguments.
-    unsafe { boundary::vcl(ctx, "objmapper.backend()", null(), || Ok(om(object).director())) }
+    unsafe { boundary::vcl(ctx, "objmapper.backend()", null(), || Ok(director(object).as_backend())) }
 }
 
 /// `om.set_uri()`
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn vmod_director_set_uri(
-    ctx: *const vrt_ctx,
+    ctx: *const RawContext,
     object: *mut vmod_objmapper_director,
-    uri: VCL_STRING,
+    uri: VclString,
 ) {
     // SAFETY: varnishd's own arguments, in vcl_backend_fetch.
     unsafe {
         boundary::vcl(ctx, "objmapper.set_uri()", (), || {
             let uri = arguments::uri(bytes(uri))?.to_vec();
-            transaction::with(context(ctx), om(object), |turn| turn.uri = Some(uri))
+            transaction::with(Context::new(ctx), director(object), |state| state.uri = Some(uri))
         });
     }
 }
@@ -311,15 +284,15 @@ pub(crate) unsafe extern "C" fn vmod_director_set_uri(
 /// `om.uri()`
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn vmod_director_uri(
-    ctx: *const vrt_ctx,
+    ctx: *const RawContext,
     object: *mut vmod_objmapper_director,
-) -> VCL_STRING {
+) -> VclString {
     // SAFETY: varnishd's own arguments, in a client request or a fetch.
     unsafe {
         boundary::vcl(ctx, "objmapper.uri()", null(), || {
-            let ctx = context(ctx);
-            let key = key(ctx, om(object))?;
-            workspace::copy(ctx.ws, key.text()).ok_or_else(|| "the workspace is full".to_owned())
+            let ctx = Context::new(ctx);
+            let key = key(ctx, director(object))?;
+            ctx.workspace().copy(key.text()).ok_or_else(|| "the workspace is full".to_owned())
         })
     }
 }
@@ -327,29 +300,31 @@ pub(crate) unsafe extern "C" fn vmod_director_uri(
 /// `om.purge()`
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn vmod_director_purge(
-    ctx: *const vrt_ctx,
+    ctx: *const RawContext,
     object: *mut vmod_objmapper_director,
-    uri: VCL_STRING,
-) -> VCL_BOOL {
+    uri: VclString,
+) -> VclBool {
     // SAFETY: varnishd's own arguments, in a client request or a fetch.
     unsafe {
-        boundary::vcl(ctx, "objmapper.purge()", 0, || purge(context(ctx), om(object), bytes(uri)).map(VCL_BOOL::from))
+        boundary::vcl(ctx, "objmapper.purge()", 0, || {
+            purge(Context::new(ctx), director(object), bytes(uri)).map(VclBool::from)
+        })
     }
 }
 
 /// `om.publish()`
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn vmod_director_publish(
-    ctx: *const vrt_ctx,
+    ctx: *const RawContext,
     object: *mut vmod_objmapper_director,
-    publish: VCL_BOOL,
+    publish: VclBool,
 ) {
     // SAFETY: varnishd's own arguments, in vcl_backend_response.
     unsafe {
         boundary::vcl(ctx, "objmapper.publish()", (), || {
             // A response that this director did not make is not published.
-            transaction::with_known(context(ctx), Some(om(object)), |turn| {
-                turn.work.pending().map(|pending| pending.set_publish(publish != 0))
+            transaction::with_known(Context::new(ctx), Some(director(object)), |state| {
+                state.answer.pending().map(|pending| pending.set_publish(publish != 0))
             });
             Ok(())
         });
@@ -359,13 +334,15 @@ pub(crate) unsafe extern "C" fn vmod_director_publish(
 /// `om.status()`
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn vmod_director_status(
-    ctx: *const vrt_ctx,
+    ctx: *const RawContext,
     object: *mut vmod_objmapper_director,
-) -> VCL_STRING {
+) -> VclString {
     // SAFETY: varnishd's own arguments, in a fetch.
     unsafe {
         boundary::vcl(ctx, "objmapper.status()", null(), || {
-            Ok(status(transaction::with_known(context(ctx), Some(om(object)), |turn| turn.status).flatten()))
+            Ok(status(
+                transaction::with_known(Context::new(ctx), Some(director(object)), |state| state.status).flatten(),
+            ))
         })
     }
 }

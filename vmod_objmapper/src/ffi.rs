@@ -1,4 +1,5 @@
-//! What vmodtool.py made of `vmod_objmapper.vcc`: the prototypes of our entry points, and the table that varnishd reads.
+//! What vmodtool.py made of `vmod_objmapper.vcc`: the prototypes of our entry points, with which the build compares our functions, and
+//! the table that varnishd reads when it loads the library.
 
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
@@ -10,9 +11,9 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/vcc_if.rs"));
 }
 
-pub(crate) use generated::{VCL_MET_HASH, VCL_MET_RECV, vmod_data, vmod_objmapper_director};
+pub(crate) use generated::{vmod_data, vmod_objmapper_director};
 
-/// Fails the build if one of our functions has not the type that vmodtool.py declares for it.
+/// Fails the build if one of our functions does not have the type that vmodtool.py declares for it.
 macro_rules! same_types {
     ($($name:ident($($arg:tt),*)),* $(,)?) => {
         $(const _: () = {
@@ -64,6 +65,6 @@ pub(crate) static Vmod_objmapper_Data: Exported = Exported(UnsafeCell::new(Maybe
 static LOADED: extern "C" fn() = export;
 
 extern "C" fn export() {
-    // SAFETY: the loader calls this once, before anybody can find either table; `vmod_data` is plain data.
+    // SAFETY: the loader calls this once, before either table can be found; `vmod_data` is plain data.
     unsafe { Vmod_objmapper_Data.0.get().cast::<vmod_data>().write(std::ptr::read(&raw const objmapper_vmod_data)) };
 }

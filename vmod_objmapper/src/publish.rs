@@ -1,68 +1,61 @@
-//! The end of a fetch: what it brought is published, or others are told that there is nothing to share.
+//! The end of a fetch: what it brought is published, or refused, or its ticket is passed on.
+//!
+//! It runs in the fetch's thread at the end of its task, when the object is complete and its boc still referenced ([`settle`]).
 
-use std::ffi::{c_int, c_uint, c_void};
 use std::rc::Rc;
 
 use objmapper_abi::{Bytes, Publication};
-use objmapper_records::{Head, Hit, Outage, Outcome, Ticket, Writer};
-use varnishd::cast::busyobj_of;
-use varnishd::http::View;
-use varnishd::vsl;
-use varnishd_sys::bindings::{
-    BOS_FINISHED, OC_F_FAILED, OF_ESIPROC, ObjGetLen, ObjIterate, VTIM_real, busyobj, vrt_ctx, vsl_log,
-};
-use varnishd_sys::functions::HSH_Kill;
+use objmapper_records::{Head, Hit, Outage, Outcome, Ticket};
+use varnishd::attributes::body_flags;
+use varnishd::fetch::Busyobj;
+use varnishd::{clock, iteration};
 
 use crate::BOUNDARY;
+use crate::director::Director;
 use crate::engine::{self, Storage};
 use crate::filter::Serving;
-use crate::object;
-use crate::om::Om;
-use crate::pending::{self, Pending, is_error};
+use crate::head;
+use crate::pending::{self, PendingPublish, is_error};
 use crate::request::Request;
 
-/// What is to be done when the fetch is over.
-pub(crate) enum Work {
-    Nothing,
-    /// The origin was asked.
-    Miss(Rc<Pending>),
-    /// A record was served; with a ticket: as the origin confirmed it (304).
-    Serving(Rc<Serving>),
+/// What has answered a try, and is to be settled when the fetch is over.
+pub(crate) enum Answer {
+    /// Nothing of ours.
+    None,
+    /// The backend.
+    Backend(Rc<PendingPublish>),
+    /// A record; with a ticket: which the origin confirmed (304).
+    Record(Rc<Serving>),
 }
 
-impl Work {
-    /// What is pending for the response, if it is of ours.
-    pub(crate) fn pending(&self) -> Option<&Pending> {
+impl Answer {
+    /// Returns what is pending for the response, if it is of ours.
+    pub(crate) fn pending(&self) -> Option<&PendingPublish> {
         match self {
-            Work::Nothing => None,
-            Work::Miss(pending) => Some(pending),
-            Work::Serving(serving) => Some(&serving.pending),
+            Answer::None => None,
+            Answer::Backend(pending) => Some(pending),
+            Answer::Record(serving) => Some(&serving.pending),
         }
     }
 }
 
-/// Settles what the directors of a task have begun.
-///
-/// # Safety
-/// `ctx` must be that of the task's end, in its thread.
-pub(crate) unsafe fn settle(ctx: &vrt_ctx, works: impl Iterator<Item = Work>) {
-    // SAFETY: by contract.
-    let bo = unsafe { busyobj_of(ctx) };
-    for work in works {
-        if bo.is_null() {
-            continue;
-        }
-        let Some(pending) = work.pending() else { continue };
-        let end = End { bo, pending, om: pending.om() };
-        match (pending.take_ticket(), &work) {
-            (Some(ticket), Work::Serving(serving)) => end.renewed(ticket, &serving.hit),
+/// Settles what the directors of a task have begun. Called at the task's end.
+pub(crate) fn settle(bo: Busyobj<'_>, answers: impl Iterator<Item = Answer>) {
+    for answer in answers {
+        let Some(pending) = answer.pending() else { continue };
+        let end = End { bo, pending, director: pending.director() };
+        match (pending.take_ticket(), &answer) {
+            (Some(ticket), Answer::Record(serving)) => end.renewed(ticket, &serving.hit),
             (Some(ticket), _) => match pending.confirms() {
                 Some(hit) => end.renewed(ticket, hit),
-                None => end.miss(ticket),
+                None => end.missed(ticket),
             },
-            (None, Work::Serving(serving)) => {
+            (None, Answer::Record(serving)) => {
                 // An earlier try's response is not the object.
-                if pending.is_accepted() && end.complete() && !serving.hit.still_valid(&end.om.l2, &end.client()) {
+                if pending.is_accepted()
+                    && bo.is_complete()
+                    && !serving.hit.still_valid(&end.director.l2, &Request(bo.client_request()))
+                {
                     end.kill("invalidated meanwhile");
                 }
             }
@@ -71,133 +64,103 @@ pub(crate) unsafe fn settle(ctx: &vrt_ctx, works: impl Iterator<Item = Work>) {
     }
 }
 
-/// What an object is to others.
-enum Verdict {
-    /// They may have it.
+/// What is to be done with an object.
+enum Decision {
+    /// It is shared.
     Publish(Head),
-    /// Nobody but its own request may have it, or VCL does not want it: others need not wait for such a one.
+    /// It is for its own request only, or VCL does not want it shared: look-ups do not wait for such a response.
     Refuse(&'static str),
-    /// The fetch has failed: the next one shall try.
+    /// The fetch has failed: the next look-up fetches.
     Failed,
 }
 
 struct End<'a> {
-    bo: *mut busyobj,
-    pending: &'a Pending,
-    om: &'a Om,
+    bo: Busyobj<'a>,
+    pending: &'a PendingPublish,
+    director: &'a Director,
 }
 
 impl End<'_> {
-    fn log(&self) -> *mut vsl_log {
-        vsl::of_fetch(self.bo)
-    }
-
-    fn say(&self, text: impl std::fmt::Display) {
-        // SAFETY: this thread's log.
-        unsafe { vsl::decision(self.log(), &format!("{} {text}", self.om.name)) };
+    fn log_decision(&self, text: impl std::fmt::Display) {
+        self.bo.log().decision(&format!("{} {text}", self.director.name));
     }
 
     fn request(&self) -> Request<'_> {
-        // SAFETY: the fetch's own request, which nobody changes any more.
-        Request(unsafe { View::new((*self.bo).bereq) })
-    }
-
-    /// What the client asked.
-    fn client(&self) -> Request<'_> {
-        // SAFETY: as above.
-        Request(unsafe { View::new((*self.bo).bereq0) })
-    }
-
-    /// Whether the object is complete.
-    fn complete(&self) -> bool {
-        // SAFETY: the fetch's own object, whose boc it holds a reference to until the task has ended.
-        unsafe {
-            let boc = (*(*self.bo).fetch_objcore).boc;
-            !boc.is_null() && (*boc).state == BOS_FINISHED
-        }
+        Request(self.bo.request())
     }
 
     /// Takes the object out of varnishd's cache.
     fn kill(&self, why: &str) {
-        self.say(format_args!("killed: {why}"));
-        // SAFETY: the fetch holds a reference to its object, and no lock.
-        unsafe { HSH_Kill((*self.bo).fetch_objcore) };
+        self.log_decision(format_args!("killed: {why}"));
+        self.bo.object().kill();
     }
 
-    fn verdict(&self, ticket: &Ticket) -> Verdict {
-        // SAFETY: the fetch's own object, whose failure does not change any more.
-        let flags = unsafe { u32::from((&raw const (*(*self.bo).fetch_objcore).flags).read_volatile()) };
-        if !self.complete() || flags & OC_F_FAILED != 0 || !self.pending.is_accepted() {
-            return Verdict::Failed;
+    fn decide(&self, ticket: &Ticket) -> Decision {
+        if !self.bo.is_complete() || self.bo.object().has_failed() || !self.pending.is_accepted() {
+            return Decision::Failed;
         }
-        // SAFETY: the fetch's own busyobj.
-        if let Some(why) = unsafe { self.pending.uncacheable(self.bo) } {
-            return Verdict::Refuse(why);
+        if let Some(why) = self.pending.uncacheable(self.bo) {
+            return Decision::Refuse(why);
         }
-        // SAFETY: the fetch has ended well.
-        let Some(head) = (unsafe { object::head(self.bo) }) else { return Verdict::Refuse("head too large") };
-        // SAFETY: VTIM_real only reads the clock.
-        if is_error(head.status) && ticket.replaces_graced(unsafe { VTIM_real() }) {
-            return Verdict::Refuse("an error, and the stale record is in grace");
+        let Some(head) = head::of_object(self.bo) else { return Decision::Refuse("head too large") };
+        if is_error(head.status) && ticket.replaces_graced(clock::now()) {
+            return Decision::Refuse("an error, and the stale record is in grace");
         }
         match head.unshareable() {
-            Some(why) => Verdict::Refuse(why),
-            None => Verdict::Publish(head),
+            Some(why) => Decision::Refuse(why),
+            None => Decision::Publish(head),
         }
     }
 
     fn refuse(&self, ticket: Ticket, why: &str) {
-        // SAFETY: the fetch's own response.
-        let status = unsafe { View::new((*self.bo).beresp) }.status();
-        pending::refuse(self.om, ticket, status, why, self.log());
+        pending::refuse(self.director, ticket, self.bo.response().status(), why, self.bo.log());
     }
 
-    fn miss(&self, ticket: Ticket) {
-        match self.verdict(&ticket) {
-            Verdict::Failed => {
-                self.say("not published: the fetch has failed");
+    fn missed(&self, ticket: Ticket) {
+        match self.decide(&ticket) {
+            Decision::Failed => {
+                self.log_decision("not published: the fetch has failed");
                 ticket.give_up();
             }
-            Verdict::Refuse(why) => self.refuse(ticket, why),
-            Verdict::Publish(head) => {
-                // SAFETY: the fetch's own object, which is complete.
-                let len = unsafe { ObjGetLen((*self.bo).wrk, (*self.bo).fetch_objcore) };
+            Decision::Refuse(why) => self.refuse(ticket, why),
+            Decision::Publish(head) => {
+                let len = self.bo.object().body_len(self.bo.worker());
                 let outcome = self.publish_object(ticket, head, len);
-                self.tell(outcome, len);
+                self.log_outcome(outcome, len);
             }
         }
     }
 
     fn renewed(&self, ticket: Ticket, hit: &Hit) {
-        match self.verdict(&ticket) {
-            Verdict::Failed => ticket.give_up(),
-            Verdict::Refuse(why) => self.refuse(ticket, why),
-            Verdict::Publish(head) => {
+        match self.decide(&ticket) {
+            Decision::Failed => ticket.give_up(),
+            Decision::Refuse(why) => self.refuse(ticket, why),
+            Decision::Publish(head) => {
                 // The record's body stays as it is, whatever this varnishd's filters have made of it; what was parsed for ESI
                 // here, as the 304 or VCL asked for it, is to be parsed everywhere.
                 let record = &hit.head;
-                let flags = record.flags | (head.flags & OF_ESIPROC as u8);
+                let flags = record.flags | (head.flags & body_flags::ESI);
                 let head = Head { gzip_bits: record.gzip_bits, flags, ..head };
-                let outcome = ticket.renew(hit, &head, self.om.counters());
-                self.tell(outcome, 0);
+                let outcome = ticket.renew(hit, &head, self.director.counters());
+                self.log_outcome(outcome, 0);
             }
         }
     }
 
-    fn tell(&self, outcome: Outcome, len: u64) {
+    /// Logs the outcome of a publication, and kills an object that was invalidated meanwhile.
+    fn log_outcome(&self, outcome: Outcome, len: u64) {
         match outcome {
-            Outcome::Published => self.say(format_args!("published {len} bytes")),
+            Outcome::Published => self.log_decision(format_args!("published {len} bytes")),
             Outcome::Conflict => self.kill("purged or banned meanwhile"),
-            other => self.say(format_args!("not published: {other:?}")),
+            other => self.log_decision(format_args!("not published: {other:?}")),
         }
     }
 
     fn publish_object(&self, ticket: Ticket, head: Head, len: u64) -> Outcome {
-        let (counters, request) = (self.om.counters(), self.request());
-        // SAFETY: the fetch's own object.
-        let stv = unsafe { (*(*self.bo).fetch_objcore).stobj[0].stevedore }.cast::<c_void>();
-        let same_store =
-            Storage::at(stv).and_then(Storage::instance).is_some_and(|i| len > 0 && Some(i) == self.om.l2.instance());
+        let (counters, request, oc) = (self.director.counters(), self.request(), self.bo.object());
+        let same_store = Storage::at(oc.storage().cast())
+            .and_then(Storage::instance)
+            .is_some_and(|i| len > 0 && Some(i) == self.director.l2.instance());
         let ticket = match engine::table() {
             Some(table) if same_store => {
                 let sealed = match ticket.seal(head.clone(), &request, len, None, counters) {
@@ -214,7 +177,7 @@ impl End<'_> {
                 };
                 // SAFETY: the object is complete, in its fetch's thread, with its boc referenced; what the publication
                 // points to lives during the call.
-                let published = unsafe { (table.publish)((*self.bo).fetch_objcore.cast(), &raw const publication) };
+                let published = unsafe { (table.publish)(oc.address(), &raw const publication) };
                 match sealed.settle(published, counters) {
                     Ok(outcome) => return outcome,
                     Err(ticket) => ticket,
@@ -227,45 +190,23 @@ impl End<'_> {
 
     /// Publishes a copy of what was stored.
     fn copy(&self, ticket: Ticket, head: Head, len: u64) -> Outcome {
-        let counters = self.om.counters();
-        let writer = match ticket.writer(head, &self.request(), Some(len), counters) {
+        let counters = self.director.counters();
+        let mut writer = match ticket.writer(head, &self.request(), Some(len), counters) {
             Ok(writer) => writer,
             Err(outcome) => return outcome,
         };
-        let mut copy = Copying { writer, written: 0 };
         if len > 0 {
-            // SAFETY: the fetch's own object; `copy` outlives the call, which alone uses it meanwhile.
-            let stopped = unsafe {
-                let (wrk, oc) = ((*self.bo).wrk, (*self.bo).fetch_objcore);
-                ObjIterate(wrk, oc, (&raw mut copy).cast(), Some(write), 0)
+            let mut written = 0;
+            let mut write = |bytes: &[u8]| {
+                written += bytes.len() as u64;
+                writer.write(bytes).is_ok()
             };
-            if stopped != 0 || copy.written != len {
+            let at_end = iteration::for_each_piece(self.bo.object(), self.bo.worker(), &BOUNDARY, &mut write);
+            if !at_end || written != len {
                 // The storage could not give all of the body, unless the writer has failed before.
-                copy.writer.fail(Outage::Io);
+                writer.fail(Outage::Io);
             }
         }
-        copy.writer.finish(counters)
+        writer.finish(counters)
     }
-}
-
-struct Copying {
-    writer: Writer,
-    written: u64,
-}
-
-unsafe extern "C" fn write(priv_: *mut c_void, _flush: c_uint, ptr: *const c_void, len: isize) -> c_int {
-    BOUNDARY.fallible("publish", 1, || {
-        // SAFETY: what `copy` gave to ObjIterate.
-        let Some(copy) = (unsafe { priv_.cast::<Copying>().as_mut() }) else { return 1 };
-        let Ok(len @ 1..) = usize::try_from(len) else { return 0 };
-        // SAFETY: bytes of the object's body, which nobody writes any more.
-        let bytes = unsafe { std::slice::from_raw_parts(ptr.cast::<u8>(), len) };
-        match copy.writer.write(bytes) {
-            Ok(()) => {
-                copy.written += len as u64;
-                0
-            }
-            Err(_) => 1,
-        }
-    })
 }

@@ -1,4 +1,4 @@
-//! A request of varnishd's, as the second cache level looks at one.
+//! A request of varnishd's, as the second cache level reads it.
 
 use objmapper_records::RequestView;
 use varnishd::http::View;

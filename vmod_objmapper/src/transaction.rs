@@ -1,23 +1,21 @@
-//! What is known of one task (a fetch, or a client request) beyond one call: kept as varnishd's PRIV_TASK, whose end in a
-//! fetch is the end of the fetch, with the object complete and its boc still referenced.
+//! The state of one task (a fetch, or a client request) beyond one call: kept with varnishd's task ([`varnishd::private`]), whose end
+//! in a fetch is the end of the fetch, with the object complete and its boc still referenced.
 //!
-//! A task is one or more tries (`return (retry)`), each with a backend and a response of its own. What a director knows is
+//! A task is one or more tries (`return (retry)`), each with a backend and a response of its own. A director's state is
 //! of one try: it is not lent to another one, whose response may be another backend's.
 
-use std::ffi::c_void;
+use std::ffi::CStr;
 use std::ptr::NonNull;
 
-use varnishd::boundary::Constant;
-use varnishd::cast::{busyobj_of, context};
-use varnishd_sys::bindings::{
-    VMOD_PRIV_METHODS_MAGIC, VRT_priv_task, VRT_priv_task_get, vmod_priv, vmod_priv_methods, vrt_ctx,
-};
+use varnishd::boundary::Boundary;
+use varnishd::context::Context;
+use varnishd::private::{Key, Private};
 
 use crate::BOUNDARY;
-use crate::om::Om;
-use crate::publish::{self, Work};
+use crate::director::Director;
+use crate::publish::{self, Answer};
 
-/// What a director did.
+/// The outcome of a director's look-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Status {
     Hit,
@@ -29,8 +27,8 @@ pub(crate) enum Status {
 }
 
 impl Status {
-    /// As VCL sees it.
-    pub(crate) fn text(self) -> &'static std::ffi::CStr {
+    /// Returns the word that VCL sees.
+    pub(crate) fn text(self) -> &'static CStr {
         match self {
             Status::Hit => c"hit",
             Status::Miss => c"miss",
@@ -42,113 +40,99 @@ impl Status {
     }
 }
 
-/// One director's part in a try.
-pub(crate) struct Turn {
-    om: NonNull<Om>,
-    /// Which try: `busyobj.retries` when it began.
+/// One director's state in a try.
+pub(crate) struct TaskState {
+    director: NonNull<Director>,
+    /// The number of the try (`bereq.retries`) that it is of.
     attempt: u32,
     /// Set by `.set_uri()`.
     pub(crate) uri: Option<Vec<u8>>,
     pub(crate) status: Option<Status>,
-    /// While the director asks its backend: who comes by again goes round in a circle.
+    /// Set while the director asks its backend: a second call is from a circle of directors.
     pub(crate) asking: bool,
-    pub(crate) work: Work,
+    pub(crate) answer: Answer,
 }
 
 /// A task.
 #[derive(Default)]
-pub(crate) struct Task {
-    turns: Vec<Turn>,
-    /// Which turn has set its status last.
+struct Task {
+    states: Vec<TaskState>,
+    /// The index of the state whose status was set last.
     last: Option<usize>,
 }
 
-// Its address is also the name of our tasks.
-// SAFETY: varnishd only reads a private's methods.
-static METHODS: Constant<vmod_priv_methods> = unsafe {
-    Constant::new(vmod_priv_methods {
-        magic: VMOD_PRIV_METHODS_MAGIC,
-        type_: c"objmapper task".as_ptr(),
-        fini: Some(fini),
-    })
-};
+impl Private for Task {
+    const NAME: &'static CStr = c"objmapper task";
 
-unsafe extern "C" fn fini(ctx: *const vrt_ctx, task: *mut c_void) {
-    BOUNDARY.fallible("task", (), || {
-        // SAFETY: `of` leaked it, and varnishd calls this once.
-        let task = unsafe { Box::from_raw(task.cast::<Task>()) };
-        // SAFETY: varnishd's own context of the task that ends, in its thread.
-        unsafe { publish::settle(context(ctx), task.turns.into_iter().map(|turn| turn.work)) };
-    });
-}
+    fn boundary() -> &'static Boundary {
+        &BOUNDARY
+    }
 
-impl Turn {
-    fn new(om: &Om, attempt: u32) -> Turn {
-        Turn { om: NonNull::from(om), attempt, uri: None, status: None, asking: false, work: Work::Nothing }
+    fn end(self: Box<Task>, ctx: Option<Context<'_>>) {
+        if let Some(bo) = ctx.and_then(Context::fetch) {
+            publish::settle(bo, self.states.into_iter().map(|state| state.answer));
+        }
     }
 }
 
-/// The try that a context is of.
-fn attempt(ctx: &vrt_ctx) -> u32 {
-    // SAFETY: a context of varnishd's, in its thread.
-    let bo = unsafe { busyobj_of(ctx) };
-    // SAFETY: a checked busyobj of the calling thread's.
-    if bo.is_null() { 0 } else { unsafe { (*bo).retries } }
+static TASK: Key<Task> = Key::new();
+
+impl TaskState {
+    fn new(director: &Director, attempt: u32) -> TaskState {
+        let director = NonNull::from(director);
+        TaskState { director, attempt, uri: None, status: None, asking: false, answer: Answer::None }
+    }
 }
 
-/// # Safety
-/// `slot` must be null or varnishd's slot for our tasks.
-unsafe fn of_slot<'a>(slot: *mut vmod_priv) -> Option<&'a mut Task> {
-    // SAFETY: by contract; what is in it is what `with` leaked there.
-    unsafe { slot.as_ref()?.priv_.cast::<Task>().as_mut() }
+/// Returns the number of the try that a context is of.
+fn attempt(ctx: Context<'_>) -> u32 {
+    ctx.fetch().map_or(0, |bo| bo.retries())
 }
 
-/// Lends the director's part in the try of `ctx`, which begins with this call if it is the first.
+/// Lends the director's state in the try of `ctx`, which begins with this call if it is the first.
 ///
 /// # Safety
-/// `ctx` must be the calling thread's, of a client request or a fetch; `call` must not come by here again.
-pub(crate) unsafe fn with<T>(ctx: &vrt_ctx, om: &Om, call: impl FnOnce(&mut Turn) -> T) -> Result<T, String> {
-    // SAFETY: by contract; varnishd's slot for this name in this task.
-    let slot = unsafe { VRT_priv_task(ctx, METHODS.address().cast()) };
-    if slot.is_null() {
-        return Err("no room for the task's state: raise workspace_backend or workspace_client".to_owned());
-    }
-    // SAFETY: as above; the slot is this task's, and nobody else looks at it.
-    let task = unsafe {
-        if (*slot).priv_.is_null() {
-            (*slot).priv_ = Box::into_raw(Box::<Task>::default()).cast();
-            (*slot).methods = METHODS.address();
-        }
-        of_slot(slot)
-    };
-    let Some(task) = task else { return Err("no state".to_owned()) };
+/// `call` must not lend it again.
+pub(crate) unsafe fn with<T>(
+    ctx: Context<'_>,
+    director: &Director,
+    call: impl FnOnce(&mut TaskState) -> T,
+) -> Result<T, String> {
+    // SAFETY: by contract the only reference.
+    let task = unsafe { TASK.of_task(ctx) }
+        .map_err(|_| "no room for the task's state: raise workspace_backend or workspace_client".to_owned())?;
     let attempt = attempt(ctx);
-    let index = task.turns.iter().position(|turn| std::ptr::eq(turn.om.as_ptr(), om)).unwrap_or_else(|| {
-        task.turns.push(Turn::new(om, attempt));
-        task.turns.len() - 1
-    });
-    let turn = &mut task.turns[index];
-    if turn.attempt != attempt {
-        *turn = Turn::new(om, attempt);
+    let index =
+        task.states.iter().position(|state| std::ptr::eq(state.director.as_ptr(), director)).unwrap_or_else(|| {
+            task.states.push(TaskState::new(director, attempt));
+            task.states.len() - 1
+        });
+    let state = &mut task.states[index];
+    if state.attempt != attempt {
+        *state = TaskState::new(director, attempt);
     }
-    let before = turn.status;
-    let value = call(turn);
-    if turn.status != before {
+    let before = state.status;
+    let value = call(state);
+    if state.status != before {
         task.last = Some(index);
     }
     Ok(value)
 }
 
-/// Lends the director's part in the try of `ctx`, if there is one; without a director the one of whichever was asked last.
+/// Lends the director's state in the try of `ctx`, if there is one; without a director the one whose status was set last.
 ///
 /// # Safety
 /// As for [`with`].
-pub(crate) unsafe fn with_known<T>(ctx: &vrt_ctx, om: Option<&Om>, call: impl FnOnce(&mut Turn) -> T) -> Option<T> {
-    // SAFETY: by contract.
-    let task = unsafe { of_slot(VRT_priv_task_get(ctx, METHODS.address().cast())) }?;
-    let index = match om {
-        Some(om) => task.turns.iter().position(|turn| std::ptr::eq(turn.om.as_ptr(), om)),
+pub(crate) unsafe fn with_known<T>(
+    ctx: Context<'_>,
+    director: Option<&Director>,
+    call: impl FnOnce(&mut TaskState) -> T,
+) -> Option<T> {
+    // SAFETY: by contract the only reference.
+    let task = unsafe { TASK.of_task_if_any(ctx) }?;
+    let index = match director {
+        Some(director) => task.states.iter().position(|state| std::ptr::eq(state.director.as_ptr(), director)),
         None => task.last,
     };
-    task.turns.get_mut(index?).filter(|turn| turn.attempt == attempt(ctx)).map(call)
+    task.states.get_mut(index?).filter(|state| state.attempt == attempt(ctx)).map(call)
 }
