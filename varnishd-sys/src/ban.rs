@@ -1,4 +1,4 @@
-//! varnishd's list of bans (Varnish: `bin/varnishd/cache/cache_ban.h`, which is not installed), for who reads it.
+//! varnishd's list of bans (Varnish: `bin/varnishd/cache/cache_ban.h`, which is not installed).
 //!
 //! The list may be walked with [`ban_mtx`] held. Newer bans come first. What a ban's `spec` says is described in
 //! `cache_ban.h`; its length is a big-endian u32 at [`BANS_LENGTH`].
@@ -57,7 +57,7 @@ pub struct Ban {
     pub refcount: i64,
     /// Those objects.
     pub objcore: BanObjcores,
-    /// What it bans.
+    /// The tests, as bytes.
     pub spec: *const u8,
 }
 
@@ -82,7 +82,7 @@ const _: () = {
 };
 
 unsafe extern "C" {
-    /// Held by whoever touches the list (Varnish: `cache/cache_ban.c`, as the list). Lock it with
+    /// To be held while the list is read or changed (Varnish: `cache/cache_ban.c`, as the list). Lock it with
     /// [`Lck__Lock`](crate::bindings::Lck__Lock), and neither block nor call varnishd before
     /// [`Lck__Unlock`](crate::bindings::Lck__Unlock).
     pub static mut ban_mtx: lock;

@@ -123,9 +123,7 @@ impl<T: CounterSet> Drop for Segment<T> {
     }
 }
 
-/// Where `n_object` is in `struct VSC_main_wrk`: the 35th of the members of group `wrk` in
-/// `lib/libvsc/VSC_main.vsc`, in every branch that can be built for.
-/// Tells a child whether it is the first of its manager (Varnish: `mgt_launch_child`). The manager counts a child right behind
+/// Returns true if this child is the first of its manager (Varnish: `mgt_launch_child`). The manager counts a child right behind
 /// the fork, so that the second one may see 1 for a moment, as the first one does from then on: this waits up to
 /// `patience` for the 2.
 pub fn is_first_child(patience: Duration) -> bool {
@@ -143,8 +141,8 @@ pub fn is_first_child(patience: Duration) -> bool {
     }
 }
 
-/// Where `n_object` is in `struct VSC_main_wrk`: the 35th of the members of group `wrk` in Varnish 7.7's
-/// `lib/libvsc/VSC_main.vsc`.
+/// The index of `n_object` in `struct VSC_main_wrk`: it is the 35th of the members of group `wrk` in
+/// `lib/libvsc/VSC_main.vsc`, in every branch that can be built for.
 const N_OBJECT_INDEX: usize = 34;
 
 /// Counts one object less for this worker, as every `objfree` must (Varnish: `storage/storage_simple.c`);
