@@ -5,7 +5,6 @@
 
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
-use std::ptr::null_mut;
 
 use varnishd_sys::bindings::{VMOD_PRIV_METHODS_MAGIC, VRT_priv_task, VRT_priv_task_get, vmod_priv_methods};
 
@@ -132,7 +131,7 @@ impl<T: Private> Key<T> {
     {
         // SAFETY: by contract; what is there was stored here.
         unsafe {
-            if (*slot).priv_ == null_mut() {
+            if (*slot).priv_.is_null() {
                 self.store(slot, Box::default());
             }
             &mut *(*slot).priv_.cast::<T>()
