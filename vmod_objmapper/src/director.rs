@@ -5,11 +5,10 @@
 
 use std::ffi::{CStr, c_void};
 use std::ptr::{self, null_mut};
-use std::sync::Arc;
 use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use objmapper_records::{Counters, L2};
+use objmapper_records::Counters;
 use parking_lot::Mutex;
 use varnishd::boundary::wrong;
 use varnishd::counters::Segment;
@@ -17,6 +16,7 @@ use varnishd::director;
 use varnishd::raw::Backend;
 
 use crate::arguments::Arguments;
+use crate::store::Use;
 use crate::store_address::StoreKey;
 
 const DIRECTOR_MAGIC: u32 = 0x6f62_6d6f;
@@ -30,8 +30,7 @@ pub(crate) struct Director {
     inner: AtomicPtr<c_void>,
     pub(crate) name: String,
     pub(crate) arguments: Arguments,
-    pub(crate) l2: Arc<L2>,
-    pub(crate) store: StoreKey,
+    pub(crate) l2: Use,
     counters: Segment<Counters>,
 }
 
@@ -49,7 +48,7 @@ pub(crate) fn show_state(store: &StoreKey, up: bool) {
     for listed in ALL.lock().iter() {
         // SAFETY: see `Listed`.
         let director = unsafe { Director::checked(listed.0) };
-        if director.store == *store {
+        if director.l2.key == *store {
             director.show_state(up);
         }
     }
@@ -57,12 +56,7 @@ pub(crate) fn show_state(store: &StoreKey, up: bool) {
 
 impl Director {
     /// Returns a director for varnishd's own, which its VCL gives this name, and varnishd's CLI `full_name`.
-    pub(crate) fn new(
-        dir: Backend,
-        (name, full_name): (&CStr, &CStr),
-        arguments: Arguments,
-        (l2, store): (Arc<L2>, StoreKey),
-    ) -> Director {
+    pub(crate) fn new(dir: Backend, (name, full_name): (&CStr, &CStr), arguments: Arguments, l2: Use) -> Director {
         Director {
             magic: DIRECTOR_MAGIC,
             dir: AtomicPtr::new(dir.cast_mut().cast()),
@@ -70,7 +64,6 @@ impl Director {
             name: name.to_string_lossy().into_owned(),
             arguments,
             l2,
-            store,
             counters: Segment::new(c"OBJM", full_name),
         }
     }
@@ -154,7 +147,7 @@ impl Director {
             let quoted = |text: String| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
             return format!(
                 "{{ \"store\": {}, \"prefix\": {}, \"state\": {}, \"instance\": {}, \"hits\": {hits}, \"misses\": {misses} }},\n",
-                quoted(self.store.0.to_string()),
+                quoted(self.l2.key.0.to_string()),
                 quoted(prefix),
                 quoted(state.to_string()),
                 quoted(instance),
@@ -163,7 +156,7 @@ impl Director {
         let instance = if instance.is_empty() { "unknown".to_owned() } else { instance };
         format!(
             "\n  Store:    {}\n  Prefix:   {prefix}\n  State:    {state}\n  Instance: {instance}\n  Hits:     {hits}\n  Misses:   {misses}\n",
-            self.store.0
+            self.l2.key.0
         )
     }
 }

@@ -29,13 +29,13 @@ static METHODS: Constant<DirectorMethods> = unsafe {
 /// # Safety
 /// `ctx` must be the context of vcl_init, `name` the name that VCL gives it.
 pub(crate) unsafe fn create(ctx: Context<'_>, name: &CStr, arguments: Arguments) -> Result<*mut Director, String> {
-    let (l2, store) = store::open(&arguments)?;
+    let l2 = store::open(&arguments)?;
     // SAFETY: by contract. The director is given its private below, before it is passed on.
     let dir = unsafe { director::create(ctx, &METHODS, name) }
         .ok_or("varnishd takes no more directors: the VCL is being discarded")?;
     // SAFETY: a live director of ours.
     let full_name = unsafe { director::full_name(dir) };
-    let ours = Box::into_raw(Box::new(Director::new(dir, (name, full_name), arguments, (l2, store))));
+    let ours = Box::into_raw(Box::new(Director::new(dir, (name, full_name), arguments, l2)));
     // SAFETY: a new director; the box is not moved before `destroy`, which takes it off the list.
     unsafe {
         director::set_private(dir, ours.cast::<c_void>());
@@ -130,7 +130,7 @@ unsafe extern "C" fn panic(dir: Backend, to: *mut RawText) {
         // SAFETY: varnishd's own director and text.
         unsafe {
             let ours = director_of(dir);
-            text::append(to, &format!("store = {},\nstate = {},\n", ours.store.0, ours.l2.state()));
+            text::append(to, &format!("store = {},\nstate = {},\n", ours.l2.key.0, ours.l2.state()));
         }
     });
 }

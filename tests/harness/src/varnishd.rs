@@ -193,7 +193,7 @@ impl Varnishd {
 }
 
 fn varnishadm(workdir: &Path, command: &[&str]) -> Result<String> {
-    let output = Command::new("varnishadm").arg("-n").arg(workdir).args(["-t", "5"]).args(command).output()?;
+    let output = Command::new("varnishadm").arg("-n").arg(workdir).args(["-t", "60"]).args(command).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         bail!("varnishadm {command:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
