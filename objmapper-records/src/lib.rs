@@ -42,5 +42,6 @@ pub use publication::ticket::{Sealed, Ticket, Writer};
 pub use record::head::{BodySum, Head, Headers, Summer};
 pub use record::key::Key;
 pub use record::never_stored::{is_hop_by_hop, is_never_stored};
+pub use record::origin::OriginHead;
 pub use regex::{Regex, Regexes};
 pub use space::{L2, OpenError, State};

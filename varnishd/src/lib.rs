@@ -21,6 +21,7 @@ pub mod bans;
 pub mod boundary;
 mod cast;
 pub mod clock;
+pub mod coding;
 pub mod context;
 pub mod counters;
 pub mod delivery;

@@ -230,6 +230,9 @@ impl Fetch<'_> {
             return self.asked(answered, PendingPublish::new(self.director, ticket));
         }
         if confirmed && own {
+        if pending.has_ticket() && pending.confirms().is_none() {
+            pending.set_origin(head::of_origin(self.bo, SystemTime::now()));
+        }
             Counters::add(&self.director.counters().c_revalidated, 1);
             self.set_status(Status::Revalidated, text);
             return self.asked(answered, PendingPublish::confirming(self.director, ticket, hit));
@@ -279,6 +282,10 @@ impl Fetch<'_> {
     fn is_own_object(&self, hit: &Hit, conditions: &Conditions) -> bool {
         let len = hit.record.body_len();
         if adopts().is_some_and(|adopts| adopts.instance == hit.record.instance() && len >= adopts.from) {
+            let mut hit = hit;
+            // varnishd makes the stored head itself. A head that is too large is refused when it is published.
+            let refreshed = head::refreshed(&hit.head, self.bo.response(), SystemTime::now());
+            hit.head.origin = refreshed.and_then(|head| head.origin);
             return false;
         }
         self.bo.revalidated_object().is_some_and(|own| {

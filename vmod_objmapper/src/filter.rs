@@ -134,6 +134,8 @@ unsafe extern "C" fn source_init(
             if !parse_esi(&call, serving) {
                 return ERROR;
             }
+            // VCL has worked on the origin's head, and the filters that coded the body are not run again.
+            call.bo.describe_coding(serving.hit.head.flags);
             if keep_gzip(&call, serving) && !call.bo.is_uncacheable() {
                 adopt(&call, serving);
             }

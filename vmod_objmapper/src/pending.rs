@@ -14,10 +14,10 @@
 //!
 //! A response that turns out to be uncacheable ends its ticket before its body comes, however long that takes.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 
-use objmapper_records::{Headers, Hit, Ticket};
+use objmapper_records::{Headers, Hit, OriginHead, Ticket};
 use varnishd::fetch::Busyobj;
 use varnishd::vsl::Log;
 
@@ -31,6 +31,8 @@ pub(crate) struct PendingPublish {
     publish: Cell<Option<bool>>,
     accepted: Cell<bool>,
     confirms: Option<Hit>,
+    /// The response's head before VCL saw it.
+    origin: RefCell<Option<OriginHead>>,
 }
 
 impl PendingPublish {
@@ -42,6 +44,7 @@ impl PendingPublish {
             publish,
             accepted,
             confirms: None,
+            origin: RefCell::default(),
         }
     }
 
@@ -53,6 +56,24 @@ impl PendingPublish {
     /// Returns the record that the response, a 304, confirms.
     pub(crate) fn confirms(&self) -> Option<&Hit> {
         self.confirms.as_ref()
+    }
+
+    /// Returns true if and only if the response may still be published.
+    pub(crate) fn has_ticket(&self) -> bool {
+        let ticket = self.ticket.take();
+        let has = ticket.is_some();
+        self.ticket.set(ticket);
+        has
+    }
+
+    /// Notes the response's head, which VCL has not seen yet.
+    pub(crate) fn set_origin(&self, origin: Option<OriginHead>) {
+        *self.origin.borrow_mut() = origin;
+    }
+
+    /// Takes the noted head.
+    pub(crate) fn take_origin(&self) -> Option<OriginHead> {
+        self.origin.borrow_mut().take()
     }
 
     pub(crate) fn director(&self) -> &Director {

@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use objmapper_abi::{Bytes, Publication};
-use objmapper_records::{Head, Hit, Outage, Outcome, Ticket};
+use objmapper_records::{Head, Hit, OriginHead, Outage, Outcome, Ticket};
 use varnishd::attributes::body_flags;
 use varnishd::fetch::Busyobj;
 use varnishd::{clock, iteration};
@@ -124,6 +124,7 @@ impl End<'_> {
             }
             Decision::Refuse(why) => self.refuse(ticket, why),
             Decision::Publish(head) => {
+                let head = Head { origin: self.pending.take_origin(), ..head };
                 let len = self.bo.object().body_len(self.bo.worker());
                 let outcome = self.publish_object(ticket, head, len);
                 self.log_outcome(outcome, len);
@@ -140,7 +141,8 @@ impl End<'_> {
                 // here, as the 304 or VCL asked for it, is to be parsed everywhere.
                 let record = &hit.head;
                 let flags = record.flags | (head.flags & body_flags::ESI);
-                let head = Head { gzip_bits: record.gzip_bits, flags, ..head };
+                let origin = record.origin.as_ref().and_then(OriginHead::storable);
+                let head = Head { gzip_bits: record.gzip_bits, flags, origin, ..head };
                 let outcome = ticket.renew(hit, &head, self.director.counters());
                 self.log_outcome(outcome, 0);
             }

@@ -37,14 +37,12 @@ impl Head {
 
     /// Checks all rules of this file that do not depend on the body. `vary` is the record's Vary key.
     pub(crate) fn validate(&self, vary: Option<&VaryKey>) -> Result<(), Malformed> {
-        if !matches!(self.status % 1000, 200..=205 | 207..=303 | 305..=999) {
-            return Err(Malformed("status"));
-        }
-        if !is_field_value(&self.reason) {
-            return Err(Malformed("reason"));
-        }
-        if !self.headers.iter().all(is_header_line) {
-            return Err(Malformed("header line"));
+        validate_lines(self.status, &self.reason, &self.headers)?;
+        if let Some(origin) = &self.origin {
+            validate_lines(origin.status, &origin.reason, &origin.headers)?;
+            if origin.has_left_out() {
+                return Err(Malformed("header line of the origin"));
+            }
         }
         if !(0.0..=MAX_T_ORIGIN).contains(&self.t_origin) {
             return Err(Malformed("t_origin"));
@@ -84,6 +82,20 @@ impl Head {
     pub(crate) fn is_from_the_future(&self, now: f64) -> bool {
         self.t_origin > now + MAX_CLOCK_SKEW
     }
+}
+
+/// Checks a head's status, reason and header lines.
+fn validate_lines(status: u16, reason: &[u8], headers: &Headers) -> Result<(), Malformed> {
+    if !matches!(status % 1000, 200..=205 | 207..=303 | 305..=999) {
+        return Err(Malformed("status"));
+    }
+    if !is_field_value(reason) {
+        return Err(Malformed("reason"));
+    }
+    if !headers.iter().all(is_header_line) {
+        return Err(Malformed("header line"));
+    }
+    Ok(())
 }
 
 /// Returns why a response must not be shared, whatever VCL decides; `None` if it may be.
@@ -148,6 +160,7 @@ mod tests {
             keep: 0.0,
             gzip_bits: None,
             flags: 0,
+            origin: None,
         }
     }
 

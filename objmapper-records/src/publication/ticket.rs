@@ -21,6 +21,7 @@ use crate::publication::draft::{Draft, Place};
 use crate::publication::outcome::Outcome;
 use crate::record::head::{BodySum, Head};
 use crate::record::key::Key;
+use crate::record::origin::OriginHead;
 use crate::record::stored::{Stored, Target};
 use crate::record::tail::MAX_V01_BODY;
 use crate::record::vary::{Spec, VaryKey};
@@ -105,7 +106,12 @@ impl Ticket {
 
     /// Makes the head of a record. A head that no reader would accept is [`Outcome::Unmatchable`].
     fn stored(&self, head: Head, vary: Option<VaryKey>, target: Option<Target>) -> Result<Stored, Outcome> {
-        let head = head.clamped();
+        let mut head = head.clamped();
+        // A second head that says the same as the first one is left out.
+        let is_same = |o: &OriginHead| o.status == head.status && o.reason == head.reason && o.headers == head.headers;
+        if head.origin.as_ref().is_some_and(is_same) {
+            head.origin = None;
+        }
         head.validate(vary.as_ref()).map_err(|_| Outcome::Unmatchable)?;
         let (text, mark) = (self.key.text().to_vec(), self.view.mark());
         Ok(Stored { target, text, vary, mark, head, flags_known: true })

@@ -2,6 +2,9 @@
 
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::record::bytes::{Malformed, Reader, put_bytes};
+use crate::record::origin::OriginHead;
+
 /// Header lines, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Headers {
@@ -48,6 +51,24 @@ impl Headers {
             start = end as usize;
             line
         })
+    }
+
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        // At most MAX_LINES.
+        out.extend_from_slice(&(self.len() as u32).to_be_bytes());
+        for line in self.iter() {
+            put_bytes(out, line);
+        }
+    }
+
+    pub(crate) fn decode(r: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let mut headers = Self::default();
+        for _ in 0..r.u32()? {
+            if !headers.push(r.bytes()?) {
+                return Err(Malformed("header lines"));
+            }
+        }
+        Ok(headers)
     }
 
     /// Returns the values of all headers of this name (case-insensitive), without white space around them.
@@ -98,6 +119,19 @@ pub struct Head {
     pub gzip_bits: Option<[u8; 32]>,
     /// The flags of varnishd's object that describe the body; the highest bit is not one of them.
     pub flags: u8,
+    /// The head as the origin sent it; `None` if it was stored so.
+    pub origin: Option<OriginHead>,
+}
+
+impl Head {
+    /// Returns status, reason and header lines as the origin sent them.
+    #[must_use]
+    pub fn as_sent(&self) -> (u16, &[u8], &Headers) {
+        match &self.origin {
+            Some(origin) => (origin.status, &origin.reason, &origin.headers),
+            None => (self.status, &self.reason, &self.headers),
+        }
+    }
 }
 
 /// The checksum of a body: XXH3, 64 bits. It detects damage, not tampering.

@@ -4,6 +4,7 @@ pub(crate) mod bytes;
 pub(crate) mod head;
 pub(crate) mod key;
 pub(crate) mod never_stored;
+pub(crate) mod origin;
 pub(crate) mod reading;
 pub(crate) mod stored;
 pub(crate) mod tail;

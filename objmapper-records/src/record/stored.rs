@@ -3,11 +3,15 @@
 
 use crate::record::bytes::{Malformed, Reader, put_bytes};
 use crate::record::head::{Head, Headers};
+use crate::record::origin::OriginHead;
 use crate::record::vary::VaryKey;
 
 /// A bit in the byte of a head's flags: the publisher has recorded every flag of the body. Older publishers, which did
 /// not record whether the body was parsed for ESI, do not set it.
 const FLAGS_KNOWN: u8 = 0x80;
+
+/// The optional field with the head as the origin sent it.
+const FIELD_ORIGIN: u8 = 2;
 
 /// A position in a ban log: the record is newer than the bans up to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,10 +71,10 @@ impl Stored {
         }
         out.extend_from_slice(&head.status.to_be_bytes());
         put_bytes(&mut out, &head.reason);
-        // At most Headers::MAX_LINES.
-        out.extend_from_slice(&(head.headers.len() as u32).to_be_bytes());
-        for line in head.headers.iter() {
-            put_bytes(&mut out, line);
+        head.headers.encode(&mut out);
+        if let Some(origin) = &head.origin {
+            out.push(FIELD_ORIGIN);
+            put_bytes(&mut out, &origin.encode());
         }
         out
     }
@@ -87,16 +91,17 @@ impl Stored {
         let gzip_bits = if r.bool()? { Some(r.array()?) } else { None };
         let status = r.u16()?;
         let reason = r.bytes()?.to_vec();
-        let lines = r.u32()?;
-        let mut headers = Headers::default();
-        for _ in 0..lines {
-            if !headers.push(r.bytes()?) {
-                return Err(Malformed("header lines"));
+        let headers = Headers::decode(&mut r)?;
+        let mut origin = None;
+        while !r.is_empty() {
+            let (number, field) = (r.u8()?, r.bytes()?);
+            // Other numbers are a newer version's.
+            if number == FIELD_ORIGIN {
+                origin = Some(OriginHead::decode(field)?);
             }
         }
-        r.end()?;
         let (flags, flags_known) = (flags & !FLAGS_KNOWN, flags & FLAGS_KNOWN != 0);
-        let head = Head { status, reason, headers, t_origin, ttl, grace, keep, gzip_bits, flags }.clamped();
+        let head = Head { status, reason, headers, t_origin, ttl, grace, keep, gzip_bits, flags, origin }.clamped();
         head.validate(vary.as_ref())?;
         Ok(Self { target, text, vary, mark, head, flags_known })
     }

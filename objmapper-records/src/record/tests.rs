@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use crate::lookup::request::RequestView;
 use crate::record::bytes::Malformed;
 use crate::record::head::{Head, Headers, Summer};
+use crate::record::origin::OriginHead;
 use crate::record::stored::{Mark, Stored, Target};
 use crate::record::tail::{Kind, MAX_TAIL, TRAILER_LEN, Trailer, parse_whole, tail};
 use crate::record::vary::{Index, Spec, VaryKey};
@@ -51,7 +52,11 @@ fn a_head() -> impl Strategy<Value = Head> {
                 assert!(headers.push(line.as_bytes()));
             }
             let (reason, flags) = (reason.into_bytes(), flags & 0x7f);
-            Head { status, reason, headers, t_origin, ttl, grace, keep, gzip_bits, flags }
+            // Another status, and a line more.
+            let mut lines: Vec<&[u8]> = headers.iter().collect();
+            lines.push(b"X-Origin: only");
+            let origin = gzip_bits.and_then(|_| OriginHead::new(404, b"gone", &lines));
+            Head { status, reason, headers, t_origin, ttl, grace, keep, gzip_bits, flags, origin }
         })
 }
 
@@ -151,6 +156,7 @@ fn limits() {
             keep: 0.0,
             gzip_bits: None,
             flags: 0,
+            origin: None,
         },
         flags_known: true,
     };
@@ -238,6 +244,7 @@ fn times() {
         keep: 2.5,
         gzip_bits: None,
         flags: 0,
+        origin: None,
     };
     let at = |head: &Head, now: f64| (head.is_fresh(now), head.in_grace(now), head.is_renewable(now));
     assert_eq!(at(&head, 1009.9), (true, true, false));
@@ -262,7 +269,18 @@ fn validators() {
             assert!(headers.push(line.as_bytes()));
         }
         let (t_origin, ttl, grace, keep) = (0.0, 0.0, 0.0, 0.0);
-        Head { status, reason: Vec::new(), headers, t_origin, ttl, grace, keep, gzip_bits: None, flags: 0 }
+        Head {
+            status,
+            reason: Vec::new(),
+            headers,
+            t_origin,
+            ttl,
+            grace,
+            keep,
+            gzip_bits: None,
+            flags: 0,
+            origin: None,
+        }
     };
     let (etag, date) = ("ETag: W/\"1\"", "Date: Sun, 06 Nov 1994 08:49:37 GMT");
     let (strong, same) =
@@ -279,4 +297,49 @@ fn validators() {
     }
     // A 304 to what was absent does not say that it is absent still.
     assert!(!with(404, &[etag, strong, date]).has_validator());
+}
+
+#[test]
+fn the_head_of_the_origin() {
+    let lines: [&[u8]; 6] =
+        [b"Surrogate-Control: x", b"Set-Cookie: a=b", b"Age: 1", b"Connection: x-hop", b"X-Hop: y", b"Vary: *"];
+    let origin = OriginHead::new(200, b"OK", &lines).unwrap();
+    assert_eq!(
+        origin.headers,
+        headers(&[b"Surrogate-Control: x", b"Vary: *"]),
+        "neither cookies nor what is a connection's"
+    );
+
+    let head = |origin: Option<OriginHead>| Head {
+        status: 203,
+        reason: b"Stored".to_vec(),
+        headers: headers(&[b"X: y"]),
+        t_origin: 1000.0,
+        ttl: 10.0,
+        grace: 0.0,
+        keep: 0.0,
+        gzip_bits: None,
+        flags: 0,
+        origin,
+    };
+    let stored = |origin| {
+        let (text, mark) = (b"t".to_vec(), Mark { nonce: [0; 16], seq: 0 });
+        Stored { target: None, text, vary: None, mark, head: head(origin), flags_known: true }
+    };
+    let good = stored(Some(origin.clone()));
+    assert_eq!(Stored::decode(&good.encode(), false), Ok(good.clone()));
+    assert_eq!(good.head.as_sent(), (200, &b"OK"[..], &origin.headers));
+    assert_eq!(stored(None).head.as_sent().0, 203);
+    // A field that a newer version has added says nothing to this one; it is there or cut off.
+    let newer = [good.encode(), vec![0xff, 0, 0, 0, 1, b'x']].concat();
+    assert_eq!(Stored::decode(&newer, false), Ok(good));
+    assert_eq!(Stored::decode(&newer[..newer.len() - 1], false), Err(Malformed("length")));
+    for line in [&b"Set-Cookie: a=b"[..], b"Connection: close", b"no colon", b"A: b\r\nC: d"] {
+        let bad = OriginHead { headers: headers(&[line]), ..origin.clone() };
+        assert!(Stored::decode(&stored(Some(bad)).encode(), false).is_err(), "{}", line.escape_ascii());
+    }
+    for status in [99, 206, 304] {
+        let bad = OriginHead { status, ..origin.clone() };
+        assert_eq!(Stored::decode(&stored(Some(bad)).encode(), false), Err(Malformed("status")));
+    }
 }

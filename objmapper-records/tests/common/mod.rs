@@ -90,6 +90,7 @@ pub(crate) fn head(ttl: f32, lines: &[&str]) -> Head {
         keep: 0.0,
         gzip_bits: None,
         flags: 0,
+        origin: None,
     }
 }
 

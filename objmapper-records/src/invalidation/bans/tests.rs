@@ -69,6 +69,7 @@ fn head() -> Head {
         keep: 5.0,
         gzip_bits: None,
         flags: 0,
+        origin: None,
     }
 }
 
