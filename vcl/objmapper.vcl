@@ -16,6 +16,7 @@
 #
 # * PURGE of one URL from this machine, here and in objmapper, before it is answered;
 # * req.hash_always_miss asks the backend, and what it says takes the record's place;
+# * a varnishd that is the backend of another one does not wait for itself;
 # * what comes from objmapper keeps the lifetime that was decided when it was published;
 # * bodies that the storage engine has in files are sent from there, without a copy.
 #
@@ -26,6 +27,10 @@ acl objmapper_purgers {
 }
 
 sub vcl_recv {
+	# The fetch of a varnishd whose backend this one is: a request that waits for that fetch may be before it here.
+	if (objmapper.is_fetch()) {
+		set req.hash_ignore_busy = true;
+	}
 	if (req.method == "PURGE") {
 		if (client.ip !~ objmapper_purgers) {
 			return (synth(405));
@@ -44,10 +49,13 @@ sub vcl_purge {
 	}
 }
 
-# A forced refresh is one of the record, too.
+# A forced refresh is one of the record, too, and a request that waits for no other one waits for no varnishd.
 sub vcl_miss {
 	if (req.hash_always_miss) {
 		objmapper.refresh();
+	}
+	if (req.hash_ignore_busy) {
+		objmapper.ignore_busy();
 	}
 }
 

@@ -68,6 +68,9 @@ pub struct Counters {
     /// Look-ups that waited for another's fetch in vain
     #[counter]
     pub c_wait_timeout: AtomicU64,
+    /// Look-ups that did not wait for another's fetch: they were it, or were told not to
+    #[counter]
+    pub c_not_waited: AtomicU64,
     /// Look-ups of a response that cannot be shared
     #[counter]
     pub c_refused: AtomicU64,

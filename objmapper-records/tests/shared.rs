@@ -56,7 +56,7 @@ fn a_body_of_unknown_length_in_pieces() {
     for _ in 0..20 {
         writer.write(&piece).unwrap();
     }
-    assert_eq!(b.get(&r).why(), MissReason::Waited);
+    assert_eq!(b.get(&r).why(), MissReason::Held);
     assert_eq!(writer.finish(&a.counters), Outcome::Published);
     assert_eq!(b.get(&r).body().len(), 6_000_000);
 
@@ -230,6 +230,32 @@ fn look_ups_wait_for_a_variant_that_is_not_known_yet() {
 }
 
 #[test]
+fn the_fetch_of_a_cache_is_not_made_to_wait_for_it() {
+    let site = Site::memory();
+    let (a, b) = (site.cache(), site.cache());
+    let (r, other) = (req("/a"), req("/b"));
+    let (held, held_too) = (a.get(&r).ticket(), a.get(&other).ticket());
+    let token = a.l2.sign_fetch(b"", b"/a", NOW).unwrap();
+    assert_eq!(b.get_for_fetch(&r, &token, PATIENCE * 10).why(), MissReason::Held);
+    assert_eq!(b.counters.c_not_waited.load(Relaxed), 1);
+    assert!(b.l2.is_fetch(token.as_bytes(), b"", b"/a", NOW));
+    // It says nothing about another URL, and a client's own says nothing.
+    for (r, token) in [(&other, &token), (&r, &token.replace('-', "-0")), (&r, &"1-1".to_owned())] {
+        assert_eq!(b.get_for_fetch(r, token, Duration::from_millis(5)).why(), MissReason::Waited);
+    }
+    // It takes nothing away: what is not held is granted, and what is published is found.
+    drop(held_too);
+    let token = a.l2.sign_fetch(b"", b"/b", NOW).unwrap();
+    wait_for(
+        "the lease",
+        || matches!(b.get_for_fetch(&other, &token, PATIENCE), Got::Miss(miss) if miss.ticket.is_some()),
+    );
+    assert_eq!(a.publish(held, &r, head(60.0, &[]), b"body"), Outcome::Published);
+    let token = a.l2.sign_fetch(b"", b"/a", NOW).unwrap();
+    assert_eq!(b.get_for_fetch(&r, &token, PATIENCE).body(), b"body");
+}
+
+#[test]
 fn nothing_to_share() {
     let site = Site::memory();
     let (a, b) = (site.cache(), site.cache());
@@ -238,7 +264,7 @@ fn nothing_to_share() {
     wait_for("refusal", || match b.get(&r).why() {
         MissReason::Uncacheable(left) => left <= PATIENCE,
         why => {
-            assert_eq!(why, MissReason::Waited);
+            assert_eq!(why, MissReason::Held);
             false
         }
     });
@@ -394,7 +420,7 @@ fn a_purge_or_a_refusal_ends_a_stale_record() {
     wait_for("refusal", || match a.get_at(&r, NOW + 61.0, Duration::ZERO).why() {
         MissReason::Uncacheable(_) => true,
         why => {
-            assert_eq!(why, MissReason::Waited);
+            assert_eq!(why, MissReason::Held);
             false
         }
     });
@@ -501,7 +527,8 @@ fn a_sealed_body() {
         let instance = b.l2.instance().unwrap();
         let key = b.key("/a");
         let (wait, hold, now) = (PATIENCE, PATIENCE, NOW);
-        let mut lookup = Lookup { key: &key, request: &r, client: &r, wait, hold, now, refresh: false, adopts: None };
+        let mut lookup =
+            Lookup { key: &key, request: &r, client: &r, wait, token: None, hold, now, refresh: false, adopts: None };
         for (adopts, reads) in [
             (None, true),
             (Some(Adopts { instance, from: 100_001, is_unreadable }), true),

@@ -1,7 +1,7 @@
 //! What differs between the branches that can be built for, behind one interface. Nothing above this crate asks for a branch
 //! or a capability.
 
-use core::ffi::{c_char, c_int, c_void};
+use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr::null;
 
 use crate::bindings::{
@@ -33,6 +33,12 @@ pub fn if_none_match() -> hdr_t {
 /// `H_If_Modified_Since`.
 pub fn if_modified_since() -> hdr_t {
     header!(H_If_Modified_Since)
+}
+
+/// A header's name of one's own: a byte with the length of the rest, the name, and a colon. Each branch keeps names so; only
+/// the pointer's type differs.
+pub fn header_name(counted: &'static CStr) -> hdr_t {
+    counted.as_ptr().cast()
 }
 
 /// A `struct strands` of these parts, of which each may be null.

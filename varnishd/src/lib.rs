@@ -9,7 +9,7 @@
 //! |---|---|
 //! | every callback | [`boundary`]: no panic crosses into C; `cast`: no pointer is trusted before its magic number is checked; [`raw`]: types of signatures; [`context`], [`private`] |
 //! | a storage | [`storage`]: the engine's tables; [`objcore`], [`attributes`]: an object; [`iteration`]: its body on the way out; [`lru`], [`worker`], [`counters`] |
-//! | a director | [`director`], [`fetch`], [`response`], [`fetch_filters`], [`esi`] |
+//! | a director | [`director`], [`fetch`], [`response`], [`header`], [`coding`], [`fetch_filters`], [`esi`] |
 //! | a delivery | [`request`], [`delivery`], [`delivery_filters`], [`http1`] |
 //! | all | [`bans`], [`regex`], [`parameters`], [`http`], [`workspace`], [`text`], [`vsl`], [`clock`] |
 //!
@@ -30,6 +30,7 @@ pub mod director;
 pub mod esi;
 pub mod fetch;
 pub mod fetch_filters;
+pub mod header;
 pub mod http;
 pub mod http1;
 pub mod iteration;

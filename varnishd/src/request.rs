@@ -36,6 +36,12 @@ impl<'a> ClientRequest<'a> {
         unsafe { View::new((*self.as_ptr()).http) }
     }
 
+    /// Returns the request's head as it was received, whatever VCL has changed since.
+    pub fn received(self) -> View<'a> {
+        // SAFETY: as in `head`; VCL changes another head, and this one stays for the length of the request.
+        unsafe { View::new((*self.as_ptr()).http0) }
+    }
+
     /// Returns the digest that vcl_hash made. Before it has run this is another request's.
     pub fn digest(self) -> &'a [u8; 32] {
         // SAFETY: as in `head`.

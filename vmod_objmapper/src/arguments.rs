@@ -43,12 +43,17 @@ impl Arguments {
             socket: socket(raw.socket)?,
             prefix: prefix("prefix", own)?,
             deadline: duration("deadline", raw.deadline, 0.001, 60.0, "1ms to 60s")?,
-            wait: duration("wait", raw.wait, 0.0, 3600.0, "0s to 1h")?,
+            wait: wait(raw.wait)?,
             hold: duration("hold", raw.hold, 1.0, 3600.0, "1s to 1h")?,
             uncacheable: duration("uncacheable", raw.uncacheable, 0.0, 3600.0, "0s to 1h")?,
             publish: raw.publish,
         })
     }
+}
+
+/// Checks how long to wait for another fetch.
+pub(crate) fn wait(seconds: f64) -> Result<Duration, String> {
+    duration("wait", seconds, 0.0, 3600.0, "0s to 1h")
 }
 
 fn duration(name: &str, seconds: f64, min: f64, max: f64, limits: &str) -> Result<Duration, String> {

@@ -6,6 +6,7 @@ use std::ffi::{CStr, c_char, c_int};
 use std::ptr::{null, null_mut};
 
 use varnishd::boundary::{self, Boundary};
+use varnishd::clock;
 use varnishd::context::Context;
 use varnishd::esi;
 use varnishd::objcore::Lifetime;
@@ -20,7 +21,8 @@ use crate::director::Director;
 use crate::ffi::vmod_objmapper_director;
 use crate::publish::Answer;
 use crate::transaction::{self, Status};
-use crate::{director_callbacks, fetch, refresh};
+use crate::wishes::{self, Wish};
+use crate::{director_callbacks, fetch};
 
 /// What a VCL has beyond its directors. Written in vcl_init, where one thread alone uses the VCL, and only read later.
 #[derive(Default)]
@@ -165,7 +167,33 @@ pub(crate) unsafe extern "C" fn vmod_status(ctx: *const RawContext, _vcl: *mut R
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn vmod_refresh(ctx: *const RawContext) {
     // SAFETY: varnishd's own arguments, in vcl_miss.
-    unsafe { boundary::vcl(ctx, "objmapper.refresh()", (), || refresh::request(Context::new(ctx))) };
+    unsafe { boundary::vcl(ctx, "objmapper.refresh()", (), || wishes::request(Context::new(ctx), Wish::Refresh)) };
+}
+
+/// `objmapper.ignore_busy()`
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn vmod_ignore_busy(ctx: *const RawContext) {
+    // SAFETY: varnishd's own arguments, in vcl_miss.
+    unsafe {
+        boundary::vcl(ctx, "objmapper.ignore_busy()", (), || wishes::request(Context::new(ctx), Wish::IgnoreBusy));
+    };
+}
+
+/// `objmapper.is_fetch()`
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn vmod_is_fetch(ctx: *const RawContext, vcl: *mut RawPrivate) -> VclBool {
+    // SAFETY: varnishd's own arguments, in a client request.
+    unsafe {
+        boundary::vcl(ctx, "objmapper.is_fetch()", 0, || {
+            let Some(request) = Context::new(ctx).request().map(|request| request.received()) else { return Ok(0) };
+            let (Some(token), Some(host)) = (request.header(fetch::FETCH_HEADER.name()), request.header(b"Host"))
+            else {
+                return Ok(0);
+            };
+            let is_fetch = |director: &Director| director.l2.is_fetch(token, host, request.url(), clock::now());
+            Ok(VclBool::from(directors(vcl).any(is_fetch)))
+        })
+    }
 }
 
 /// `objmapper.deliver()`
@@ -277,6 +305,22 @@ pub(crate) unsafe extern "C" fn vmod_director_set_uri(
         boundary::vcl(ctx, "objmapper.set_uri()", (), || {
             let uri = arguments::uri(bytes(uri))?.to_vec();
             transaction::with(Context::new(ctx), director(object), |state| state.uri = Some(uri))
+        });
+    }
+}
+
+/// `om.set_wait()`
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn vmod_director_set_wait(
+    ctx: *const RawContext,
+    object: *mut vmod_objmapper_director,
+    wait: f64,
+) {
+    // SAFETY: varnishd's own arguments, in vcl_backend_fetch.
+    unsafe {
+        boundary::vcl(ctx, "objmapper.set_wait()", (), || {
+            let wait = arguments::wait(wait)?;
+            transaction::with(Context::new(ctx), director(object), |state| state.wait = Some(wait))
         });
     }
 }

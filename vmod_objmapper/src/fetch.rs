@@ -15,22 +15,29 @@ use sha2::{Digest, Sha256};
 use varnishd::clock;
 use varnishd::context::Context;
 use varnishd::fetch::{Busyobj, Conditions};
+use varnishd::header::Header;
 use varnishd::http::View;
 
 use crate::director::Director;
 use crate::engine::{self, Storage};
 use crate::filter::{OBSERVER, SOURCE, Serving};
+use crate::head;
 use crate::pending::PendingPublish;
 use crate::publish::Answer;
 use crate::request::Request;
-use crate::transaction::{self, Status, TaskState};
-use crate::{head, refresh};
+use crate::transaction::{self, LookedUp, Status, TaskState};
+use crate::wishes::{self, Wish};
 
 /// Smaller bodies are read and verified before they are used, also where they could be adopted.
 const ADOPT_FROM: u64 = 64 << 10;
 
 /// Seconds by which the age of one response may differ between a record and an object: Age is a whole number.
 const SAME_ORIGIN: f64 = 1.0;
+
+/// The header of a fetch by which another varnishd of the same store and prefix recognizes it ([`L2::is_fetch`]).
+///
+/// [`L2::is_fetch`]: objmapper_records::L2::is_fetch
+pub(crate) const FETCH_HEADER: Header = Header::new(c"\x10Objmapper-Fetch:");
 
 /// Makes a response. Returns false if the fetch has failed.
 ///
@@ -47,6 +54,7 @@ pub(crate) unsafe fn get_response(ctx: Context<'_>, director: &Director) -> bool
         }
         Ok((false, uri)) => {
             let fetch = Fetch { ctx, bo, director };
+            fetch.unsign();
             if let Some(why) = fetch.bypass_reason() {
                 Counters::add(&director.counters().c_bypassed, 1);
                 fetch.set_status(Status::Bypass, why);
@@ -128,28 +136,67 @@ impl Fetch<'_> {
         }
     }
 
+    /// Says to a backend that shares our records that this is our fetch, for which it is not to wait. Without room for
+    /// that it may wait.
+    fn sign(&self) {
+        let request = self.bo.request();
+        let Some(host) = request.header(b"Host") else { return };
+        let Some(token) = self.director.l2.sign_fetch(host, request.url(), clock::now()) else { return };
+        // SAFETY: no view is in use.
+        unsafe { self.bo.set_request_header(FETCH_HEADER, token.as_bytes()) };
+    }
+
+    /// Takes away what the client's request, or another director of the task, has said so of itself.
+    fn unsign(&self) {
+        // SAFETY: no view is in use.
+        unsafe { self.bo.unset_request_header(FETCH_HEADER) };
+    }
+
     /// Has varnishd ask the real backend. Returns false if there is no response.
     fn ask(&self) -> bool {
         self.with_state(|state| state.asking = true);
         // SAFETY: varnishd has called us for the response; our director keeps a reference to its backend.
         let answered = unsafe { self.bo.ask(self.director.inner()) };
         self.with_state(|state| state.asking = false);
+        self.unsign();
         answered
+    }
+
+    /// Has varnishd ask the real backend, after a look-up. Returns false if there is no response.
+    fn ask_signed(&self) -> bool {
+        self.sign();
+        self.ask()
+    }
+
+    /// Returns how long to wait for another fetch of the record.
+    fn wait(&self, looked_up: &LookedUp) -> Duration {
+        // Requests for what is known to be uncacheable are not made to wait for one another.
+        if self.bo.is_hit_for_miss() || wishes::is_requested(self.bo.object().id(), Wish::IgnoreBusy) {
+            return Duration::ZERO;
+        }
+        // SAFETY: no call of ours lends the state again.
+        if unsafe { transaction::is_asked_for(self.ctx, self.director, looked_up) } {
+            return Duration::ZERO;
+        }
+        self.with_state(|state| state.wait).flatten().unwrap_or(self.director.arguments.wait)
     }
 
     fn look_up(&self, uri: Option<&[u8]>) -> bool {
         let (director, arguments) = (self.director, &self.director.arguments);
         let key = key(director, self.bo, uri);
+        let looked_up = (director.l2.instance(), key.text().to_vec());
+        let wait = self.wait(&looked_up);
+        self.with_state(|state| state.looked_up = Some(looked_up));
         let finding = director.l2.find(
             &Lookup {
                 key: &key,
                 request: &Request(self.bo.request()),
                 client: &Request(self.bo.client_request()),
-                // Requests for what is known to be uncacheable are not made to wait for one another.
-                wait: if self.bo.is_hit_for_miss() { Duration::ZERO } else { arguments.wait },
+                wait,
+                token: self.bo.client_request().header(FETCH_HEADER.name()),
                 hold: arguments.hold,
                 now: clock::now(),
-                refresh: refresh::is_requested(self.bo.object().id()),
+                refresh: wishes::is_requested(self.bo.object().id(), Wish::Refresh),
                 adopts: adopts(),
             },
             director.counters(),
@@ -173,7 +220,7 @@ impl Fetch<'_> {
 
     fn miss(&self, ticket: Option<Ticket>, why: &str, text: &str) -> bool {
         self.set_status(Status::Miss, format_args!("{text} ({why})"));
-        let answered = self.ask();
+        let answered = self.ask_signed();
         self.asked(answered, PendingPublish::new(self.director, ticket))
     }
 
@@ -182,6 +229,9 @@ impl Fetch<'_> {
         if !answered {
             self.with_state(|state| state.status = Some(Status::Error));
             return false;
+        }
+        if pending.has_ticket() && pending.confirms().is_none() {
+            pending.set_origin(head::of_origin(self.bo, SystemTime::now()));
         }
         let pending = Rc::new(pending);
         // varnishd has set the filters of this response up; ours comes after its own source. The response is good without us.
@@ -215,7 +265,7 @@ impl Fetch<'_> {
     fn stale(&self, stale: Stale, text: &str) -> bool {
         let Stale { hit, ticket } = stale;
         let before = if hit.has_validator() { self.make_conditional(&hit) } else { None };
-        let answered = self.ask();
+        let answered = self.ask_signed();
         let conditional = before.is_some();
         let own = before.as_ref().is_some_and(|before| self.is_own_object(&hit, before));
         if let Some(before) = before {
@@ -230,11 +280,12 @@ impl Fetch<'_> {
             return self.asked(answered, PendingPublish::new(self.director, ticket));
         }
         if confirmed && own {
-        if pending.has_ticket() && pending.confirms().is_none() {
-            pending.set_origin(head::of_origin(self.bo, SystemTime::now()));
-        }
             Counters::add(&self.director.counters().c_revalidated, 1);
             self.set_status(Status::Revalidated, text);
+            let mut hit = hit;
+            // varnishd makes the stored head itself. A head that is too large is refused when it is published.
+            let refreshed = head::refreshed(&hit.head, self.bo.response(), SystemTime::now());
+            hit.head.origin = refreshed.and_then(|head| head.origin);
             return self.asked(answered, PendingPublish::confirming(self.director, ticket, hit));
         }
         if !answered && !hit.in_grace(clock::now()) {
@@ -282,10 +333,6 @@ impl Fetch<'_> {
     fn is_own_object(&self, hit: &Hit, conditions: &Conditions) -> bool {
         let len = hit.record.body_len();
         if adopts().is_some_and(|adopts| adopts.instance == hit.record.instance() && len >= adopts.from) {
-            let mut hit = hit;
-            // varnishd makes the stored head itself. A head that is too large is refused when it is published.
-            let refreshed = head::refreshed(&hit.head, self.bo.response(), SystemTime::now());
-            hit.head.origin = refreshed.and_then(|head| head.origin);
             return false;
         }
         self.bo.revalidated_object().is_some_and(|own| {

@@ -25,12 +25,12 @@ mod filter;
 mod head;
 mod pending;
 mod publish;
-mod refresh;
 mod regex;
 mod request;
 mod store;
 mod store_address;
 mod transaction;
+mod wishes;
 
 /// No panic of a callback leaves this library; one that is caught is a line of the director's.
 static BOUNDARY: varnishd::boundary::Boundary = varnishd::boundary::Boundary::new(operator);

@@ -6,6 +6,7 @@
 
 use std::ffi::CStr;
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use varnishd::boundary::Boundary;
 use varnishd::context::Context;
@@ -48,10 +49,17 @@ pub(crate) struct TaskState {
     /// Set by `.set_uri()`.
     pub(crate) uri: Option<Vec<u8>>,
     pub(crate) status: Option<Status>,
+    /// Set by `.set_wait()`.
+    pub(crate) wait: Option<Duration>,
+    /// The record that was looked up.
+    pub(crate) looked_up: Option<LookedUp>,
     /// Set while the director asks its backend: a second call is from a circle of directors.
     pub(crate) asking: bool,
     pub(crate) answer: Answer,
 }
+
+/// A record that a director has looked up: the store's instance, and the key's text.
+pub(crate) type LookedUp = (Option<[u8; 16]>, Vec<u8>);
 
 /// A task.
 #[derive(Default)]
@@ -80,7 +88,8 @@ static TASK: Key<Task> = Key::new();
 impl TaskState {
     fn new(director: &Director, attempt: u32) -> TaskState {
         let director = NonNull::from(director);
-        TaskState { director, attempt, uri: None, status: None, asking: false, answer: Answer::None }
+        let (uri, status, wait, looked_up) = (None, None, None, None);
+        TaskState { director, attempt, uri, status, wait, looked_up, asking: false, answer: Answer::None }
     }
 }
 
@@ -117,6 +126,23 @@ pub(crate) unsafe fn with<T>(
         task.last = Some(index);
     }
     Ok(value)
+}
+
+/// Returns true if and only if another director asks its backend in this try for the same record: the caller is that
+/// backend, and what it could wait for is its own task.
+///
+/// # Safety
+/// As for [`with`].
+pub(crate) unsafe fn is_asked_for(ctx: Context<'_>, director: &Director, wanted: &LookedUp) -> bool {
+    // SAFETY: by contract the only reference.
+    let task = unsafe { TASK.of_task_if_any(ctx) };
+    let asks = |state: &TaskState| {
+        state.asking
+            && state.attempt == attempt(ctx)
+            && !std::ptr::eq(state.director.as_ptr(), director)
+            && state.looked_up.as_ref() == Some(wanted)
+    };
+    task.is_some_and(|task| task.states.iter().any(asks))
 }
 
 /// Lends the director's state in the try of `ctx`, if there is one; without a director the one whose status was set last.

@@ -16,6 +16,7 @@ use objmapper_client::{ConnectionState, Entry, Fence, Lease, Leased, ObjUri, Ses
 use crate::core::Core;
 use crate::counters::Counters;
 use crate::invalidation::bans::keeper::{BanLogSnapshot, Unknown};
+use crate::lookup::fetch_token;
 use crate::lookup::finding::{Finding, Miss, MissReason, Stale};
 use crate::lookup::hit::{Hit, ReadView, RecordFile};
 use crate::lookup::request::Lookup;
@@ -40,8 +41,8 @@ struct Search<'a> {
     /// The key's fence, loaded before anything was looked up.
     fence: Fence,
     bans: Arc<BanLogSnapshot>,
-    /// Until when to wait for another cache's fetch.
-    wait_until: Instant,
+    /// Until when to wait for another cache's fetch; `None`: not at all.
+    wait_until: Option<Instant>,
     /// True if the look-up waited for another cache's fetch; `waited_last`: in the last call, so that what was read
     /// before it may have changed.
     waited: bool,
@@ -98,6 +99,7 @@ impl Core {
                 match miss.why {
                     MissReason::Uncacheable(_) => Counters::add(&counters.c_refused, 1),
                     MissReason::Waited => Counters::add(&counters.c_wait_timeout, 1),
+                    MissReason::Held => Counters::add(&counters.c_not_waited, 1),
                     MissReason::BansPending => Counters::add(&counters.c_bans_pending, 1),
                     MissReason::Outage(outage) => counters.outage(outage),
                     _ => {}
@@ -114,7 +116,12 @@ impl Core {
             Unknown::Pending => MissReason::BansPending,
             Unknown::Outage(outage) => MissReason::Outage(outage),
         })?;
-        let wait_until = Instant::now() + lookup.wait;
+        // The fetch of another cache: its look-up holds the lease that this one would wait for, or has waited for it.
+        let is_fetch = lookup.token.is_some_and(|token| {
+            let host = lookup.client.header(b"Host").unwrap_or_default();
+            fetch_token::verify(&bans.log.mark().nonce, token, host, lookup.client.url(), lookup.now)
+        });
+        let wait_until = (!is_fetch && !lookup.wait.is_zero()).then(|| Instant::now() + lookup.wait);
         let mut search = Search {
             core: self,
             lookup,
@@ -146,7 +153,7 @@ impl Search<'_> {
         };
         let leased = lease(Duration::ZERO)?;
         let began = Instant::now();
-        let wait = self.wait_until.saturating_duration_since(began);
+        let wait = self.wait_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(began));
         self.waited_last = matches!(leased, Leased::TimedOut) && !wait.is_zero() && !self.lookup.refresh;
         if !self.waited_last {
             return Ok(leased);
@@ -158,6 +165,11 @@ impl Search<'_> {
         self.waited |= matches!(leased, Ok(Leased::Present(_) | Leased::Granted(_) | Leased::Refused { .. }));
         Counters::add(&self.counters.t_wait_us, began.elapsed().as_micros() as u64);
         leased
+    }
+
+    /// Returns the reason of a miss without a lease.
+    fn why_not_granted(&self) -> MissReason {
+        if self.wait_until.is_some() { MissReason::Waited } else { MissReason::Held }
     }
 
     /// Opens a record. `None`: it was gone, or was damaged and has been removed.
@@ -232,7 +244,7 @@ impl Search<'_> {
                 Ok(Step::Done(Finding::Miss(Miss { ticket, why: self.why })))
             }
             Leased::Refused { retry } => Ok(miss(MissReason::Uncacheable(retry))),
-            Leased::TimedOut => Ok(miss(MissReason::Waited)),
+            Leased::TimedOut => Ok(miss(self.why_not_granted())),
             Leased::Present(found) => {
                 let entry = found.entry;
                 let Some(opened) = self.open(uri, &entry)? else { return Ok(Step::Again) };
@@ -282,7 +294,7 @@ impl Search<'_> {
                 Ok(Step::Done(Finding::Miss(Miss { ticket, why: self.why })))
             }
             Leased::Refused { retry } => Ok(miss(MissReason::Uncacheable(retry))),
-            Leased::TimedOut => Ok(miss(MissReason::Waited)),
+            Leased::TimedOut => Ok(miss(self.why_not_granted())),
             Leased::Present(found) => {
                 let entry = found.entry;
                 let Some(opened) = self.open(uri, &entry)? else { return Ok(Step::Again) };
@@ -401,7 +413,7 @@ impl Search<'_> {
                     let why = match not_granted {
                         Leased::Refused { retry } if retry <= RECORD_GONE => return Ok(Step::Again),
                         Leased::Refused { retry } => MissReason::Uncacheable(retry),
-                        _ => MissReason::Waited,
+                        _ => self.why_not_granted(),
                     };
                     if !self.allows(&mark, &head) || !self.is_usable_stale(&head) {
                         return Ok(miss(why));

@@ -31,6 +31,8 @@ pub enum MissReason {
     Uncacheable(Duration),
     /// Another cache fetches, and has not finished in time.
     Waited,
+    /// Another cache fetches, and this look-up was not to wait: it is that cache's own fetch, or was told not to.
+    Held,
     /// A ban, a purge or a new ban log has invalidated the record. It was removed.
     Invalidated,
     /// The record does not validate. It was removed.
@@ -54,6 +56,7 @@ impl std::fmt::Display for MissReason {
             Self::Refresh => f.write_str("refresh"),
             Self::Uncacheable(_) => f.write_str("uncacheable"),
             Self::Waited => f.write_str("waited"),
+            Self::Held => f.write_str("being fetched"),
             Self::Invalidated => f.write_str("invalidated"),
             Self::Damaged => f.write_str("damaged"),
             Self::Outdated => f.write_str("of an older version"),

@@ -33,6 +33,9 @@ pub struct Lookup<'a> {
     pub client: &'a dyn RequestView,
     /// The longest wait for another cache's fetch.
     pub wait: Duration,
+    /// The token that the client's request brought: if it is the fetch of another cache ([`L2::is_fetch`](crate::L2::is_fetch)),
+    /// the look-up does not wait.
+    pub token: Option<&'a [u8]>,
     /// The longest time for which the caller holds the ticket, if it is granted it; afterwards the next waiting look-up
     /// is granted it.
     pub hold: Duration,

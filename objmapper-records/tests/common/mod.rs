@@ -339,18 +339,24 @@ impl Cache {
     }
 
     pub(crate) fn get_at(&self, req: &Req, now: f64, wait: Duration) -> Got {
-        self.look_up(req, now, wait, false)
+        self.look_up(req, now, wait, None, false)
+    }
+
+    /// Looks up for a request that carries a token, and would wait for so long.
+    pub(crate) fn get_for_fetch(&self, req: &Req, token: &str, wait: Duration) -> Got {
+        self.look_up(req, NOW, wait, Some(token), false)
     }
 
     /// Asks the origin, whatever there is.
     pub(crate) fn refresh(&self, req: &Req) -> Got {
-        self.look_up(req, NOW, PATIENCE, true)
+        self.look_up(req, NOW, PATIENCE, None, true)
     }
 
-    fn look_up(&self, req: &Req, now: f64, wait: Duration, refresh: bool) -> Got {
+    fn look_up(&self, req: &Req, now: f64, wait: Duration, token: Option<&str>, refresh: bool) -> Got {
+        let token = token.map(str::as_bytes);
         let key = self.l2.key(b"www", &req.url, None);
         let hold = PATIENCE;
-        let lookup = Lookup { key: &key, request: req, client: req, wait, hold, now, refresh, adopts: None };
+        let lookup = Lookup { key: &key, request: req, client: req, wait, token, hold, now, refresh, adopts: None };
         match self.l2.find(&lookup, &self.counters) {
             Finding::Hit(hit) => Got::Hit(body(&hit), hit),
             Finding::Stale(stale) => Got::Stale(body(&stale.hit), stale),

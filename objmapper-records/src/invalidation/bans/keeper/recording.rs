@@ -59,6 +59,11 @@ impl Core {
         Announced { board: board.id(), number: board.announce(self.bans.slot), at }
     }
 
+    /// Returns the nonce of the newest ban log that was read.
+    pub(crate) fn ban_log_nonce(&self) -> Option<[u8; 16]> {
+        self.bans.snapshot.read().as_ref().map(|snapshot| snapshot.log.mark().nonce)
+    }
+
     /// Returns all bans that were acknowledged before the call.
     pub(crate) fn current_bans(&self, session: &Session) -> Result<Arc<BanLogSnapshot>, Unknown> {
         let board = session.board().ok_or(Outage::Protocol)?;
