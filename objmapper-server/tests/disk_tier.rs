@@ -27,7 +27,7 @@ fn open(dir: &Path, limit: u64) -> (Store, Session) {
 }
 
 fn put(session: &Session, uri: &str, body: &[u8]) -> Result<Entry, String> {
-    let mut private = session.create(TierChoice::Any, body.len() as u64, None).map_err(|e| e.to_string())?;
+    let mut private = session.create(None, body.len() as u64, None).map_err(|e| e.to_string())?;
     let file = private.file().unwrap().try_clone_to_owned().unwrap();
     File::from(file).write_all(body).map_err(|e| format!("writing: {e}"))?;
     let mut outcome = Err(StoreError::Busy);

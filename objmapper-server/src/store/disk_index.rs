@@ -25,7 +25,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 use super::disk_dir::{index_bytes, wal_bytes};
 use super::index_error::IndexError;
 use super::maintenance::Wake;
-use super::object::{ObjectId, Token};
+use super::object::ObjectId;
+use super::Token;
 use super::room::{LOG_INTERVAL, warn};
 
 const SCHEMA_VERSION: i64 = 1;
@@ -343,7 +344,7 @@ fn execute(c: &Connection, op: &Op) -> rusqlite::Result<()> {
                 row.mtime,
                 row.expires,
                 row.foreign,
-                row.session.as_ref().map(|t| &t[..]),
+                row.session.as_ref().map(|t| &t.0[..]),
             ])?;
             if let Some(session) = pinned_by {
                 execute(c, &Op::Pin(*session, row.id))?;
@@ -363,18 +364,18 @@ fn execute(c: &Connection, op: &Op) -> rusqlite::Result<()> {
             ])?;
         }
         Op::Pin(session, id) => {
-            c.prepare_cached("INSERT OR IGNORE INTO pins VALUES(?,?)")?.execute(params![&session[..], *id as i64])?;
+            c.prepare_cached("INSERT OR IGNORE INTO pins VALUES(?,?)")?.execute(params![&session.0[..], *id as i64])?;
         }
         Op::Unpin(session, id) => {
             c.prepare_cached("DELETE FROM pins WHERE session=? AND object=?")?
-                .execute(params![&session[..], *id as i64])?;
+                .execute(params![&session.0[..], *id as i64])?;
         }
         Op::SessionBegin(token) => {
-            c.prepare_cached("INSERT OR IGNORE INTO sessions VALUES(?)")?.execute([&token[..]])?;
+            c.prepare_cached("INSERT OR IGNORE INTO sessions VALUES(?)")?.execute([&token.0[..]])?;
         }
         Op::SessionEnd(token) => {
-            c.prepare_cached("DELETE FROM pins WHERE session=?")?.execute([&token[..]])?;
-            c.prepare_cached("DELETE FROM sessions WHERE token=?")?.execute([&token[..]])?;
+            c.prepare_cached("DELETE FROM pins WHERE session=?")?.execute([&token.0[..]])?;
+            c.prepare_cached("DELETE FROM sessions WHERE token=?")?.execute([&token.0[..]])?;
         }
         Op::ReserveIds(id) => set_meta(c, "next_id", &id.to_be_bytes())?,
         Op::Durable(id) => set_meta(c, "durable", &id.to_be_bytes())?,
@@ -444,10 +445,10 @@ fn instance(t: &Transaction<'_>) -> rusqlite::Result<Token> {
         return Ok(known);
     }
     let mut fresh = Token::default();
-    if getrandom::fill(&mut fresh).is_err() {
-        fresh[..8].copy_from_slice(&super::object::now_ms().to_be_bytes());
+    if getrandom::fill(&mut fresh.0).is_err() {
+        fresh.0[..8].copy_from_slice(&super::object::now_ms().to_be_bytes());
     }
-    set_meta(t, "instance", &fresh)?;
+    set_meta(t, "instance", &fresh.0)?;
     Ok(fresh)
 }
 
@@ -487,5 +488,5 @@ fn drop_unpinned(t: &Transaction<'_>, loaded: &mut Loaded) -> rusqlite::Result<(
 }
 
 fn token(bytes: &[u8]) -> Option<Token> {
-    bytes.try_into().ok()
+    bytes.try_into().ok().map(Token)
 }

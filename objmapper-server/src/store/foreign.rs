@@ -10,8 +10,9 @@ use parking_lot::Mutex;
 
 use super::account::PAGE;
 use super::disk_index::Op;
-use super::object::{Entry, Object, ObjectState, check_uri, now_ms};
-use super::{Inner, StoreError, TierChoice, TierKind};
+use super::object::{Object, ObjectState, check_uri, now_ms};
+use super::{Entry};
+use super::{Inner, StoreError, TierKind};
 use crate::sys;
 
 /// The maximum number of growing objects that one sweep measures.
@@ -22,7 +23,7 @@ impl Inner {
     /// creator's descriptor is writable. The next descriptor of an object that its creator left
     /// empty is writable too, because no client could fill the object otherwise. Any other is writable only if the store was
     /// opened with `legacy_writable`.
-    pub(crate) fn get_or_create(&self, choice: TierChoice, uri: &[u8]) -> Result<(Entry, OwnedFd), StoreError> {
+    pub(crate) fn get_or_create(&self, choice: Option<TierKind>, uri: &[u8]) -> Result<(Entry, OwnedFd), StoreError> {
         check_uri(uri)?;
         loop {
             if let Some((object, _)) = self.find(None, uri, false)? {
@@ -62,7 +63,7 @@ impl Inner {
     }
 
     /// Creates an empty object. Returns `None` if another client has created it in the meantime.
-    fn create_foreign(&self, choice: TierChoice, uri: &[u8]) -> Result<Option<(Entry, OwnedFd)>, StoreError> {
+    fn create_foreign(&self, choice: Option<TierKind>, uri: &[u8]) -> Result<Option<(Entry, OwnedFd)>, StoreError> {
         let tier = self.reserve_in(choice, PAGE)?;
         let shard = self.index.shard(uri);
         let made = self.with_room(tier, || {

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::object::{Entry, Token, check_uri};
+use super::object::check_uri;
+use super::{Entry, Token};
 use super::session::{Session, SessionCore};
 use super::{Inner, StoreError};
 

@@ -26,14 +26,14 @@
 //! counters under it. System calls and database transactions happen under these seven only, and a look-up takes none of those (but for objects that a v0.1 client still writes).
 //!
 //! ```
-//! use objmapper_server::store::{Commit, MemoryTier, Store, StoreConfig, TierChoice};
+//! use objmapper_server::store::{Commit, MemoryTier, Store, StoreConfig};
 //! use std::io::Write;
 //!
 //! let memory = MemoryTier { limit: 16 << 20, mount: None };
 //! let store = Store::open(StoreConfig { memory: Some(memory), ..StoreConfig::default() })?;
 //! let session = store.session(None)?;
 //!
-//! let mut private = session.create(TierChoice::Any, 5, Some(b"/a"))?;
+//! let mut private = session.create(None, 5, Some(b"/a"))?;
 //! let file = private.file().unwrap().try_clone_to_owned()?;
 //! std::fs::File::from(file).write_all(b"hello")?; // closed again here: the commit demands it
 //! let entry = private.commit(Commit { pin: true, ..Commit::new(b"/a", 5) })?;
@@ -86,8 +86,9 @@ pub use error::StoreError;
 pub use grant::Grant;
 pub use lease::{LeaseCallback, LeaseOutcome};
 pub use mount::{MemoryMount, MountKind, ShmDirectory};
-pub use object::{ANY_VERSION, Entry, MAX_URI, ObjectId, TierChoice, TierKind, Token, check_uri};
-pub use objmapper_proto::ext::Fence;
+pub use object::{ANY_VERSION, MAX_URI, ObjectId, check_uri};
+// The wire's types are the store's: there is one definition of each.
+pub use objmapper_proto::ext::{Entry, Fence, Tier as TierKind, Token};
 #[cfg(feature = "daemon")]
 pub(crate) use private::OutgoingWriter;
 pub use private::{Commit, PrivateObject};
@@ -289,6 +290,7 @@ impl Inner {
         let tier = match kind {
             TierKind::Memory => &self.memory,
             TierKind::Disk => &self.disk,
+            TierKind::Other(_) => &None,
         };
         tier.as_ref().ok_or(StoreError::NoSuchTier(kind))
     }
@@ -340,7 +342,7 @@ impl Store {
 
     /// Carries out a v0.1 "get": opens the object of `uri`, and creates an empty, writable, immediately visible
     /// object if there is none.
-    pub fn get_or_create(&self, tier: TierChoice, uri: &[u8]) -> Result<(Entry, OwnedFd), StoreError> {
+    pub fn get_or_create(&self, tier: Option<TierKind>, uri: &[u8]) -> Result<(Entry, OwnedFd), StoreError> {
         self.inner.get_or_create(tier, uri)
     }
 

@@ -18,11 +18,12 @@ use parking_lot::Mutex;
 use objmapper_proto::ext::Fence;
 
 use super::account::page_round;
-use super::object::{ANY_VERSION, Entry, check_uri};
+use super::object::{ANY_VERSION, check_uri};
+use super::{Entry};
 use super::session::Session;
 use super::tier::Tier;
 use super::writers::has_writer;
-use super::{Inner, StoreError, TierChoice, TierKind};
+use super::{Inner, StoreError, TierKind};
 
 /// The store's side of a private object.
 #[derive(Debug)]
@@ -176,7 +177,7 @@ impl Inner {
     /// Reserves space and creates the object; the caller registers it with its session.
     pub(crate) fn create_private(
         &self,
-        choice: TierChoice,
+        choice: Option<TierKind>,
         length: u64,
         uri: Option<&[u8]>,
     ) -> Result<(Arc<Private>, OwnedFd), StoreError> {
@@ -199,7 +200,7 @@ impl Inner {
 
     fn create_counted(
         &self,
-        choice: TierChoice,
+        choice: Option<TierKind>,
         length: u64,
         uri: Option<&[u8]>,
     ) -> Result<(Arc<Private>, OwnedFd), StoreError> {
@@ -225,10 +226,10 @@ impl Inner {
     }
 
     /// Reserves `bytes` in the chosen tier, and returns the tier.
-    pub(crate) fn reserve_in(&self, choice: TierChoice, bytes: u64) -> Result<&Tier, StoreError> {
+    pub(crate) fn reserve_in(&self, choice: Option<TierKind>, bytes: u64) -> Result<&Tier, StoreError> {
         let (first, second) = match choice {
-            TierChoice::Only(kind) => (Some(self.tier(kind)?), None),
-            TierChoice::Any => match (&self.memory, &self.disk) {
+            Some(kind) => (Some(self.tier(kind)?), None),
+            None => match (&self.memory, &self.disk) {
                 (Some(memory), disk) => (Some(memory), disk.as_ref()),
                 (None, disk) => (disk.as_ref(), None),
             },

@@ -14,7 +14,8 @@ use parking_lot::Mutex;
 
 use super::disk_index::{Op, Row};
 use super::index::Shard;
-use super::object::{ANY_VERSION, Entry, Object, ObjectId, ObjectState, check_uri, now_ms};
+use super::object::{ANY_VERSION, Object, ObjectId, ObjectState, check_uri, now_ms};
+use super::{Entry};
 use super::private::{Commit, Private};
 use super::session::SessionCore;
 use super::tier::Tier;

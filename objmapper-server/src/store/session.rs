@@ -19,11 +19,12 @@ use parking_lot::Mutex;
 
 use super::delivery::Delivery;
 use super::disk_index::Op;
-use super::object::{Entry, Object, ObjectId, Token, check_uri, now_ms};
+use super::object::{Object, ObjectId, check_uri, now_ms};
+use super::{Entry, Token};
 use super::pin::Pin;
 use super::private::{Commit, Private, PrivateObject};
 use super::room::warn;
-use super::{Inner, Store, StoreError, TierChoice, TierKind};
+use super::{Inner, Store, StoreError, TierKind};
 
 /// The time that a session lives without a connection if its client may not have received its token.
 const UNUSED_GRACE: Duration = Duration::from_secs(5);
@@ -95,7 +96,7 @@ impl Session {
 
     /// Creates a private object with `length` bytes reserved (0 if the length is unknown).
     /// With `uri`, a delete of that URI from now on makes the commit a conflict.
-    pub fn create(&self, tier: TierChoice, length: u64, uri: Option<&[u8]>) -> Result<PrivateObject, StoreError> {
+    pub fn create(&self, tier: Option<TierKind>, length: u64, uri: Option<&[u8]>) -> Result<PrivateObject, StoreError> {
         let (private, file) = self.store.inner.create_private(tier, length, uri)?;
         {
             let mut state = self.core.state.lock();
@@ -453,6 +454,6 @@ impl Inner {
 
 pub(crate) fn random_token() -> Result<Token, StoreError> {
     let mut token = Token::default();
-    getrandom::fill(&mut token).map_err(|e| StoreError::io("random numbers")(std::io::Error::other(e.to_string())))?;
+    getrandom::fill(&mut token.0).map_err(|e| StoreError::io("random numbers")(std::io::Error::other(e.to_string())))?;
     Ok(token)
 }

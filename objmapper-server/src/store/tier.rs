@@ -223,7 +223,7 @@ impl Tier {
         // that a client allocates beyond the end is more than this tolerance.
         let tolerance = match self.kind {
             TierKind::Memory => 0,
-            TierKind::Disk => 64 * 1024 + pages / 64,
+            _ => 64 * 1024 + pages / 64,
         };
         let (charge, allocated) =
             if blocks > pages.saturating_add(tolerance) { (blocks, blocks) } else { (pages, blocks.min(pages)) };
