@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use objmapper_proto::ext::{self, Attached, BatchReply, Entry, ListPage, Reply, Request, Stat, TierLimits, TierStat, Want};
+use objmapper_proto::ext::{
+    self, Attached, BatchReply, Entry, ListPage, Reply, Request, Stat, TierLimits, TierStat, Want,
+};
 use objmapper_proto::limits::{MAX_FDS, MAX_PAYLOAD};
 use objmapper_proto::{ObjUri, Status};
 
@@ -66,7 +68,7 @@ pub(super) fn attach(
     match attached(store, &session, (directories, board), connection) {
         Ok((reply, handover)) => {
             // A client that does not receive the token of its new session cannot use the session.
-            let new = token.is_none().then(|| Revocable::Session(session.clone()));
+            let new = token.is_none().then(|| Revocable::session(session.clone()));
             Ok((session, reply, handover.with_revocable(new)))
         }
         Err(failure) => {
@@ -101,11 +103,7 @@ fn attached(
         instance: store.instance(),
         session: session.token(),
         version: ext::VERSION,
-        tiers: stats
-            .tiers
-            .iter()
-            .map(|t| TierLimits { tier: t.tier, limit: t.limit, used: t.used })
-            .collect(),
+        tiers: stats.tiers.iter().map(|t| TierLimits { tier: t.tier, limit: t.limit, used: t.used }).collect(),
         connection: connection(session),
     });
     Ok((reply, Handover::of(fds)))
@@ -122,7 +120,7 @@ pub(super) fn perform(store: &Store, session: &Session, request: &Request<'_>) -
             let Some((handle, writer)) = private.into_outgoing() else {
                 return Err((Status::Internal, "a private object without its file".into()));
             };
-            let handover = Handover::private(session.clone(), handle, writer);
+            let handover = Handover::of_writer(writer);
             Ok((Done::Reply(Reply::Created { handle, tier }), handover))
         }
         Request::Reserve { handle, length } => empty(session.reserve(*handle, *length)),
@@ -342,10 +340,7 @@ pub(super) fn leased(
             }
             ext::LeaseOutcome::Present(entry)
         }
-        LeaseOutcome::Granted(lease) => {
-            handover = handover.with_revocable(Some(Revocable::Grant(session.clone(), Grant::Lease(lease))));
-            ext::LeaseOutcome::Granted { lease }
-        }
+        LeaseOutcome::Granted(lease) => ext::LeaseOutcome::Granted { lease },
         LeaseOutcome::Refused(retry) => {
             let retry = u32::try_from(retry.as_millis()).unwrap_or(u32::MAX).max(1);
             ext::LeaseOutcome::Refused { retry }

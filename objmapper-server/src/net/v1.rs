@@ -55,8 +55,7 @@ pub(super) fn answer(store: &Store, mode: u8, uri: &[u8], ephemeral: bool) -> An
         return Answer::failure(Status::InvalidMode, "Invalid mode");
     };
     // v0.1 keeps ephemeral objects in memory and other objects on disk. The tiers are used alike where both exist.
-    let choice =
-        if !ephemeral && store.has_tier(TierKind::Disk) { Some(TierKind::Disk) } else { None };
+    let choice = if !ephemeral && store.has_tier(TierKind::Disk) { Some(TierKind::Disk) } else { None };
     match (store.get_or_create(choice, uri), mode) {
         (Ok((_, fd)), Mode::Fd) => Answer { status: Status::Ok, content_len: 0, error: String::new(), fd: Some(fd) },
         (Ok(_), _) => Answer::failure(Status::Unsupported, "Mode not supported, use FD passing."),

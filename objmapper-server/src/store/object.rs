@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use objmapper_proto::ext::{Entry, EntryFlags, Tier as TierKind, Token};
+use objmapper_proto::ext::{Entry, EntryFlags, Token};
 use parking_lot::Mutex;
 
 use super::StoreError;
+use super::tier::Tier;
+use super::tier::journal::{Op, Row};
 
 /// The id of an object, which names its file. One store instance never uses an id twice.
 pub type ObjectId = u64;
@@ -48,7 +50,7 @@ pub fn check_uri(uri: &[u8]) -> Result<(), StoreError> {
 pub(crate) struct Object {
     pub(crate) id: ObjectId,
     pub(crate) uri: Arc<[u8]>,
-    pub(crate) tier: TierKind,
+    pub(crate) tier: Arc<Tier>,
     pub(crate) length: AtomicU64,
     /// Bytes that the tier's account is charged for it.
     pub(crate) charge: AtomicU64,
@@ -71,6 +73,43 @@ pub(crate) struct ObjectState {
 }
 
 impl Object {
+    /// Returns the object of a journal's row, without pins.
+    pub(super) fn of_row(row: Row, tier: Arc<Tier>) -> Object {
+        Object {
+            id: row.id,
+            tier,
+            length: AtomicU64::new(row.length),
+            charge: AtomicU64::new(row.charge),
+            mtime: row.mtime,
+            expires: row.expires,
+            ephemeral: row.session,
+            foreign: row.foreign,
+            // Its writers are other processes, which may still run.
+            growing: AtomicBool::new(row.foreign),
+            state: Mutex::new(ObjectState { pins: 0, listed: row.uri.is_some() }),
+            uri: row.uri.unwrap_or_default(),
+        }
+    }
+
+    /// Returns the object's row.
+    pub(super) fn row(&self) -> Row {
+        Row {
+            id: self.id,
+            uri: Some(self.uri.clone()),
+            length: self.length.load(Relaxed),
+            charge: self.charge(),
+            mtime: self.mtime,
+            expires: self.expires,
+            foreign: self.foreign,
+            session: self.ephemeral,
+        }
+    }
+
+    /// Queues the removal of the object's row.
+    pub(super) fn forget_row(&self) {
+        self.tier.record_later(Op::Forget(self.id));
+    }
+
     pub(crate) fn expired(&self, now: i64) -> bool {
         self.expires != 0 && self.expires <= now
     }
@@ -83,7 +122,7 @@ impl Object {
         Entry {
             object: self.id,
             version: self.id,
-            tier: self.tier,
+            tier: self.tier.kind,
             flags: EntryFlags::NONE
                 .with(EntryFlags::EPHEMERAL, self.ephemeral.is_some())
                 .with(EntryFlags::PINNED, pinned)
