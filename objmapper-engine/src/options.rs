@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use objmapper_server::store::OnDamage;
+use objmapper_server::store::Damaged;
 
 use crate::account::UNLIMITED;
 
@@ -16,9 +16,8 @@ pub struct Options {
     pub socket: Option<PathBuf>,
     /// `dir`: the embedded store keeps bodies in this directory. Default: none, in memory.
     pub dir: Option<PathBuf>,
-    /// `on_damage`: whether the files in `dir` are removed or kept if their index cannot be read. Default: they are
-    /// removed.
-    pub on_damage: OnDamage,
+    /// `damaged`: what becomes of the index in `dir` if it cannot be used. Default: it is kept aside.
+    pub damaged: Damaged,
     /// `threshold`: a body of more bytes than this lives in objmapper. Default: 64 KiB.
     pub threshold: u64,
     /// `fallback_heap`: the limit in bytes of the heap for bodies that objmapper cannot take. Default: an eighth of the memory
@@ -57,7 +56,7 @@ impl Default for Options {
             size: UNLIMITED,
             socket: None,
             dir: None,
-            on_damage: OnDamage::Discard,
+            damaged: Damaged::Keep,
             threshold: 64 << 10,
             fallback_heap: None,
             fds: None,
@@ -127,8 +126,10 @@ impl Options {
                 "dir needs a size: give the bytes that the directory may hold, as in objmapper,10G,dir=…".to_owned()
             ));
         }
-        if options.dir.is_none() && seen.contains(&"on_damage") {
-            return Err(bad("on_damage needs a dir: it says what becomes of the files there".to_owned()));
+        if options.dir.is_none() && seen.contains(&"damaged") {
+            return Err(bad(
+                "damaged needs a dir: it says what becomes of an index there that cannot be used".to_owned()
+            ));
         }
         Ok(options)
     }
@@ -175,11 +176,11 @@ impl Options {
                 absolute(key, value)?;
                 self.dir = Some(value.into());
             }
-            "on_damage" => {
-                self.on_damage = match value {
-                    "discard" => OnDamage::Discard,
-                    "keep" => OnDamage::Keep,
-                    _ => return Err(bad(format!("on_damage \"{value}\": must be discard or keep"))),
+            "damaged" => {
+                self.damaged = match value {
+                    "keep" => Damaged::Keep,
+                    "delete" => Damaged::Delete,
+                    _ => return Err(bad(format!("damaged \"{value}\": must be keep or delete"))),
                 }
             }
             "fds" => self.fds = Some(count(key, value)?),
@@ -220,7 +221,7 @@ impl Options {
     }
 }
 
-const KEYS: &str = "size, socket, dir, on_damage, threshold, fallback_heap, fds, maps, prefix, timeout, zero_copy";
+const KEYS: &str = "size, socket, dir, damaged, threshold, fallback_heap, fds, maps, prefix, timeout, zero_copy";
 
 fn absolute(key: &str, value: &str) -> Result<(), BadOption> {
     if value.starts_with('/') { Ok(()) } else { Err(bad(format!("{key} \"{value}\": must be an absolute path"))) }
@@ -316,8 +317,8 @@ mod tests {
             (&["1g", "dir=/x", "socket=/y"], "socket and dir exclude each other"),
             (&["1g", "fallback_heap=5"], "fallback_heap \"5\": must be from 1048576 to"),
             (&["1g", "fallback_heap=x"], "fallback_heap \"x\": Invalid number"),
-            (&["1g", "dir=/x", "on_damage=no"], "on_damage \"no\": must be discard or keep"),
-            (&["1g", "on_damage=keep"], "on_damage needs a dir"),
+            (&["1g", "dir=/x", "damaged=no"], "damaged \"no\": must be keep or delete"),
+            (&["1g", "damaged=keep"], "damaged needs a dir"),
             (&["1g", "fds=0"], "fds \"0\": must be a number from 1 to"),
             (&["1g", "maps=many"], "maps \"many\": must be a number from 1 to"),
             (&["1g", "prefix=a"], "prefix \"a\": must begin with '/'"),

@@ -48,7 +48,7 @@ fn published(f: &Fixture) {
 
 fn adopt(engine: &Engine, store: &Store) -> Result<Announced, NotAdopted> {
     let object = store.lookup(URI).unwrap().map_or(1 << 40, |entry| entry.object);
-    engine.adopt(&Wanted { instance: store.instance(), uri: URI, object, body_len: LEN, file_len: FILE })
+    engine.adopt(&Wanted { instance: store.instance().0, uri: URI, object, body_len: LEN, file_len: FILE })
 }
 
 fn adopting(f: &Fixture) -> Body {
@@ -89,7 +89,7 @@ fn a_record_is_body_and_tail_and_outlives_its_publisher() {
         let body = fetched(&f, LEN, known);
         assert_eq!(body.publish(&f.engine, &record(fence(&f.store)), &mut || false), Published::Done);
         let (entry, file) = f.store.open_uri(URI).unwrap().unwrap();
-        assert_eq!((entry.length, entry.ephemeral), (FILE, false));
+        assert_eq!((entry.length, entry.is_ephemeral()), (FILE, false));
         let mut bytes = vec![0; FILE as usize];
         std::fs::File::from(file).read_exact_at(&mut bytes, 0).unwrap();
         assert!(bytes[..LEN as usize].iter().zip(0..).all(|(byte, offset)| *byte == pattern(offset)));
@@ -288,7 +288,7 @@ fn what_is_not_there_as_it_is_said_to_be_is_not_adopted() {
     let f = unlimited();
     published(&f);
     let entry = f.store.lookup(URI).unwrap().unwrap();
-    let good = Wanted { instance: f.store.instance(), uri: URI, object: entry.object, body_len: LEN, file_len: FILE };
+    let good = Wanted { instance: f.store.instance().0, uri: URI, object: entry.object, body_len: LEN, file_len: FILE };
     let refused = |wanted: Wanted<'_>| f.engine.adopt(&wanted).unwrap_err();
     assert_eq!(refused(Wanted { instance: [7; 16], ..good }), NotAdopted::Elsewhere);
     assert_eq!(refused(Wanted { body_len: THRESHOLD, ..good }), NotAdopted::Small);

@@ -39,7 +39,7 @@ fn publish(f: &Fixture, body: &Body) -> Published {
 
 fn announce(f: &Fixture, object: u64) -> Announced {
     let file_len = LEN + TAIL.len() as u64;
-    f.engine.adopt(&Wanted { instance: f.store.instance(), uri: URI, object, body_len: LEN, file_len }).unwrap()
+    f.engine.adopt(&Wanted { instance: f.store.instance().0, uri: URI, object, body_len: LEN, file_len }).unwrap()
 }
 
 fn space(f: &Fixture, body: &Body) -> Result<usize, NoRoom> {

@@ -11,7 +11,7 @@ use objmapper_engine::body::Body;
 use objmapper_engine::maintenance::Maintenance;
 use objmapper_engine::options::Options;
 use objmapper_server::net::{ListenConfig, Server};
-use objmapper_server::store::{DiskTier, MemoryTier, Store, StoreConfig, TierChoice, TierKind};
+use objmapper_server::store::{DiskTier, MemoryTier, Store, StoreConfig, TierKind};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -43,7 +43,7 @@ fn a_draft_goes_on_in_the_disk_tier_and_its_readers_do_not_notice() {
     }
     let f = Fixture { engine, store };
     let session = f.store.session(None).unwrap();
-    let held = session.create(TierChoice::Only(TierKind::Memory), 1 << 20, None).unwrap();
+    let held = session.create(Some(TierKind::Memory), 1 << 20, None).unwrap();
 
     let body = Body::default();
     assert!(f.write_more(&body, 600_000));

@@ -9,7 +9,7 @@ use objmapper_engine::body::Body;
 use objmapper_engine::options::Options;
 use objmapper_engine::space::NoRoom;
 use objmapper_engine::transit::{Readers, Step, WINDOW};
-use objmapper_server::store::{PrivateObject, TierChoice, TierKind};
+use objmapper_server::store::{PrivateObject, TierKind};
 
 const HEAP: u64 = 2 << 20;
 
@@ -18,7 +18,7 @@ fn full() -> (Fixture, PrivateObject) {
     const STORE: u64 = 1 << 20;
     let f = fixture(Options { fallback_heap: Some(HEAP), ..Options::default() }, STORE);
     let session = Arc::new(f.store.session(None).unwrap());
-    let taken = session.create(TierChoice::Only(TierKind::Memory), STORE, None).unwrap();
+    let taken = session.create(Some(TierKind::Memory), STORE, None).unwrap();
     (f, taken)
 }
 

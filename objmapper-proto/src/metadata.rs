@@ -15,17 +15,17 @@ pub enum Tlv<'a> {
     Etag(&'a [u8]),
     /// `04`: media type.
     Mime(&'a [u8]),
-    /// `05`: number of the backend (tier) that holds it.
+    /// `05`: number of the backend (tier) that holds the object.
     Backend(u8),
-    /// `06`: how long the server took, in microseconds.
+    /// `06`: time that the server took, in microseconds.
     Latency(u32),
     /// `07`: bytes that the server's user attached.
     Payload(&'a [u8]),
     /// `08`: hints.
     Hints(&'a [u8]),
-    /// `ff`: what went wrong, in words.
+    /// `ff`: text of an error.
     Error(&'a [u8]),
-    /// Any other type. Metadata is advice: what one side does not know it passes over.
+    /// Any other type. Metadata is advice: a receiver ignores types that it does not know.
     Other(u8, &'a [u8]),
 }
 
@@ -51,7 +51,7 @@ impl<'a> Tlv<'a> {
         })
     }
 
-    /// The type byte.
+    /// Returns the type byte.
     #[must_use]
     pub fn kind(&self) -> u8 {
         match self {
@@ -97,7 +97,7 @@ impl<'a> Metadata<'a> {
     /// Takes a metadata block, if each of its items is within bounds.
     ///
     /// # Errors
-    /// What is wrong with the first item that is not.
+    /// The defect of the first item that is not.
     pub fn parse(block: &'a [u8]) -> Result<Self, Malformed> {
         crate::wire::limited("metadata", block.len() as u64, MAX_METADATA)?;
         payload("metadata", block, |r| {
@@ -109,7 +109,7 @@ impl<'a> Metadata<'a> {
         Ok(Self(block))
     }
 
-    /// A metadata block of `items`.
+    /// Builds a metadata block of `items`.
     ///
     /// # Errors
     /// If it would be longer than [`MAX_METADATA`].
@@ -122,20 +122,20 @@ impl<'a> Metadata<'a> {
         Ok(out)
     }
 
-    /// Its items, in order.
+    /// Returns the items, in order.
     pub fn iter(&self) -> impl Iterator<Item = Tlv<'a>> + use<'a> {
         let mut r = Reader::new(self.0);
         // `parse` has read them all before, so the first error is the end.
         std::iter::from_fn(move || Tlv::read(&mut r).ok())
     }
 
-    /// The block as on the wire.
+    /// Returns the block as on the wire.
     #[must_use]
     pub fn as_bytes(&self) -> &'a [u8] {
         self.0
     }
 
-    /// The error text (type `ff`), if there is one.
+    /// Returns the error text (type `ff`), if there is one.
     #[must_use]
     pub fn error_text(&self) -> Option<&'a [u8]> {
         self.iter().find_map(|t| if let Tlv::Error(text) = t { Some(text) } else { None })

@@ -1,4 +1,4 @@
-//! How a V1 or V2 client wants the object.
+//! The way in which a V1 or V2 client asks for an object's bytes.
 
 use crate::error::Malformed;
 
@@ -12,7 +12,7 @@ pub enum Mode {
     Copy = b'2',
     /// Spliced onto the socket.
     Splice = b'3',
-    /// In segments, each inline, as descriptor or spliced.
+    /// In segments, each of which is inline, a descriptor, or spliced.
     Segmented = b'4',
 }
 
@@ -31,7 +31,7 @@ impl TryFrom<u8> for Mode {
 }
 
 impl Mode {
-    /// The byte on the wire.
+    /// Returns the byte on the wire.
     #[must_use]
     pub const fn byte(self) -> u8 {
         self as u8

@@ -3,7 +3,7 @@
 use crate::error::{DecodeError, Malformed};
 use crate::wire::{Put, Reader, byte_flags};
 
-/// How a segment's bytes come.
+/// The way in which a segment's bytes are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum SegmentKind {
@@ -11,7 +11,7 @@ pub enum SegmentKind {
     Inline = 0,
     /// `storage_len` bytes from `offset` of a descriptor.
     Fd = 1,
-    /// The same, meant to be spliced; it brings a descriptor as `Fd` does.
+    /// The same, meant to be spliced: a descriptor is sent as for `Fd`.
     Splice = 2,
 }
 
@@ -33,9 +33,9 @@ byte_flags! {
     SegmentFlags, "segment flags", {
         /// The last segment.
         FIN = 1,
-        /// The last descriptor that came before: none comes for this one.
+        /// The segment uses the last descriptor that was sent before; none is sent for it.
         REUSE_FD = 2,
-        /// May be left out.
+        /// The receiver may ignore the segment.
         OPTIONAL = 4,
     }
 }
@@ -43,15 +43,15 @@ byte_flags! {
 /// One segment, 32 bytes: `type u8, flags u8, 0 u16, copy_len u32, logical_len u64, offset u64, storage_len u64`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
-    /// How its bytes come.
+    /// The way in which its bytes are sent.
     pub kind: SegmentKind,
     /// Flags.
     pub flags: SegmentFlags,
     /// Bytes of it in the response itself; 0 unless it is inline.
     pub copy_len: u32,
-    /// Bytes of the object that it stands for.
+    /// Bytes of the object that it represents.
     pub logical_len: u64,
-    /// Where it begins in its descriptor.
+    /// Offset of its first byte in its descriptor.
     pub offset: u64,
     /// Bytes of it in its descriptor.
     pub storage_len: u64,
@@ -61,7 +61,7 @@ impl Segment {
     /// Bytes of a segment on the wire.
     pub const WIRE_LEN: usize = 32;
 
-    /// Whether a descriptor comes for it, on an [`FD_BYTE`](crate::FD_BYTE) of its own.
+    /// Returns true if a descriptor is sent for it, with an [`FD_BYTE`](crate::FD_BYTE) of its own.
     #[must_use]
     pub fn brings_fd(&self) -> bool {
         self.kind != SegmentKind::Inline && !self.flags.contains(SegmentFlags::REUSE_FD)

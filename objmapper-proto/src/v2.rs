@@ -15,7 +15,7 @@ pub const MAGIC: u32 = 0x4f42_4a4d;
 /// The version byte of HELLO and HELLO_ACK.
 pub const VERSION: u8 = 2;
 
-/// Request flag: put a new object into the ephemeral tier.
+/// Request flag: a new object goes into the ephemeral tier.
 pub const FLAG_EPHEMERAL: u8 = 0x02;
 
 /// First byte of each frame after HELLO.
@@ -28,7 +28,7 @@ pub enum FrameType {
     Response = 0x02,
     /// Close, to the server.
     Close = 0x03,
-    /// Close's answer, to the client.
+    /// The answer to Close, to the client.
     CloseAck = 0x04,
     /// [`Segmented`], to the client.
     Segmented = 0x05,
@@ -55,7 +55,7 @@ impl TryFrom<u8> for FrameType {
     }
 }
 
-/// What HELLO has settled for a connection.
+/// The protocol that HELLO has settled for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dialect {
     /// V2 as in v0.1.
@@ -67,20 +67,20 @@ pub enum Dialect {
 /// The client's first frame, 9 bytes: `OBJM, 02, caps u16, pipeline u16`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hello {
-    /// What the client knows.
+    /// The capabilities that the client knows.
     pub caps: Caps,
-    /// How many requests it wants to have outstanding, at most [`MAX_PIPELINE`].
+    /// The number of outstanding requests that the client asks for, at most [`MAX_PIPELINE`].
     pub pipeline: u16,
 }
 
 /// The server's first frame, 10 bytes: as HELLO, and `parallelism u8`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HelloAck {
-    /// What is granted.
+    /// The capabilities that are granted.
     pub caps: Caps,
-    /// How many requests may be outstanding. v0.1 says 0 or 1; either means one.
+    /// The maximum number of outstanding requests. v0.1 says 0 or 1; either means one.
     pub pipeline: u16,
-    /// How many requests the server works on at a time.
+    /// The number of requests that the server works on at a time.
     pub parallelism: u8,
 }
 
@@ -111,8 +111,8 @@ impl Hello {
     /// Bytes of HELLO on the wire.
     pub const WIRE_LEN: usize = 9;
 
-    /// Decodes a HELLO; also says how many bytes it took. A pipeline over the limit is taken for the limit:
-    /// it is a wish.
+    /// Decodes a HELLO. Returns it and the number of bytes that it took. A pipeline over the limit is cut to the limit, because
+    /// the server decides it.
     ///
     /// # Errors
     /// See [`DecodeError`].
@@ -132,7 +132,7 @@ impl HelloAck {
     /// Bytes of HELLO_ACK on the wire.
     pub const WIRE_LEN: usize = 10;
 
-    /// Decodes a HELLO_ACK; also says how many bytes it took.
+    /// Decodes a HELLO_ACK. Returns it and the number of bytes that it took.
     ///
     /// # Errors
     /// See [`DecodeError`].
@@ -154,22 +154,22 @@ impl HelloAck {
 /// Type 1: `01, id u32, flags u8, mode u8, urilen u16, uri`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request<'a> {
-    /// The response bears the same.
+    /// The request's id, which the response repeats.
     pub id: u32,
-    /// [`FLAG_EPHEMERAL`]; v0.1 passes other bits over, so they are kept as they came.
+    /// [`FLAG_EPHEMERAL`]. v0.1 ignores other bits, so they are kept as they came.
     pub flags: u8,
-    /// The mode byte as it came, see [`crate::Mode`].
+    /// The mode byte as it came; see [`crate::Mode`].
     pub mode: u8,
-    /// The URI as it came, see [`v1::Request::uri`].
+    /// The URI as it came; see [`v1::Request::uri`].
     pub uri: &'a [u8],
 }
 
 /// Type 2: `02, id u32, status u8, content_len u64, meta_len u16, meta`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Response<'a> {
-    /// The request's.
+    /// The id of the request.
     pub id: u32,
-    /// The rest is as in V1.
+    /// The response as in V1.
     pub body: v1::Response<'a>,
 }
 
@@ -177,11 +177,11 @@ pub struct Response<'a> {
 /// [`FD_BYTE`](crate::FD_BYTE) with one descriptor for each segment that [brings one](Segment::brings_fd).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segmented<'a> {
-    /// The request's.
+    /// The id of the request.
     pub id: u32,
-    /// How it went.
+    /// The outcome of the request.
     pub status: Status,
-    /// More about it.
+    /// The metadata of the object, or of the failure.
     pub metadata: Metadata<'a>,
     /// The segments in the object's order.
     pub segments: Vec<Segment>,
@@ -196,7 +196,7 @@ pub enum ClientFrame<'a> {
     Request(Request<'a>),
     /// Type 3: `03, reason u8`.
     Close {
-        /// Why; 0 is "done".
+        /// The reason; 0 is "done".
         reason: u8,
     },
     /// Type 0x10.
@@ -212,7 +212,7 @@ pub enum ServerFrame<'a> {
     Segmented(Segmented<'a>),
     /// Type 4: `04, 00, outstanding u32`.
     CloseAck {
-        /// How many requests were not answered.
+        /// The number of requests that were not answered.
         outstanding: u32,
     },
     /// Type 0x11.
@@ -224,10 +224,10 @@ fn unknown_type(kind: FrameType) -> DecodeError {
 }
 
 impl<'a> ClientFrame<'a> {
-    /// Decodes the frame at the start of `buf`; also says how many bytes it took.
+    /// Decodes the frame at the start of `buf`. Returns it and the number of bytes that it took.
     ///
     /// # Errors
-    /// See [`DecodeError`]; after a malformed frame the connection cannot go on.
+    /// See [`DecodeError`]. After a malformed frame the connection cannot be used.
     pub fn decode(buf: &'a [u8], dialect: Dialect) -> Result<(Self, usize), DecodeError> {
         let mut r = Reader::new(buf);
         let frame = match FrameType::try_from(r.u8()?)? {
@@ -267,11 +267,11 @@ impl<'a> ClientFrame<'a> {
 }
 
 impl<'a> ServerFrame<'a> {
-    /// Decodes the frame at the start of `buf`; also says how many bytes it took. Descriptors that follow
-    /// the frame, and the [`FD_BYTE`](crate::FD_BYTE) that they ride on, are not part of it.
+    /// Decodes the frame at the start of `buf`. Returns it and the number of bytes that it took. Descriptors that follow the
+    /// frame, and the [`FD_BYTE`](crate::FD_BYTE) that carries them, are not part of it.
     ///
     /// # Errors
-    /// See [`DecodeError`]; after a malformed frame the connection cannot go on.
+    /// See [`DecodeError`]. After a malformed frame the connection cannot be used.
     pub fn decode(buf: &'a [u8], dialect: Dialect) -> Result<(Self, usize), DecodeError> {
         let mut r = Reader::new(buf);
         let frame = match FrameType::try_from(r.u8()?)? {
@@ -314,13 +314,13 @@ impl<'a> ServerFrame<'a> {
 }
 
 impl<'a> Segmented<'a> {
-    /// How many descriptors follow the frame.
+    /// Returns the number of descriptors that follow the frame.
     #[must_use]
     pub fn fd_count(&self) -> usize {
         self.segments.iter().filter(|s| s.brings_fd()).count()
     }
 
-    /// The inline bytes of the segment `index`; `None` if it has none.
+    /// Returns the inline bytes of the segment `index`; `None` if it has none.
     #[must_use]
     pub fn inline_of(&self, index: usize) -> Option<&'a [u8]> {
         let segment = self.segments.get(index).filter(|s| s.kind == SegmentKind::Inline)?;
@@ -339,7 +339,7 @@ impl<'a> Segmented<'a> {
         for index in 0..count {
             let segment = Segment::read(r)?;
             if segment.flags.contains(crate::SegmentFlags::REUSE_FD) && !segments.iter().any(Segment::brings_fd) {
-                // Nothing to use again.
+                // No descriptor came before that could be reused.
                 return Err(Malformed::Misplaced { field: "segment flag REUSE_FD", value: index as u64 }.into());
             }
             inline_len += u64::from(segment.copy_len);

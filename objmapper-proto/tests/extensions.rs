@@ -278,7 +278,6 @@ fn a_payload_that_means_nothing_is_answered_and_does_not_end_the_connection() {
         (0x02, 0, "0003 2f2e2e", ".."),
         (0x02, 0, "0003 2f6100", "NUL"),
         (0x02, 0, "1001", "a URI over the limit"),
-        (0x03, 0, "03 0000000000000000 0000", "an unknown tier"),
         (0x05, 0x08, &format!("{COMMIT} 00001000 0000000000000000"), "a fence that no board has"),
         (0x05, 0x08, COMMIT, "no fence where one is announced"),
         (0x05, 0, &format!("{COMMIT} 00000000 0000000000000000"), "a fence that nothing announces"),
@@ -310,7 +309,7 @@ fn a_frame_that_cannot_be_delimited_is_malformed() {
 #[test]
 fn replies_that_cannot_be() {
     for (op, payload, why) in [
-        (Op::Lookup, ENTRY.replace(" 01 06 ", " 03 06 "), "an unknown tier"),
+        (Op::Lookup, ENTRY.replace(" 01 06 ", " 00 06 "), "no tier"),
         (Op::Lookup, ENTRY.replace(" 01 06 ", " 01 08 "), "reserved entry flags"),
         (Op::Lease, "03".into(), "an unknown outcome"),
         (Op::Stat, "09".into(), "too many tiers"),

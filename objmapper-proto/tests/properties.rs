@@ -21,7 +21,7 @@ fn want() -> impl Strategy<Value = Want> {
 }
 
 fn tier() -> impl Strategy<Value = Tier> {
-    prop_oneof![Just(Tier::Memory), Just(Tier::Disk)]
+    (1..=u8::MAX).prop_map(|code| Tier::try_from(code).unwrap())
 }
 
 fn fence() -> impl Strategy<Value = Fence> {

@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use objmapper_records::Outcome;
 use objmapper_server::net::{ListenConfig, Server};
-use objmapper_server::store::{DiskTier, MemoryTier, Store, StoreConfig, TierChoice, TierKind};
+use objmapper_server::store::{DiskTier, MemoryTier, Store, StoreConfig, TierKind};
 use std::time::Duration;
 
 #[test]
@@ -34,7 +34,7 @@ fn a_body_that_the_memory_tier_has_no_room_for_goes_on_in_the_disk_tier() {
     };
     // What cannot be evicted leaves room for a body's beginning.
     let session = store.session(None).unwrap();
-    let memory = TierChoice::Only(TierKind::Memory);
+    let memory = Some(TierKind::Memory);
     let held = session.create(memory, free(&store) - (128 << 10), None).unwrap();
     assert_eq!(free(&store), 128 << 10);
     for (url, is_known) in [("/chunked", false), ("/known", true)] {

@@ -8,7 +8,7 @@ use clap::Parser;
 use serde::Deserialize;
 
 use crate::net::ListenConfig;
-use crate::store::{DiskTier, MIN_LIMIT, MemoryTier, OnDamage, StoreConfig};
+use crate::store::{Damaged, DiskTier, MIN_LIMIT, MemoryTier, StoreConfig};
 
 /// A value of an option that cannot be used. The text names the option, the value, the allowed values and the
 /// remedy.
@@ -39,10 +39,10 @@ pub struct Options {
     /// Size of the disk tier, at least 1M
     #[arg(long, value_name = "SIZE")]
     pub disk: Option<String>,
-    /// Treatment of the files of a disk tier whose index cannot be read: discard, or keep (moved to
-    /// objmapper-store/damaged, outside the limit) [default: discard]
+    /// What becomes of a disk tier's index that cannot be used: keep (moved to objmapper-store/set-aside-N,
+    /// outside the limit, a 64th of it at most) or delete [default: keep]
     #[arg(long, value_name = "WHAT")]
-    pub on_damage: Option<String>,
+    pub damaged: Option<String>,
     /// Permission bits of the socket, octal [default: 660]
     #[arg(long, value_name = "MODE")]
     pub socket_mode: Option<String>,
@@ -124,7 +124,7 @@ impl Options {
             memory: self.memory.or(file.memory),
             dir: self.dir.or(file.dir),
             disk: self.disk.or(file.disk),
-            on_damage: self.on_damage.or(file.on_damage),
+            damaged: self.damaged.or(file.damaged),
             socket_mode: self.socket_mode.or(file.socket_mode),
             socket_owner: self.socket_owner.or(file.socket_owner),
             socket_group: self.socket_group.or(file.socket_group),
@@ -170,7 +170,7 @@ impl Options {
             store: StoreConfig {
                 memory: memory.map(|limit| MemoryTier { limit, mount: None }),
                 disk,
-                on_damage: parse_on_damage(self.on_damage.as_deref())?,
+                damaged: parse_damaged(self.damaged.as_deref())?,
                 session_grace: time("--session-grace", self.session_grace, defaults.session_grace)?,
                 max_private: in_range("--max-private", self.max_private, 4096, 1, 1_000_000)?,
                 max_sessions: defaults.max_sessions,
@@ -244,11 +244,11 @@ fn parse_time(option: &str, text: &str) -> Result<Duration, ConfigError> {
     })
 }
 
-fn parse_on_damage(text: Option<&str>) -> Result<OnDamage, ConfigError> {
+fn parse_damaged(text: Option<&str>) -> Result<Damaged, ConfigError> {
     match text {
-        None | Some("discard") => Ok(OnDamage::Discard),
-        Some("keep") => Ok(OnDamage::Keep),
-        Some(other) => Err(ConfigError(format!("--on-damage {other}: it must be discard or keep"))),
+        None | Some("keep") => Ok(Damaged::Keep),
+        Some("delete") => Ok(Damaged::Delete),
+        Some(other) => Err(ConfigError(format!("--damaged {other}: it must be keep or delete"))),
     }
 }
 
@@ -307,7 +307,7 @@ mod tests {
             (&["--memory", "1G", "--threads", "0"], &["--threads", "0", "64"]),
             (&["--memory", "1G", "--socket-mode", "999"], &["--socket-mode", "999", "660"]),
             (&["--memory", "1G", "--allow-uid", "no.such"], &["--allow-uid", "no.such", "passwd"]),
-            (&["--memory", "1G", "--on-damage", "cry"], &["--on-damage", "cry", "discard", "keep"]),
+            (&["--memory", "1G", "--damaged", "cry"], &["--damaged", "cry", "keep", "delete"]),
             (&["--memory", "1G", "--drain-timeout", "soon"], &["--drain-timeout", "soon", "30s"]),
             (&["--config", "/no/such.toml"], &["--config", "/no/such.toml", "No such file"]),
         ] {

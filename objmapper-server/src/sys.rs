@@ -1,5 +1,5 @@
 //! System calls that no safe wrapper offers. The crate's other `unsafe` code is the user-namespace helper
-//! (`store/userns.rs`) and the board's atomics (`store/board.rs`).
+//! (`store/tier/memory/userns.rs`) and the board's atomics (`store/board.rs`).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -32,7 +32,7 @@ fn fence(store: &Store, uri: &str) -> Fence {
 }
 
 fn private(session: &Session, body: &[u8], uri: Option<&[u8]>) -> PrivateObject {
-    let private = session.create(TierChoice::Any, body.len() as u64, uri).unwrap();
+    let private = session.create(None, body.len() as u64, uri).unwrap();
     File::from(private.file().unwrap().try_clone_to_owned().unwrap()).write_all(body).unwrap();
     private
 }

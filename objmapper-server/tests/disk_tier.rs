@@ -27,7 +27,7 @@ fn open(dir: &Path, limit: u64) -> (Store, Session) {
 }
 
 fn put(session: &Session, uri: &str, body: &[u8]) -> Result<Entry, String> {
-    let mut private = session.create(TierChoice::Any, body.len() as u64, None).map_err(|e| e.to_string())?;
+    let mut private = session.create(None, body.len() as u64, None).map_err(|e| e.to_string())?;
     let file = private.file().unwrap().try_clone_to_owned().unwrap();
     File::from(file).write_all(body).map_err(|e| format!("writing: {e}"))?;
     let mut outcome = Err(StoreError::Busy);
@@ -216,49 +216,165 @@ fn peer_put(peer: &mut Peer, number: u32, body: &[u8]) -> bool {
 /// What can become of an index, and how.
 type Damage = (&'static str, fn(&Path));
 
+fn sql(index: &Path, statements: &str) {
+    rusqlite::Connection::open(index).unwrap().execute_batch(statements).unwrap();
+}
+
 fn damages() -> Vec<Damage> {
-    fn version(index: &Path) {
-        rusqlite::Connection::open(index).unwrap().pragma_update(None, "user_version", 99).unwrap();
-    }
-    vec![
+    let mut damages: Vec<Damage> = vec![
         ("overwritten", |index| fs::write(index, vec![0x5a; 100_000]).unwrap()),
         ("cut", |index| File::options().write(true).open(index).unwrap().set_len(5000).unwrap()),
-        ("of another format", version),
-        ("without a table", |index| {
-            rusqlite::Connection::open(index).unwrap().execute_batch("DROP TABLE pins").unwrap();
+        ("of a newer format", |index| sql(index, "PRAGMA user_version=99")),
+        ("of an older format", |index| sql(index, "PRAGMA user_version=-1")),
+        ("of another program", |index| {
+            fs::remove_file(index).unwrap();
+            sql(index, "CREATE TABLE bookmarks(url TEXT)");
         }),
+        ("without a table", |index| sql(index, "DROP TABLE pins")),
+        ("with a negative length", |index| sql(index, "UPDATE objects SET length=-1 WHERE id=3")),
+        ("with charges that no disk has", |index| sql(index, "UPDATE objects SET charge=0x7fffffffffffffff")),
+        ("with a negative id", |index| sql(index, "UPDATE objects SET id=-7 WHERE id=3")),
+        ("without ids left", |index| sql(index, "UPDATE meta SET value=x'ffffffffffffffff' WHERE key='next_id'")),
+        ("with a URI that leaves its directory", |index| sql(index, "UPDATE objects SET uri='/../x' WHERE id=3")),
         ("a directory", |index| {
             fs::remove_file(index).unwrap();
             fs::create_dir(index).unwrap();
             fs::write(index.join("x"), "x").unwrap();
         }),
-        ("empty", |index| File::create(index).map(drop).unwrap()),
-    ]
+        ("a link", |index| {
+            fs::remove_file(index).unwrap();
+            symlink("/nowhere/else", index).unwrap();
+        }),
+        ("with a directory as its log", |index| fs::create_dir(index.with_file_name("index.sqlite3-wal")).unwrap()),
+        ("what two interrupted starts leave", |index| fs::write(index.with_file_name("loading"), "..").unwrap()),
+    ];
+    if rustix::process::geteuid().is_root() {
+        damages.push(("another user's", chown));
+        // As root's sqlite3 leaves it in the directory of another user.
+        damages.push(("with another user's log", |index| {
+            let log = index.with_file_name("index.sqlite3-shm");
+            fs::write(&log, "").unwrap();
+            chown(&log);
+        }));
+    }
+    damages
+}
+
+/// A store with eight objects, closed in order; returns the highest id.
+fn with_objects(dir: &Path) -> u64 {
+    let (store, session) = open(dir, 8 * MIB);
+    let ids = (0..8).map(|i| put(&session, &format!("/{i}"), b"old").unwrap().object);
+    let highest = ids.max().unwrap();
+    drop((session, store));
+    highest
 }
 
 #[test]
 fn a_damaged_index_is_put_away_and_the_tier_starts_empty() {
     for (what, damage) in damages() {
-        for on_damage in [OnDamage::Discard, OnDamage::Keep] {
+        for damaged in [Damaged::Delete, Damaged::Keep] {
             let dir = tempfile::tempdir().unwrap();
-            let (store, session) = open(dir.path(), 8 * MIB);
-            let old = (0..50).map(|i| put(&session, &format!("/{i}"), b"old").unwrap().object).max().unwrap();
-            drop((session, store));
-            damage(&dir.path().join("objmapper-store/index.sqlite3"));
-            let store = Store::open(StoreConfig { on_damage, ..config(dir.path(), 8 * MIB) });
+            let old = with_objects(dir.path());
+            let private = dir.path().join("objmapper-store");
+            damage(&private.join("index.sqlite3"));
+            let store = Store::open(StoreConfig { damaged, ..config(dir.path(), 8 * MIB) });
             let store = store.unwrap_or_else(|e| panic!("{what}: {e}"));
-            assert!(!found(&store, "/0"), "{what}");
+            assert!(!found(&store, "/0") && !found(&store, "/3"), "{what}");
             let session = store.session(None).unwrap();
             let new = put(&session, "/new", b"new").unwrap().object;
-            let kept = dir.path().join("objmapper-store/damaged/objects");
-            if on_damage == OnDamage::Keep && what != "empty" {
-                assert!(kept.join(body_path(old)).exists(), "{what}");
-            } else {
-                assert!(new > old, "{what}: number {old} may still be known, and was given again");
-                assert!(!kept.exists(), "{what}");
+            assert!(new > old, "{what}: number {old} may still be known, and was given again");
+            let kept = private.join("set-aside-1");
+            assert_eq!(kept.exists(), damaged == Damaged::Keep, "{what}");
+            if damaged == Damaged::Keep {
+                assert!(fs::symlink_metadata(kept.join("index.sqlite3")).is_ok(), "{what}");
+                assert!(!fs::read_to_string(kept.join("why")).unwrap().is_empty(), "{what}");
             }
+            assert!(!private.join("loading").exists(), "{what}: the mark stays");
+            eventually("the bodies without a row are removed", || files(dir.path()).0 == 1);
             assert_accounted(&store, dir.path());
+            drop((session, store));
+            let (store, _session) = open(dir.path(), 8 * MIB);
+            assert!(found(&store, "/new"), "{what}: the next start is an ordinary one");
         }
+    }
+}
+
+/// An empty file, as a start leaves it that is killed right after making it, is no damage; nor is time that has not come yet.
+#[test]
+fn what_looks_odd_and_is_usable_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    with_objects(dir.path());
+    let private = dir.path().join("objmapper-store");
+    let index = private.join("index.sqlite3");
+    let year_2100 = std::time::UNIX_EPOCH + std::time::Duration::from_secs(4_102_444_800);
+    sql(&index, "UPDATE objects SET mtime=4102444800000");
+    File::options().append(true).open(&index).unwrap().set_modified(year_2100).unwrap();
+    // One interrupted start loses nothing.
+    fs::write(private.join("loading"), ".").unwrap();
+    let (store, session) = open(dir.path(), 8 * MIB);
+    assert_eq!(store.lookup(b"/7").unwrap().unwrap().mtime, 4_102_444_800_000);
+    drop((session, store));
+    File::create(&index).unwrap();
+    let (store, session) = open(dir.path(), 8 * MIB);
+    assert!(!found(&store, "/7"));
+    put(&session, "/new", b"new").unwrap();
+    assert!(!private.join("set-aside-1").exists() && !private.join("loading").exists());
+}
+
+/// A file where a directory of bodies is to be, as an interrupted repair of the file system leaves it.
+#[test]
+fn files_in_place_of_directories_do_not_keep_the_store_from_starting() {
+    for (name, is_left) in [("07", true), ("", false)] {
+        let dir = tempfile::tempdir().unwrap();
+        with_objects(dir.path());
+        let path = if name.is_empty() { objects(dir.path()) } else { objects(dir.path()).join(name) };
+        fs::remove_dir_all(&path).unwrap();
+        fs::write(&path, "x").unwrap();
+        let (store, session) = open(dir.path(), 8 * MIB);
+        put(&session, "/new", b"new").unwrap();
+        eventually("what has no file any more is dropped", || found(&store, "/1") == is_left);
+        assert!(found(&store, "/new"));
+        assert_accounted(&store, dir.path());
+    }
+}
+
+#[test]
+fn what_is_set_aside_is_bounded_in_number_and_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let private = dir.path().join("objmapper-store");
+    let index = private.join("index.sqlite3");
+    let start_damaged = |bytes: usize| {
+        drop(open(dir.path(), 8 * MIB));
+        fs::write(&index, vec![0x5a; bytes]).unwrap();
+        drop(open(dir.path(), 8 * MIB));
+        let names = fs::read_dir(&private).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut aside: Vec<_> = names.filter(|name| name.starts_with("set-aside-")).collect();
+        aside.sort_unstable();
+        aside
+    };
+    for expected in [&["set-aside-1"][..], &["set-aside-1", "set-aside-2"], &["set-aside-2", "set-aside-3"]] {
+        assert_eq!(start_damaged(1 << 20), expected);
+    }
+    // 4 MiB are kept in all: the older ones make room, and what is larger is not kept.
+    assert_eq!(start_damaged(3_500_000), ["set-aside-4"]);
+    assert_eq!(start_damaged(5 << 20), ["set-aside-4"]);
+}
+
+#[test]
+fn a_file_with_an_id_that_no_store_gives_does_not_use_the_ids_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = with_objects(dir.path());
+    fs::write(objects(dir.path()).join("ff/ffffffffffffffff"), "x").unwrap();
+    let index = dir.path().join("objmapper-store/index.sqlite3");
+    for fresh in [false, true] {
+        if fresh {
+            fs::remove_file(&index).unwrap();
+        }
+        let (store, session) = open(dir.path(), 8 * MIB);
+        let new = put(&session, "/new", b"new").unwrap().object;
+        assert!(new > old && new < 1 << 40, "{new}");
+        drop((session, store));
+        fs::write(objects(dir.path()).join("ff/ffffffffffffffff"), "x").unwrap();
     }
 }
 

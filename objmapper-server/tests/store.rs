@@ -30,7 +30,7 @@ fn write(private: &PrivateObject, body: &[u8]) {
 }
 
 fn put_with(session: &Session, body: &[u8], commit: Commit<'_>) -> Result<Entry, StoreError> {
-    let mut private = session.create(TierChoice::Any, body.len() as u64, Some(commit.uri))?;
+    let mut private = session.create(None, body.len() as u64, Some(commit.uri))?;
     write(&private, body);
     private.commit(commit)
 }
@@ -66,13 +66,13 @@ fn in_ms(ms: i64) -> i64 {
 #[test]
 fn a_private_object_is_seen_by_nobody_until_its_commit() {
     let (store, session) = memory(4 << 20);
-    let mut private = session.create(TierChoice::Any, 5, Some(b"/a")).unwrap();
+    let mut private = session.create(None, 5, Some(b"/a")).unwrap();
     write(&private, b"hello");
     assert_eq!(store.lookup(b"/a").unwrap(), None);
     assert!(store.list(b"/", b"", 10).entries.is_empty());
     assert_eq!((used(&store), store.stats().private), (PAGE, 1));
     let entry = private.commit(Commit::new(b"/a", 5)).unwrap();
-    assert_eq!((entry.length, entry.tier, entry.pinned), (5, TierKind::Memory, false));
+    assert_eq!((entry.length, entry.tier, entry.is_pinned()), (5, TierKind::Memory, false));
     let (found, body) = store.open_uri(b"/a").unwrap().unwrap();
     assert_eq!(found, entry);
     assert_eq!(read(body), b"hello");
@@ -82,8 +82,8 @@ fn a_private_object_is_seen_by_nobody_until_its_commit() {
 #[test]
 fn dropping_or_aborting_a_private_object_gives_everything_back() {
     let (store, session) = memory(4 << 20);
-    drop(session.create(TierChoice::Any, 1 << 20, None).unwrap());
-    let (handle, file) = session.create(TierChoice::Any, 1 << 20, None).unwrap().into_parts().unwrap();
+    drop(session.create(None, 1 << 20, None).unwrap());
+    let (handle, file) = session.create(None, 1 << 20, None).unwrap().into_parts().unwrap();
     assert_eq!(used(&store), 1 << 20);
     session.abort(handle).unwrap();
     assert!(matches!(session.abort(handle), Err(StoreError::UnknownHandle)));
@@ -126,7 +126,7 @@ fn a_commit_replaces_and_a_version_guards_it() {
 #[test]
 fn a_commit_is_refused_while_the_file_is_writable_somewhere_and_can_be_repeated() {
     let (_, session) = memory(4 << 20);
-    let mut private = session.create(TierChoice::Any, 5, None).unwrap();
+    let mut private = session.create(None, 5, None).unwrap();
     write(&private, b"hello");
     let duplicate = private.file().unwrap().try_clone_to_owned().unwrap();
     assert!(matches!(private.commit(Commit::new(b"/a", 5)), Err(StoreError::Busy)));
@@ -147,9 +147,9 @@ fn a_commit_is_refused_while_the_file_is_writable_somewhere_and_can_be_repeated(
 #[test]
 fn a_delete_dooms_the_private_objects_of_its_uri() {
     let (store, session) = memory(4 << 20);
-    let mut doomed = session.create(TierChoice::Any, 1, Some(b"/a")).unwrap();
+    let mut doomed = session.create(None, 1, Some(b"/a")).unwrap();
     write(&doomed, b"x");
-    let mut other = session.create(TierChoice::Any, 1, Some(b"/b")).unwrap();
+    let mut other = session.create(None, 1, Some(b"/b")).unwrap();
     write(&other, b"x");
     assert!(matches!(store.delete(b"/a", ANY_VERSION), Err(StoreError::NotFound)));
     assert!(matches!(doomed.commit(Commit::new(b"/a", 1)), Err(StoreError::Conflict(_))));
@@ -175,7 +175,7 @@ fn eviction_makes_room_up_to_the_last_byte_and_takes_the_least_recently_used() {
     assert!(store.lookup(b"/01").unwrap().is_none());
     put(&session, b"/all", &vec![1u8; limit as usize]);
     assert_eq!((used(&store), store.stats().tiers[0].objects), (limit, 1));
-    let too_large = session.create(TierChoice::Any, limit + 1, None);
+    let too_large = session.create(None, limit + 1, None);
     assert!(matches!(too_large, Err(StoreError::Full { .. })));
     assert!(store.lookup(b"/all").unwrap().is_some(), "an impossible wish must evict nothing");
 }
@@ -185,11 +185,11 @@ fn pinned_and_private_objects_are_not_evicted_but_make_the_tier_full() {
     let (store, session) = memory(1 << 20);
     let pin = Commit { pin: true, ..Commit::new(b"/pinned", 512 << 10) };
     let pinned = put_with(&session, &vec![1; 512 << 10], pin).unwrap();
-    let private = session.create(TierChoice::Any, 512 << 10, None).unwrap();
-    assert!(matches!(session.create(TierChoice::Any, 1, None), Err(StoreError::Full { .. })));
+    let private = session.create(None, 512 << 10, None).unwrap();
+    assert!(matches!(session.create(None, 1, None), Err(StoreError::Full { .. })));
     assert!(matches!(private.reserve((512 << 10) + 1), Err(StoreError::Full { .. })));
     private.reserve(256 << 10).unwrap();
-    drop(session.create(TierChoice::Any, 256 << 10, None).unwrap());
+    drop(session.create(None, 256 << 10, None).unwrap());
     assert_eq!(store.stats().tiers[0].pinned, 512 << 10);
     // A deleted object that is pinned keeps its file and its bytes.
     store.delete(b"/pinned", ANY_VERSION).unwrap();
@@ -206,7 +206,7 @@ fn pins_do_not_nest_within_a_session_but_add_up_over_sessions() {
     let (store, one) = memory(1 << 20);
     let two = store.session(None).unwrap();
     let entry = put(&one, b"/a", b"x");
-    assert!(one.lookup(b"/a", true).unwrap().unwrap().pinned);
+    assert!(one.lookup(b"/a", true).unwrap().unwrap().is_pinned());
     one.lookup(b"/a", true).unwrap().unwrap();
     two.lookup(b"/a", true).unwrap().unwrap();
     put(&one, b"/a", b"y");
@@ -221,7 +221,7 @@ fn pins_do_not_nest_within_a_session_but_add_up_over_sessions() {
 #[test]
 fn a_surplus_of_a_commit_is_given_back() {
     let (store, session) = memory(4 << 20);
-    let mut private = session.create(TierChoice::Any, 1 << 20, None).unwrap();
+    let mut private = session.create(None, 1 << 20, None).unwrap();
     let file = private.file().unwrap().try_clone_to_owned().unwrap();
     let keep = rustix::fs::FallocateFlags::KEEP_SIZE;
     rustix::fs::fallocate(&file, keep, 0, 1 << 20).unwrap();
@@ -235,7 +235,7 @@ fn a_surplus_of_a_commit_is_given_back() {
 fn a_writer_that_passed_its_reservation_pays_at_the_commit() {
     let (store, session) = memory(1 << 20);
     put(&session, b"/old", &vec![1; 700 << 10]);
-    let mut private = session.create(TierChoice::Any, 0, None).unwrap();
+    let mut private = session.create(None, 0, None).unwrap();
     write(&private, &vec![2; 600 << 10]);
     private.commit(Commit::new(b"/new", 600 << 10)).unwrap();
     assert!(store.lookup(b"/old").unwrap().is_none());
@@ -262,18 +262,18 @@ fn ephemeral_objects_die_with_their_pin_or_their_session() {
     let of = |uri| Commit { ephemeral: true, pin: true, ..Commit::new(uri, 1) };
     let released = put_with(&session, b"x", of(b"/released")).unwrap();
     let kept = put_with(&session, b"x", of(b"/kept")).unwrap();
-    assert!(kept.ephemeral && kept.pinned);
+    assert!(kept.is_ephemeral() && kept.is_pinned());
     session.release(&[released.object]);
     assert!(store.lookup(b"/released").unwrap().is_none());
     assert!(other.lookup(b"/kept", false).unwrap().is_some());
-    let private = session.create(TierChoice::Any, PAGE, None).unwrap().into_parts().unwrap();
+    let private = session.create(None, PAGE, None).unwrap().into_parts().unwrap();
     let twin = session.clone();
     session.end();
     assert!(store.lookup(b"/kept").unwrap().is_none());
     drop(private);
     eventually("nothing is left", || (used(&store), store.stats().private, store.stats().sessions) == (0, 0, 1));
     assert!(matches!(twin.lookup(b"/a", true), Err(StoreError::NotFound) | Ok(None)));
-    assert!(matches!(twin.create(TierChoice::Any, 1, None), Err(StoreError::UnknownSession)));
+    assert!(matches!(twin.create(None, 1, None), Err(StoreError::UnknownSession)));
 }
 
 #[test]
@@ -286,7 +286,7 @@ fn a_session_outlives_its_connections_by_the_grace_time() {
     put_with(&session, b"x", pin).unwrap();
     drop(session);
     let back = store.session(Some(token)).unwrap();
-    assert!(back.lookup(b"/a", false).unwrap().unwrap().pinned);
+    assert!(back.lookup(b"/a", false).unwrap().unwrap().is_pinned());
     drop(back);
     eventually("the session ends", || store.stats().sessions == 0);
     assert!(matches!(store.session(Some(token)), Err(StoreError::UnknownSession)));
@@ -320,11 +320,11 @@ fn listings_come_in_order_in_pages_and_by_prefix() {
 #[test]
 fn v01_objects_are_visible_at_once_and_weighed_again() {
     let (store, _) = memory(1 << 20);
-    let (entry, writer) = store.get_or_create(TierChoice::Any, b"/f").unwrap();
-    assert!(entry.foreign && entry.length == 0);
+    let (entry, writer) = store.get_or_create(None, b"/f").unwrap();
+    assert!(entry.is_foreign() && entry.length == 0);
     let mut writer = File::from(writer);
     writer.write_all(&vec![1; 300 << 10]).unwrap();
-    let (entry, reader) = store.get_or_create(TierChoice::Any, b"/f").unwrap();
+    let (entry, reader) = store.get_or_create(None, b"/f").unwrap();
     assert_eq!((entry.length, used(&store)), (300 << 10, 300 << 10));
     assert!(rustix::io::write(&reader, b"x").is_err(), "a later get must be read-only");
     writer.write_all(&vec![1; 100 << 10]).unwrap();
@@ -339,12 +339,12 @@ fn v01_objects_are_visible_at_once_and_weighed_again() {
 #[test]
 fn a_v01_object_that_its_creator_left_empty_can_be_filled_by_the_next() {
     let (store, _) = memory(1 << 20);
-    drop(store.get_or_create(TierChoice::Any, b"/f").unwrap());
-    let (_, next) = store.get_or_create(TierChoice::Any, b"/f").unwrap();
+    drop(store.get_or_create(None, b"/f").unwrap());
+    let (_, next) = store.get_or_create(None, b"/f").unwrap();
     let mut next = File::from(next);
     next.write_all(b"hello").unwrap();
     drop(next);
-    let (_, reader) = store.get_or_create(TierChoice::Any, b"/f").unwrap();
+    let (_, reader) = store.get_or_create(None, b"/f").unwrap();
     assert!(rustix::io::write(&reader, b"x").is_err());
     assert_eq!(read(reader), b"hello");
 }
@@ -352,9 +352,9 @@ fn a_v01_object_that_its_creator_left_empty_can_be_filled_by_the_next() {
 #[test]
 fn legacy_writable_gives_writable_descriptors() {
     let store = Store::open(StoreConfig { legacy_writable: true, ..memory_config(1 << 20) }).unwrap();
-    let (_, first) = store.get_or_create(TierChoice::Any, b"/f").unwrap();
+    let (_, first) = store.get_or_create(None, b"/f").unwrap();
     File::from(first).write_all(b"hello").unwrap();
-    let (_, again) = store.get_or_create(TierChoice::Any, b"/f").unwrap();
+    let (_, again) = store.get_or_create(None, b"/f").unwrap();
     File::from(again).write_all(b"HE").unwrap();
     assert_eq!(read(store.open_uri(b"/f").unwrap().unwrap().1), b"HEllo");
 }
@@ -429,7 +429,7 @@ fn a_disk_tier_comes_back_with_objects_sessions_and_pins() {
     store.delete(b"/gone", ANY_VERSION).unwrap();
     put_with(&session, b"e", Commit { ephemeral: true, ..Commit::new(b"/e", 1) }).unwrap();
     put_with(&session, b"x", Commit { expires: in_ms(3_600_000), ..Commit::new(b"/x", 1) }).unwrap();
-    let abandoned = session.create(TierChoice::Any, 1 << 20, None).unwrap();
+    let abandoned = session.create(None, 1 << 20, None).unwrap();
     let before: Vec<_> = store.list(b"/", b"", 100).entries;
     drop(abandoned);
     drop((session, store));
@@ -501,7 +501,7 @@ fn any_tier_means_memory_first_then_disk() {
     assert_eq!(put_with(&session, &vec![1; 1 << 20], commit).unwrap().tier, TierKind::Memory);
     assert_eq!(put(&session, b"/d", b"x").tier, TierKind::Disk);
     // Replacing across tiers frees the other one's file.
-    let mut over = session.create(TierChoice::Only(TierKind::Disk), 1, None).unwrap();
+    let mut over = session.create(Some(TierKind::Disk), 1, None).unwrap();
     write(&over, b"y");
     over.commit(Commit::new(b"/m", 1)).unwrap();
     session.release(&[1, 2, 3]);

@@ -6,7 +6,7 @@ mod common;
 use std::io::Write;
 
 use common::*;
-use objmapper_server::store::{Commit, StoreConfig, TierChoice};
+use objmapper_server::store::{Commit, StoreConfig};
 
 #[test]
 fn v1_get_creates_and_gets_again() {
@@ -114,7 +114,7 @@ fn v1_uris_that_alias_or_escape_are_refused() {
 fn v1_a_committed_object_is_served_read_only() {
     let server = InProcess::new();
     let session = server.store.session(None).unwrap();
-    let mut private = session.create(TierChoice::Any, 0, None).unwrap();
+    let mut private = session.create(None, 0, None).unwrap();
     private.commit(Commit::new(b"/t/m2", 0)).unwrap();
     let mut peer = server.v01_peer();
     peer.send(&hex("3100052f742f6d32"));

@@ -220,7 +220,7 @@ fn backing(storage: &Storage, ident: &str, maintenance: &Arc<Maintenance>) -> Re
     }
     // No other process uses this store: what an earlier process had in it alone is evictable at once.
     let mut config = StoreConfig {
-        on_damage: options.on_damage,
+        damaged: options.damaged,
         session_grace: Duration::ZERO,
         max_private: MAX_DRAFTS,
         ..StoreConfig::default()

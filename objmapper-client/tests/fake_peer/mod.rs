@@ -125,18 +125,29 @@ impl Conn {
     }
 
     fn attached_numbered(&mut self, id: u32, (instance, session): (u8, u8), dir: &Path, connection: Option<u64>) {
-        let dir = File::open(dir).unwrap();
+        self.attached_with_tiers(id, (instance, session), &[(Tier::Memory, dir)], connection);
+    }
+
+    /// Answers ATTACH with these tiers and their directories.
+    pub fn attached_with_tiers(
+        &mut self,
+        id: u32,
+        (instance, session): (u8, u8),
+        tiers: &[(Tier, &Path)],
+        connection: Option<u64>,
+    ) {
+        let dirs: Vec<_> = tiers.iter().map(|(_, dir)| File::open(dir).unwrap()).collect();
         let reply = Reply::Attached(Attached {
             instance: Token([instance; 16]),
             session: Token([session; 16]),
             version: ext::VERSION,
-            tiers: vec![TierLimits { tier: Tier::Memory, limit: 1 << 20, used: 0 }],
+            tiers: tiers.iter().map(|(tier, _)| TierLimits { tier: *tier, limit: 1 << 20, used: 0 }).collect(),
             connection,
         });
         let mut bytes = Vec::new();
-        reply.encode(id, Op::Attach, 1, &mut bytes).unwrap();
+        reply.encode(id, Op::Attach, dirs.len() as u8, &mut bytes).unwrap();
         bytes.push(b'X');
-        self.send_fds(&bytes, &[dir.as_fd()]);
+        self.send_fds(&bytes, &dirs.iter().map(AsFd::as_fd).collect::<Vec<_>>());
     }
 
     /// The next extension request; `None` at the end of the stream.

@@ -11,7 +11,7 @@ use nix::sys::stat::Mode;
 use objmapper_client::Outage;
 use objmapper_proto::Status;
 use objmapper_server::net::status_of;
-use objmapper_server::store::{Commit, Entry, Session, Store, StoreError, TierChoice, TierKind, body_path};
+use objmapper_server::store::{Commit, Entry, Session, Store, StoreError, TierKind, body_path};
 
 use super::pins::Pins;
 use super::{DraftFile, Failure, Home, Lengths, Name, StoredBody};
@@ -40,7 +40,7 @@ impl Embedded {
     }
 
     pub(super) fn create(&self, length: u64) -> Result<DraftFile, Failure> {
-        let private = self.session.create(TierChoice::Only(self.tier_kind), length, None).map_err(failure)?;
+        let private = self.session.create(Some(self.tier_kind), length, None).map_err(failure)?;
         let (number, file) =
             private.into_parts().ok_or_else(|| Failure::new(Outage::Protocol, "a new draft has no file"))?;
         let reservation = Reservation { session: self.session.clone(), number: Some(number) };
@@ -98,15 +98,15 @@ impl Embedded {
             entry.object == object
                 && entry.length == lengths.file
                 && entry.tier == self.tier_kind
-                && !entry.foreign
-                && !entry.ephemeral
+                && !entry.is_foreign()
+                && !entry.is_ephemeral()
         };
         match found {
             Ok(Some(entry)) if wanted(&entry) => Ok(Some(self.stored(key, object, lengths, true))),
             found => {
                 if let Ok(Some(other)) = &found
                     && other.object != object
-                    && !other.ephemeral
+                    && !other.is_ephemeral()
                 {
                     // The look-up has pinned that object, which another body may need.
                     let _ = self.pins.acquire((0, other.object));
@@ -123,7 +123,7 @@ impl Embedded {
     }
 
     pub(super) fn instance(&self) -> [u8; 16] {
-        self.session.store().instance()
+        self.session.store().instance().0
     }
 
     pub(super) fn release(&self, stored: &StoredBody) {

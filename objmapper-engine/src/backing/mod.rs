@@ -150,7 +150,8 @@ impl StoredBody {
         match &self.home {
             Home::Embedded(_) => None,
             Home::Remote(session, tier, epoch) => {
-                Some(LossDomain { session: session.id(), memory_epoch: (*tier == Tier::Memory).then_some(*epoch) })
+                // A tier of a later store is taken for one that a restart empties.
+                Some(LossDomain { session: session.id(), memory_epoch: (*tier != Tier::Disk).then_some(*epoch) })
             }
         }
     }

@@ -30,7 +30,7 @@ pub use frame::{ReplyFrame, RequestFrame};
 pub use op::Op;
 pub use reply::{Attached, BatchReply, LeaseOutcome, ListPage, Reply, Stat};
 pub use request::{BadRequest, Commit, Request};
-pub use types::{BodyPath, Entry, EntryFlags, IfVersion, Tier, TierLimits, TierStat, Token, Want};
+pub use types::{BodyPath, Entry, EntryFlags, IfVersion, OtherTier, Tier, TierLimits, TierStat, Token, Want};
 
 /// The version of the extensions that this crate speaks.
 pub const VERSION: u8 = 1;

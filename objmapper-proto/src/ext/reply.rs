@@ -186,7 +186,7 @@ impl<'a> Reply<'a> {
             Self::Entry(entry) => entry.write(out),
             Self::Created { handle, tier } => {
                 out.put_u64(*handle);
-                out.put_u8(*tier as u8);
+                out.put_u8(tier.code());
             }
             Self::Empty => {}
             Self::Stat(s) => {

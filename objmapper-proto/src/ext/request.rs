@@ -318,7 +318,7 @@ impl<'a> Request<'a> {
             Self::Attach { session, .. } => out.put(&session.0),
             Self::Lookup { uri, .. } => put_uri(out, uri),
             Self::Create { tier, length, uri } => {
-                out.put_u8(tier.map_or(0, |t| t as u8));
+                out.put_u8(tier.map_or(0, Tier::code));
                 out.put_u64(*length);
                 match uri {
                     Some(uri) => put_uri(out, uri),

@@ -22,54 +22,75 @@ impl fmt::Debug for Token {
     }
 }
 
-/// The tier of a body's file.
+/// The tier of a body's file. A store may have tiers that this version does not know: they are kept as [`Tier::Other`], so that a
+/// client uses what it knows of such a store, and passes the rest on as it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
 pub enum Tier {
     /// In memory (1).
-    Memory = 1,
+    Memory,
     /// On disk (2).
-    Disk = 2,
+    Disk,
+    /// A tier of a later version (3 to 255).
+    Other(OtherTier),
+}
+
+/// The byte of a tier that this version does not know. Only decoding makes one, so that each tier has one representation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OtherTier(u8);
+
+impl Tier {
+    /// Returns the byte on the wire, which is not 0.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Memory => 1,
+            Self::Disk => 2,
+            Self::Other(OtherTier(code)) => code,
+        }
+    }
 }
 
 impl TryFrom<u8> for Tier {
     type Error = Malformed;
 
+    /// Fails for 0 only, which is no tier: in CREATE it is the store's choice.
     fn try_from(byte: u8) -> Result<Self, Malformed> {
         match byte {
+            0 => Err(Malformed::Unknown { field: "tier", value: 0 }),
             1 => Ok(Self::Memory),
             2 => Ok(Self::Disk),
-            _ => Err(Malformed::Unknown { field: "tier", value: byte.into() }),
+            other => Ok(Self::Other(OtherTier(other))),
         }
     }
 }
 
 impl fmt::Display for Tier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Memory => "memory",
-            Self::Disk => "disk",
-        })
+        match self {
+            Self::Memory => f.write_str("memory"),
+            Self::Disk => f.write_str("disk"),
+            Self::Other(OtherTier(code)) => write!(f, "unknown (number {code})"),
+        }
     }
 }
 
 /// What a LOOKUP, COMMIT or LEASE requests beside its entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Want {
-    /// Bring a read-only descriptor (flag 1).
+    /// Send a read-only descriptor (flag 1).
     pub fd: bool,
     /// Pin the body for the session (flag 2).
     pub pin: bool,
 }
 
 impl Want {
-    /// The entry alone.
+    /// Requests the entry alone.
     pub const ENTRY: Self = Self { fd: false, pin: false };
-    /// A descriptor too.
+    /// Requests a descriptor too.
     pub const FD: Self = Self { fd: true, pin: false };
-    /// A pin too.
+    /// Requests a pin too.
     pub const PIN: Self = Self { fd: false, pin: true };
-    /// A descriptor and a pin.
+    /// Requests a descriptor and a pin.
     pub const FD_AND_PIN: Self = Self { fd: true, pin: true };
 
     pub(super) fn bits(self) -> u8 {
@@ -94,10 +115,16 @@ byte_flags! {
 }
 
 impl EntryFlags {
-    /// Those of both.
+    /// Returns the flags of both.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// Returns these flags, and `flag` if `set` is true.
+    #[must_use]
+    pub const fn with(self, flag: Self, set: bool) -> Self {
+        if set { self.union(flag) } else { self }
     }
 }
 
@@ -124,6 +151,24 @@ impl Entry {
     /// Bytes of an entry on the wire.
     pub const WIRE_LEN: usize = 42;
 
+    /// Returns true if the object is deleted with its session.
+    #[must_use]
+    pub const fn is_ephemeral(&self) -> bool {
+        self.flags.contains(EntryFlags::EPHEMERAL)
+    }
+
+    /// Returns true if the requesting session pins the object.
+    #[must_use]
+    pub const fn is_pinned(&self) -> bool {
+        self.flags.contains(EntryFlags::PINNED)
+    }
+
+    /// Returns true if a v0.1 client writes the object: there was no commit, and the length may change.
+    #[must_use]
+    pub const fn is_foreign(&self) -> bool {
+        self.flags.contains(EntryFlags::FOREIGN)
+    }
+
     pub(crate) fn read(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
             object: r.u64()?,
@@ -139,7 +184,7 @@ impl Entry {
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         out.put_u64(self.object);
         out.put_u64(self.version);
-        out.put_u8(self.tier as u8);
+        out.put_u8(self.tier.code());
         out.put_u8(self.flags.bits());
         out.put_u64(self.length);
         out.put_i64(self.mtime);
@@ -159,7 +204,7 @@ pub enum IfVersion {
 }
 
 impl IfVersion {
-    /// From the wire.
+    /// Returns the condition that the wire's number stands for.
     #[must_use]
     pub const fn from_raw(raw: u64) -> Self {
         match NonZeroU64::new(raw) {
@@ -169,7 +214,7 @@ impl IfVersion {
         }
     }
 
-    /// As on the wire.
+    /// Returns the number on the wire.
     #[must_use]
     pub const fn raw(self) -> u64 {
         match self {
@@ -193,11 +238,11 @@ impl IfVersion {
 /// A tier in the reply to ATTACH.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TierLimits {
-    /// Which.
+    /// The tier.
     pub tier: Tier,
-    /// Bytes that it may hold.
+    /// The limit in bytes.
     pub limit: u64,
-    /// Bytes that it holds, reservations included.
+    /// The bytes held, reservations included.
     pub used: u64,
 }
 
@@ -207,7 +252,7 @@ impl TierLimits {
     }
 
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        out.put_u8(self.tier as u8);
+        out.put_u8(self.tier.code());
         out.put_u64(self.limit);
         out.put_u64(self.used);
     }
@@ -216,11 +261,11 @@ impl TierLimits {
 /// A tier in the reply to STAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TierStat {
-    /// Which.
+    /// The tier.
     pub tier: Tier,
-    /// Bytes that it may hold.
+    /// The limit in bytes.
     pub limit: u64,
-    /// Bytes that it holds, reservations included.
+    /// The bytes held, reservations included.
     pub used: u64,
     /// Bytes of `used` that cannot be evicted, because a session pins them.
     pub pinned: u64,
@@ -243,7 +288,7 @@ impl TierStat {
     }
 
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        out.put_u8(self.tier as u8);
+        out.put_u8(self.tier.code());
         out.put_u64(self.limit);
         out.put_u64(self.used);
         out.put_u64(self.pinned);
@@ -288,13 +333,13 @@ impl BodyPath {
         std::str::from_utf8(&self.0[..Self::LEN]).unwrap_or_default()
     }
 
-    /// The directory part, two hex digits.
+    /// Returns the directory part, two hex digits.
     #[must_use]
     pub fn directory(&self) -> &str {
         &self.as_str()[..2]
     }
 
-    /// For a system call, without an allocation.
+    /// Returns the path for a system call, without an allocation.
     #[must_use]
     pub fn as_c_str(&self) -> &std::ffi::CStr {
         std::ffi::CStr::from_bytes_until_nul(&self.0).unwrap_or_default()

@@ -6,11 +6,11 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use objmapper_log::RateLimited;
 use objmapper_server::config::Config;
 use objmapper_server::net::Server;
 use objmapper_server::store::Store;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -72,17 +72,12 @@ fn notify(state: sd_notify::NotifyState<'_>) {
 
 /// Raises the soft limit of open files to what the options need. The error names the options and limits to change.
 fn allow_descriptors(needed: u64) -> Result<(), String> {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_none_or(|soft| soft >= needed) {
-        return Ok(());
-    }
-    let raised = Rlimit { current: Some(needed), maximum: limit.maximum };
-    if limit.maximum.is_none_or(|hard| hard >= needed) && setrlimit(Resource::Nofile, raised).is_ok() {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|e| format!("the limit on open files: {e}"))?;
+    if soft >= needed || hard >= needed && setrlimit(Resource::RLIMIT_NOFILE, needed, hard).is_ok() {
         return Ok(());
     }
     Err(format!(
-        "--max-connections and --max-private need {needed} open files, the limit is {}; remedy: raise \
-         it (ulimit -n, LimitNOFILE= in the unit), or lower one of the two",
-        limit.maximum.map_or_else(|| "unknown".into(), |hard| hard.to_string())
+        "--max-connections and --max-private need {needed} open files, the limit is {hard}; remedy: raise \
+         it (ulimit -n, LimitNOFILE= in the unit), or lower one of the two"
     ))
 }

@@ -1,4 +1,4 @@
-//! Carries out extension requests in the store, and maps the store's types and errors to those of the wire.
+//! Carries out extension requests in the store, and maps the store's errors to statuses of the wire.
 //!
 //! EXTENSIONS.md of the crate `objmapper-proto` defines the requests. ATTACH, DETACH, LEASE and LOST change the connection as
 //! well (`connection::extended`). A failure is a status and a message; the connection continues.
@@ -6,16 +6,13 @@
 use std::time::Duration;
 
 use objmapper_proto::ext::{
-    self, Attached, BatchReply, Entry as WireEntry, EntryFlags, ListPage, Reply, Request, Stat, Tier, TierLimits,
-    TierStat, Want,
+    self, Attached, BatchReply, Entry, ListPage, Reply, Request, Stat, TierLimits, TierStat, Want,
 };
 use objmapper_proto::limits::{MAX_FDS, MAX_PAYLOAD};
 use objmapper_proto::{ObjUri, Status};
 
 use super::handover::{Handover, Revocable};
-use crate::store::{
-    Commit, Entry, Grant, LeaseCallback, LeaseOutcome, Session, Store, StoreError, TierChoice, TierKind,
-};
+use crate::store::{Commit, Grant, LeaseCallback, LeaseOutcome, Session, Store, StoreError};
 
 /// The maximum number of entries of a listing page.
 const MAX_PAGE: usize = 1024;
@@ -57,35 +54,6 @@ pub(super) fn failure(error: StoreError) -> Failure {
     (status_of(&error), error.to_string())
 }
 
-pub(super) fn wire_entry(entry: &Entry) -> WireEntry {
-    let mut flags = EntryFlags::NONE;
-    for (set, flag) in [
-        (entry.ephemeral, EntryFlags::EPHEMERAL),
-        (entry.pinned, EntryFlags::PINNED),
-        (entry.foreign, EntryFlags::FOREIGN),
-    ] {
-        if set {
-            flags = flags.union(flag);
-        }
-    }
-    WireEntry {
-        object: entry.object,
-        version: entry.version,
-        tier: wire_tier(entry.tier),
-        flags,
-        length: entry.length,
-        mtime: entry.mtime,
-        expires: entry.expires,
-    }
-}
-
-fn wire_tier(kind: TierKind) -> Tier {
-    match kind {
-        TierKind::Memory => Tier::Memory,
-        TierKind::Disk => Tier::Disk,
-    }
-}
-
 /// Carries out ATTACH: begins or joins a session. `connection` returns the connection's number in that session, if the client
 /// asked for one.
 pub(super) fn attach(
@@ -95,12 +63,12 @@ pub(super) fn attach(
     board: bool,
     connection: impl FnOnce(&Session) -> Option<u64>,
 ) -> Result<(Session, Reply<'static>, Handover), Failure> {
-    let token = (token != ext::Token::NEW).then_some(token.0);
+    let token = (token != ext::Token::NEW).then_some(token);
     let session = store.session(token).map_err(failure)?;
     match attached(store, &session, (directories, board), connection) {
         Ok((reply, handover)) => {
             // A client that does not receive the token of its new session cannot use the session.
-            let new = token.is_none().then(|| Revocable::Session(session.clone()));
+            let new = token.is_none().then(|| Revocable::session(session.clone()));
             Ok((session, reply, handover.with_revocable(new)))
         }
         Err(failure) => {
@@ -132,14 +100,10 @@ fn attached(
         fds.push(board.map_err(failure)?);
     }
     let reply = Reply::Attached(Attached {
-        instance: ext::Token(store.instance()),
-        session: ext::Token(session.token()),
+        instance: store.instance(),
+        session: session.token(),
         version: ext::VERSION,
-        tiers: stats
-            .tiers
-            .iter()
-            .map(|t| TierLimits { tier: wire_tier(t.tier), limit: t.limit, used: t.used })
-            .collect(),
+        tiers: stats.tiers.iter().map(|t| TierLimits { tier: t.tier, limit: t.limit, used: t.used }).collect(),
         connection: connection(session),
     });
     Ok((reply, Handover::of(fds)))
@@ -150,18 +114,13 @@ pub(super) fn perform(store: &Store, session: &Session, request: &Request<'_>) -
     match request {
         Request::Lookup { uri, want } => lookup(store, session, uri, *want),
         Request::Create { tier, length, uri } => {
-            let choice = match tier {
-                None => TierChoice::Any,
-                Some(Tier::Memory) => TierChoice::Only(TierKind::Memory),
-                Some(Tier::Disk) => TierChoice::Only(TierKind::Disk),
-            };
             let uri = uri.as_ref().map(ObjUri::as_bytes);
-            let private = session.create(choice, *length, uri).map_err(failure)?;
-            let tier = wire_tier(private.tier());
+            let private = session.create(*tier, *length, uri).map_err(failure)?;
+            let tier = private.tier();
             let Some((handle, writer)) = private.into_outgoing() else {
                 return Err((Status::Internal, "a private object without its file".into()));
             };
-            let handover = Handover::private(session.clone(), handle, writer);
+            let handover = Handover::of_writer(writer);
             Ok((Done::Reply(Reply::Created { handle, tier }), handover))
         }
         Request::Reserve { handle, length } => empty(session.reserve(*handle, *length)),
@@ -181,7 +140,7 @@ pub(super) fn perform(store: &Store, session: &Session, request: &Request<'_>) -
             } else {
                 (session.commit(request.handle, commit).map_err(failure)?, Vec::new())
             };
-            Ok((Done::Reply(Reply::Entry(wire_entry(&entry))), Handover::of(fds)))
+            Ok((Done::Reply(Reply::Entry(entry)), Handover::of(fds)))
         }
         Request::Abort { handle } => empty(session.abort(*handle)),
         Request::Delete { if_version, uri, evict: false } => empty(store.delete(uri.as_bytes(), if_version.raw())),
@@ -235,7 +194,7 @@ fn lookup(store: &Store, session: &Session, uri: &ObjUri<'_>, want: Want) -> Ans
         session.lookup(uri.as_bytes(), want.pin).map_err(failure)?.map(|entry| (entry, Vec::new()))
     }
     .ok_or_else(|| failure(StoreError::NotFound))?;
-    Ok((Done::Reply(Reply::Entry(wire_entry(&entry))), Handover::of(fds)))
+    Ok((Done::Reply(Reply::Entry(entry)), Handover::of(fds)))
 }
 
 fn stat(store: &Store) -> Reply<'static> {
@@ -246,7 +205,7 @@ fn stat(store: &Store) -> Reply<'static> {
             .tiers
             .iter()
             .map(|t| TierStat {
-                tier: wire_tier(t.tier),
+                tier: t.tier,
                 limit: t.limit,
                 used: t.used,
                 pinned: t.pinned,
@@ -266,13 +225,13 @@ pub(super) fn page(listing: &crate::store::Listing) -> Reply<'_> {
     let mut size = 0;
     let mut items = Vec::with_capacity(listing.entries.len());
     for (uri, entry) in &listing.entries {
-        size += 2 + uri.len() + WireEntry::WIRE_LEN;
+        size += 2 + uri.len() + Entry::WIRE_LEN;
         if size > ROOM {
             break;
         }
         // The store checked each URI by the same rules.
         if let Ok(uri) = ObjUri::parse(&uri[..]) {
-            items.push((uri, wire_entry(entry)));
+            items.push((uri, *entry));
         }
     }
     let all = listing.last && size <= ROOM;
@@ -379,12 +338,9 @@ pub(super) fn leased(
                 let gone = |e| (Status::Timeout, format!("the object went again at once: {e}"));
                 handover = Handover::of(vec![file.map_err(gone)?]);
             }
-            ext::LeaseOutcome::Present(wire_entry(&entry))
+            ext::LeaseOutcome::Present(entry)
         }
-        LeaseOutcome::Granted(lease) => {
-            handover = handover.with_revocable(Some(Revocable::Grant(session.clone(), Grant::Lease(lease))));
-            ext::LeaseOutcome::Granted { lease }
-        }
+        LeaseOutcome::Granted(lease) => ext::LeaseOutcome::Granted { lease },
         LeaseOutcome::Refused(retry) => {
             let retry = u32::try_from(retry.as_millis()).unwrap_or(u32::MAX).max(1);
             ext::LeaseOutcome::Refused { retry }

@@ -1,4 +1,5 @@
-//! What a reply hands over besides its bytes: descriptors, and what the store takes back if the reply cannot be sent.
+//! What a reply hands over besides its bytes: descriptors, and what the store takes back if the reply cannot be sent
+//! (`store::session::delivery` has the rest of a grant's life).
 //!
 //! A reply that cannot be sent closes its descriptors first, then takes back what it grants: an object that is aborted is
 //! charged until its last writer is gone. A pin is not taken back here: it stays until RELEASE, LOST or the session's end.
@@ -41,20 +42,30 @@ impl Descriptors {
     }
 }
 
-/// What is taken back if a reply cannot be sent.
+/// What is taken back if a reply cannot be sent: the new session of ATTACH, or what the reply grants in its session.
 #[derive(Debug)]
-pub(crate) enum Revocable {
-    /// ATTACH: the new session.
-    Session(Session),
-    /// CREATE, LEASE: the grant, and its session.
-    Grant(Session, Grant),
+pub(crate) struct Revocable {
+    session: Session,
+    /// `None`: the session itself.
+    grant: Option<Grant>,
 }
 
 impl Revocable {
+    /// Returns what is taken back of a new session.
+    pub(crate) fn session(session: Session) -> Self {
+        Revocable { session, grant: None }
+    }
+
+    /// Returns what is taken back of these grants of one reply: a lease or a private object, of which a reply has one at most.
+    pub(crate) fn of_grants(session: &Session, grants: &[Grant]) -> Option<Self> {
+        let grant = grants.iter().copied().find(|grant| !matches!(grant, Grant::Pin(_)))?;
+        Some(Revocable { session: session.clone(), grant: Some(grant) })
+    }
+
     pub(crate) fn take_back(self) {
-        match self {
-            Revocable::Session(session) => session.end(),
-            Revocable::Grant(session, grant) => session.withdraw(grant),
+        match self.grant {
+            None => self.session.end(),
+            Some(grant) => self.session.withdraw(grant),
         }
     }
 }
@@ -75,10 +86,9 @@ impl Handover {
         Handover { descriptors: Descriptors { owned, writer: None }, revocable: None }
     }
 
-    /// Returns the handover of a new private object: its writable file. The object is aborted if the reply cannot be sent.
-    pub(crate) fn private(session: Session, handle: u64, writer: Arc<OutgoingWriter>) -> Self {
-        let descriptors = Descriptors { owned: Vec::new(), writer: Some(writer) };
-        Handover { descriptors, revocable: Some(Revocable::Grant(session, Grant::Private(handle))) }
+    /// Returns the handover of a new private object: its writable file.
+    pub(crate) fn of_writer(writer: Arc<OutgoingWriter>) -> Self {
+        Handover { descriptors: Descriptors { owned: Vec::new(), writer: Some(writer) }, revocable: None }
     }
 
     pub(crate) fn with_revocable(self, revocable: Option<Revocable>) -> Self {

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::workers::Workers;
 use crate::store::Store;
@@ -55,7 +55,7 @@ impl InProcess {
     /// # Errors
     /// If there are no descriptors, or too many connections.
     pub fn connect(&self) -> io::Result<OwnedFd> {
-        let (client, server) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        let (client, server) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
         self.adopt(server)?;
         Ok(client)
     }

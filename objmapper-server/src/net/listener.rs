@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use mio::net::UnixListener;
 use mio::{Events, Interest, Poll, Token, Waker};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 
 use super::refusal::Refusal;
 use super::workers::{Workers, join};
@@ -233,7 +235,7 @@ impl Acceptor {
     /// Accepts until the backlog is empty. Returns the pause that is needed if the process is out of descriptors.
     fn accept_all(&self, paused: bool) -> Option<Duration> {
         while !self.workers.shared.draining.load(Relaxed) {
-            // Not mio's accept, whose stream would have to be registered here first.
+            // Not mio's accept, whose stream would have to be registered here first; nix's returns a number, and no owned descriptor.
             let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
             match rustix::net::accept_with(self.listener.as_fd(), flags) {
                 Ok(fd) => self.admit(StdStream::from(fd)),
@@ -262,8 +264,8 @@ impl Acceptor {
         if uids.is_empty() && gids.is_empty() {
             return Ok(());
         }
-        let peer = rustix::net::sockopt::socket_peercred(stream.as_fd()).map_err(Refusal::NoCredentials)?;
-        let (uid, gid) = (peer.uid.as_raw(), peer.gid.as_raw());
+        let peer = getsockopt(stream, PeerCredentials).map_err(Refusal::NoCredentials)?;
+        let (uid, gid) = (peer.uid(), peer.gid());
         if uids.contains(&uid) || gids.contains(&gid) {
             return Ok(());
         }

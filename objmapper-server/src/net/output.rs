@@ -3,6 +3,8 @@
 //! Replies are gathered into chunks. A chunk ends with the byte that carries descriptors, if it has any: the descriptors go with
 //! the last bytes of their chunk, in one `sendmsg`. What a reply grants is kept with its end in the chunk, and is taken back if
 //! the output is dropped before the kernel has all of the reply.
+//!
+//! rustix sends borrowed descriptors, nix numbers.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};

@@ -25,7 +25,7 @@ pub(super) enum Refusal {
     #[error("the server is shutting down")]
     Draining,
     #[error("its credentials are unknown: {0}")]
-    NoCredentials(rustix::io::Errno),
+    NoCredentials(nix::errno::Errno),
 }
 
 impl Refusal {

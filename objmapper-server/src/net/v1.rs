@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use objmapper_proto::{Metadata, Mode, Status, Tlv, v1};
 
-use crate::store::{ANY_VERSION, Store, StoreError, TierChoice, TierKind};
+use crate::store::{ANY_VERSION, Store, StoreError, TierKind};
 
 use super::ext::status_of;
 
@@ -55,8 +55,7 @@ pub(super) fn answer(store: &Store, mode: u8, uri: &[u8], ephemeral: bool) -> An
         return Answer::failure(Status::InvalidMode, "Invalid mode");
     };
     // v0.1 keeps ephemeral objects in memory and other objects on disk. The tiers are used alike where both exist.
-    let choice =
-        if !ephemeral && store.has_tier(TierKind::Disk) { TierChoice::Only(TierKind::Disk) } else { TierChoice::Any };
+    let choice = if !ephemeral && store.has_tier(TierKind::Disk) { Some(TierKind::Disk) } else { None };
     match (store.get_or_create(choice, uri), mode) {
         (Ok((_, fd)), Mode::Fd) => Answer { status: Status::Ok, content_len: 0, error: String::new(), fd: Some(fd) },
         (Ok(_), _) => Answer::failure(Status::Unsupported, "Mode not supported, use FD passing."),

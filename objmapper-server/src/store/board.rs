@@ -12,10 +12,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use memmap2::{MmapOptions, MmapRaw};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use objmapper_proto::ext::Fence;
 use objmapper_proto::ext::board::{AT_ID, AT_SHARDS, AT_SLOTS, AT_VERSION, MAGIC, SHARDS, SIZE, SLOTS, VERSION, Word};
 use parking_lot::{RwLock, RwLockReadGuard};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use super::StoreError;
 
@@ -35,13 +36,14 @@ impl Board {
     /// match on this one.
     pub(crate) fn new() -> Result<Self, StoreError> {
         let image = image()?;
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let made = || -> io::Result<(OwnedFd, MmapRaw)> {
             let fd = memfd_create("objmapper-board", flags)?;
-            ftruncate(&fd, SIZE as u64)?;
             let file = File::from(fd);
+            file.set_len(SIZE as u64)?;
             file.write_all_at(&image, 0)?;
-            fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+            let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+            fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
             let map = MmapOptions::new().len(SIZE).map_raw(file.as_raw_fd())?;
             Ok((file.into(), map))
         };
@@ -67,6 +69,12 @@ impl Board {
 
     fn gate(&self, shard: u32) -> &RwLock<()> {
         &self.gates[shard as usize % GATES]
+    }
+
+    /// Returns the fence of a URI with its value now.
+    pub(crate) fn fence_of(&self, uri: &[u8]) -> Fence {
+        let shard = Fence::shard_of_bytes(uri);
+        Fence { shard, value: self.fence(shard).load(SeqCst) }
     }
 
     /// Returns the gate's read lock if the fence still has the value that the committer saw, else `None`. A delete that moves the

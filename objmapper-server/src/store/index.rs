@@ -14,7 +14,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::{Mutex, RwLock};
 
 use super::object::Object;
-use super::private::Private;
+use super::publication::Private;
 
 const SHARDS: usize = 32;
 

@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::object::{Entry, Token, check_uri};
+use super::fill::Fill;
+use super::object::check_uri;
 use super::session::{Session, SessionCore};
+use super::{Entry, Token};
 use super::{Inner, StoreError};
 
 /// The maximum number of URIs with an entry (held, refused or waited for).
@@ -125,6 +127,11 @@ impl Table {
         self.last
     }
 
+    /// Returns true if the session may hold one more lease.
+    fn has_share(&self, session: &Token) -> bool {
+        self.by_session.get(session).is_none_or(|share| share.leases.len() < MAX_SHARE)
+    }
+
     fn grant(&mut self, uri: &Arc<[u8]>, session: Token, hold: Duration) -> u64 {
         let lease = self.number();
         let until = later(hold);
@@ -209,7 +216,8 @@ fn later(after: Duration) -> Instant {
 impl Session {
     /// Requests the lease on `uri`, or returns its object. If another client holds the lease, the request waits for up to `wait`
     /// and `callback` gets the outcome; `callback` is dropped unused if this returns anything but `Waiting`. A granted lease
-    /// ends after `hold`. Both times are an hour at most.
+    /// ends after `hold`. Both times are an hour at most. If the store has a [`Filler`](super::Filler), it is asked first, and the
+    /// request waits for that, too. The callback may be called before this returns.
     pub fn lease(
         &self,
         uri: &[u8],
@@ -234,11 +242,13 @@ impl Session {
             if inner.index.get(&uri).is_some_and(|o| !o.expired(super::object::now_ms())) {
                 continue;
             }
+            let filling =
+                inner.filling.get().filter(|filling| !wait.is_zero() && table.has_share(&filling.session.token));
             let now = Instant::now();
             if table.uris.len() >= MAX_LEASES && !table.uris.contains_key(&uri) {
                 return Err(StoreError::TooMany { what: "leases", limit: MAX_LEASES });
             }
-            if table.by_session.get(&self.core.token).is_some_and(|share| share.leases.len() >= MAX_SHARE) {
+            if !table.has_share(&self.core.token) {
                 return Err(StoreError::TooMany { what: "leases of one session", limit: MAX_SHARE });
             }
             let waiting = table.by_ticket.len();
@@ -247,7 +257,8 @@ impl Session {
                 return Ok(LeaseOutcome::Refused(until - now));
             }
             state.refused_until = None;
-            if state.holder.is_none() {
+            let is_free = state.holder.is_none();
+            if is_free && (filling.is_none() || waiting >= MAX_WAITERS) {
                 return Ok(LeaseOutcome::Granted(table.grant(&uri, self.core.token, hold)));
             }
             if wait.is_zero() {
@@ -256,6 +267,12 @@ impl Session {
             if waiting >= MAX_WAITERS {
                 return Err(StoreError::TooMany { what: "waiting lease requests", limit: MAX_WAITERS });
             }
+            let filler = filling.filter(|_| is_free).map(|filling| {
+                let lease = table.grant(&uri, filling.session.token, hold);
+                // Read before the filler is asked: what it reads before a delete is then not published after it.
+                let fence = inner.board.fence_of(&uri);
+                (&filling.filler, Fill::new(Session::handle(&self.store, &filling.session), lease, uri.clone(), fence))
+            });
             let ticket = table.number();
             let until = later(wait);
             let waiter = Waiter { ticket, session: self.core.clone(), pin, hold, until, callback };
@@ -265,6 +282,9 @@ impl Session {
             table.uris.entry(uri).or_default().waiters.insert(ticket, waiter);
             drop(table);
             inner.wake.notify();
+            if let Some((filler, fill)) = filler {
+                filler.offer(fill);
+            }
             return Ok(LeaseOutcome::Waiting(ticket));
         }
     }

@@ -3,7 +3,7 @@
 //! | thread | work |
 //! |---|---|
 //! | `objm-maintain` | lease timers, expiry, grace times of sessions, measuring files that clients can write |
-//! | `objm-disk` (with a disk tier) | work that may block on the disk: checkpoints, `syncfs`, orphan files, the file system's room |
+//! | `objm-disk` (with a disk tier) | work that may block on the disk: checkpoints, `syncfs`, orphan files, the file system's capacity |
 //!
 //! A thread holds a weak reference to the store while it waits, so that it does not keep the store open. Dropping [`Threads`]
 //! stops and joins them.
@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::disk_index::Op;
 use super::object::now_ms;
-use super::writers::MEASURE_INTERVAL;
-use super::{Inner, StoreError, TierKind};
+use super::publication::MEASURE_INTERVAL;
+use super::tier::recovery::position;
+use super::tier::{Medium, Tier};
+use super::{Inner, StoreError};
 
 /// Interval of the checks of expiry, grace times and the file system's room.
 const TICK: Duration = Duration::from_secs(1);
@@ -92,7 +93,7 @@ pub(crate) fn start(inner: &Arc<Inner>) -> Result<Threads, StoreError> {
             .map_err(StoreError::io("starting a thread of the store"))
     };
     spawn("objm-maintain", &inner.wake, maintain)?;
-    if inner.disk.is_some() {
+    if inner.tiers.iter().any(|tier| tier.is_persistent() || tier.files.medium == Medium::Shared) {
         spawn("objm-disk", &inner.disk_wake, maintain_disk)?;
     }
     Ok(threads)
@@ -126,28 +127,29 @@ fn maintain(store: &Weak<Inner>, wake: &Wake) {
 
 fn maintain_disk(store: &Weak<Inner>, wake: &Wake) {
     if let Some(inner) = store.upgrade() {
-        inner.sweep_orphans();
+        inner.tiers.persistent().for_each(|tier| inner.sweep_orphans(tier));
     }
     let mut tick = Instant::now() + TICK;
     let mut sync = Instant::now() + SYNC;
     while wake.wait_until(tick) {
         let Some(inner) = store.upgrade() else { return };
         let now = Instant::now();
-        if let Some(index) = &inner.disk_index {
-            index.flush();
-            if index.is_checkpoint_due() {
-                index.checkpoint();
-            }
-        }
         inner.sweep_skipped();
-        if now >= tick || inner.is_no_space_suspected() {
-            inner.check_room();
+        for tier in inner.tiers.iter() {
+            tier.maintain_journal();
+            if now >= tick || tier.capacity.is_suspected() {
+                inner.check_capacity(tier);
+            }
+            if now >= sync
+                && let Err(e) = tier.sync(|| inner.ids.last())
+            {
+                inner.diagnostics.note_error(&e);
+            }
         }
         if now >= tick {
             tick = Instant::now() + TICK;
         }
         if now >= sync {
-            inner.sync_disk();
             sync = Instant::now() + SYNC;
         }
     }
@@ -169,76 +171,58 @@ impl Inner {
         }
     }
 
-    /// Brings the bodies to stable storage, and records the last commit that is.
-    pub(crate) fn sync_disk(&self) {
-        let (Some(disk), Some(index)) = (&self.disk, &self.disk_index) else { return };
-        if !self.unsynced.swap(false, Relaxed) {
-            return;
+    /// Checks the tier's file system, sets the ceiling, and logs a change.
+    fn check_capacity(&self, tier: &Tier) {
+        if tier.files.medium == Medium::Shared {
+            self.set_ceiling(tier);
+            tier.report_capacity();
         }
-        // Every id up to this one belongs to a file that is written.
-        let committed = self.ids.lock().next.saturating_sub(1);
-        if let Err(e) = rustix::fs::syncfs(&disk.dir) {
-            self.note_error(&StoreError::io("syncfs of the disk tier")(e));
-            self.unsynced.store(true, Relaxed);
-            return;
-        }
-        index.enqueue(vec![Op::Durable(committed)]);
-        index.flush();
-        index.checkpoint();
     }
 
-    /// Removes the files of a former run whose ids `link_new` skipped.
+    /// Removes the files of a former run whose ids were skipped.
     fn sweep_skipped(&self) {
-        let skipped = std::mem::take(&mut self.ids.lock().skipped);
-        let Some(disk) = self.disk.as_ref().filter(|_| !skipped.is_empty()) else { return };
-        let swept = disk.for_each_file(|dir, name, id| {
-            if skipped.iter().any(|range| range.contains(&id)) {
-                rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty())?;
+        let skipped = self.ids.take_skipped();
+        if skipped.is_empty() {
+            return;
+        }
+        for tier in self.tiers.persistent() {
+            let swept = tier.files.sweep(|id| skipped.iter().any(|range| range.contains(&id)));
+            if let Err(e) = swept {
+                self.diagnostics.note_error(&StoreError::io("removing files without a row")(e));
             }
-            Ok(())
-        });
-        if let Err(e) = swept {
-            self.note_error(&StoreError::io("removing files without a row")(e));
         }
     }
 
     /// Removes the files of a former run that have no row, and the rows that have no file.
-    pub(crate) fn sweep_orphans(&self) {
-        let Some(disk) = &self.disk else { return };
+    fn sweep_orphans(&self, tier: &Tier) {
         let started = Instant::now();
         {
-            let _evicting = self.evicting.lock();
-            self.fill_policy();
+            let _evicting = tier.evicting.lock();
+            tier.recovery.complete_order(&tier.order);
         }
         self.index.complete_order();
-        // The index was read in the order of the ids.
-        let known = std::mem::take(&mut *self.found_at_start.lock());
+        let known = tier.recovery.take_found();
         let mut seen = vec![false; known.len()];
-        let before = self.first_id;
-        let mut orphans = 0u64;
-        let swept = disk.for_each_file(|dir, name, id| {
-            match known.binary_search_by_key(&id, |object| object.id) {
-                Ok(at) => seen[at] = true,
-                // An id that this run has not given out, for the case that the end of the index was lost.
-                Err(_) if id < before || self.skip_id(id) => {
-                    match rustix::fs::unlinkat(dir, name, rustix::fs::AtFlags::empty()) {
-                        Ok(()) => orphans += 1,
-                        Err(rustix::io::Errno::NOENT) => {}
-                        Err(e) => return Err(e.into()),
-                    }
-                }
-                Err(_) => {}
+        let swept = tier.files.sweep(|id| match position(&known, id) {
+            Some(at) => {
+                seen[at] = true;
+                false
             }
-            Ok(())
+            // An id that this run has not given out, for the case that the end of the journal was lost.
+            None => self.ids.is_former(id),
         });
-        for object in std::mem::take(&mut *self.leftovers.lock()) {
+        for object in tier.recovery.take_unwanted() {
             self.discard(&object);
         }
-        self.flush_index(TierKind::Disk);
-        if let Err(e) = swept {
-            log::error!("disk tier: looking for orphan files: {e}");
-            return;
-        }
+        tier.flush();
+        let kind = tier.kind;
+        let orphans = match swept {
+            Ok(removed) => removed,
+            Err(e) => {
+                log::error!("{kind} tier: looking for orphan files: {e}");
+                return;
+            }
+        };
         let mut lost = 0u64;
         for (object, _) in known.iter().zip(&seen).filter(|(_, seen)| !**seen) {
             // The object may have been evicted during the sweep.
@@ -247,9 +231,9 @@ impl Inner {
                 self.discard(object);
             }
         }
-        self.lost_files.fetch_add(lost, Relaxed);
+        self.diagnostics.lost_files.fetch_add(lost, Relaxed);
         log::info!(
-            "disk tier: {orphans} orphan files removed, {lost} records without a file dropped in {:.1} s",
+            "{kind} tier: {orphans} orphan files removed, {lost} records without a file dropped in {:.1} s",
             started.elapsed().as_secs_f64()
         );
     }

@@ -1,4 +1,4 @@
-//! A published object, and the [`Entry`] that callers get of it.
+//! A published object, and the [`Entry`] that callers get of it: the wire's.
 //!
 //! The file is named by the object's id and is freed exactly once: when the object is neither listed (found by its URI) nor pinned.
 
@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use objmapper_proto::ext::{Entry, EntryFlags, Token};
 use parking_lot::Mutex;
 
 use super::StoreError;
+use super::tier::Tier;
+use super::tier::journal::{Op, Row};
 
 /// The id of an object, which names its file. One store instance never uses an id twice.
 pub type ObjectId = u64;
@@ -16,62 +19,8 @@ pub type ObjectId = u64;
 /// The value of `if_version` for an operation without a precondition.
 pub const ANY_VERSION: u64 = u64::MAX;
 
-/// A session's name: 16 random bytes.
-pub type Token = [u8; 16];
-
 /// Maximum length of a URI in bytes (objmapper v0.1's limit).
 pub const MAX_URI: usize = 4096;
-
-/// The tier of an object's body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum TierKind {
-    /// The memory tier: a tmpfs.
-    Memory = 1,
-    /// The disk tier: a directory.
-    Disk = 2,
-}
-
-impl std::fmt::Display for TierKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            TierKind::Memory => "memory",
-            TierKind::Disk => "disk",
-        })
-    }
-}
-
-/// The tier for a new object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TierChoice {
-    /// The memory tier if it is configured and can make room, else the disk tier.
-    Any,
-    /// This tier; the operation fails if it has no room.
-    Only(TierKind),
-}
-
-/// A copy of an object's attributes at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
-    /// The object's id, which names the body's file.
-    pub object: ObjectId,
-    /// Grows with every commit of the store.
-    pub version: u64,
-    /// The tier that holds the body.
-    pub tier: TierKind,
-    /// True if the object is deleted with its session.
-    pub ephemeral: bool,
-    /// True if the requesting session pins the object.
-    pub pinned: bool,
-    /// True if a v0.1 client writes the object: there was no commit, and the length may change.
-    pub foreign: bool,
-    /// Bytes of the body.
-    pub length: u64,
-    /// Time of the commit in milliseconds since 1970.
-    pub mtime: i64,
-    /// Milliseconds since 1970 after which the object is a miss; 0 is never.
-    pub expires: i64,
-}
 
 /// Returns the time in milliseconds since 1970.
 pub(crate) fn now_ms() -> i64 {
@@ -101,7 +50,7 @@ pub fn check_uri(uri: &[u8]) -> Result<(), StoreError> {
 pub(crate) struct Object {
     pub(crate) id: ObjectId,
     pub(crate) uri: Arc<[u8]>,
-    pub(crate) tier: TierKind,
+    pub(crate) tier: Arc<Tier>,
     pub(crate) length: AtomicU64,
     /// Bytes that the tier's account is charged for it.
     pub(crate) charge: AtomicU64,
@@ -124,6 +73,43 @@ pub(crate) struct ObjectState {
 }
 
 impl Object {
+    /// Returns the object of a journal's row, without pins.
+    pub(super) fn of_row(row: Row, tier: Arc<Tier>) -> Object {
+        Object {
+            id: row.id,
+            tier,
+            length: AtomicU64::new(row.length),
+            charge: AtomicU64::new(row.charge),
+            mtime: row.mtime,
+            expires: row.expires,
+            ephemeral: row.session,
+            foreign: row.foreign,
+            // Its writers are other processes, which may still run.
+            growing: AtomicBool::new(row.foreign),
+            state: Mutex::new(ObjectState { pins: 0, listed: row.uri.is_some() }),
+            uri: row.uri.unwrap_or_default(),
+        }
+    }
+
+    /// Returns the object's row.
+    pub(super) fn row(&self) -> Row {
+        Row {
+            id: self.id,
+            uri: Some(self.uri.clone()),
+            length: self.length.load(Relaxed),
+            charge: self.charge(),
+            mtime: self.mtime,
+            expires: self.expires,
+            foreign: self.foreign,
+            session: self.ephemeral,
+        }
+    }
+
+    /// Queues the removal of the object's row.
+    pub(super) fn forget_row(&self) {
+        self.tier.record_later(Op::Forget(self.id));
+    }
+
     pub(crate) fn expired(&self, now: i64) -> bool {
         self.expires != 0 && self.expires <= now
     }
@@ -136,10 +122,11 @@ impl Object {
         Entry {
             object: self.id,
             version: self.id,
-            tier: self.tier,
-            ephemeral: self.ephemeral.is_some(),
-            pinned,
-            foreign: self.foreign,
+            tier: self.tier.kind,
+            flags: EntryFlags::NONE
+                .with(EntryFlags::EPHEMERAL, self.ephemeral.is_some())
+                .with(EntryFlags::PINNED, pinned)
+                .with(EntryFlags::FOREIGN, self.foreign),
             length: self.length.load(Relaxed),
             mtime: self.mtime,
             expires: self.expires,

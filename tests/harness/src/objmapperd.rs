@@ -123,6 +123,14 @@ impl Objmapperd {
         }
     }
 
+    /// SIGTERM, and waits for its end.
+    pub fn stop(&mut self) -> Result<()> {
+        if let Some(process) = self.process.take() {
+            process.stop()?;
+        }
+        Ok(())
+    }
+
     /// Starts the daemon with the arguments that it had.
     pub fn start_again(&mut self) -> Result<()> {
         let socket = self.socket();

@@ -11,7 +11,7 @@ use objmapper_proto::ext::{Op, Reply, Request, RequestFrame, Token, Want};
 
 use super::{Connection, Wait};
 use crate::net::ext;
-use crate::net::handover::Handover;
+use crate::net::handover::{Handover, Revocable};
 use crate::net::output::Output;
 use crate::store::{Grant, LeaseOutcome, RequestGuard, Session, StoreError};
 
@@ -153,7 +153,10 @@ impl Connection {
         answered: Result<(Reply<'_>, Handover), ext::Failure>,
         grants: &[Grant],
     ) {
-        let mut answered = answered;
+        let mut answered = answered.map(|(reply, handover)| {
+            let revocable = session.and_then(|session| Revocable::of_grants(session, grants));
+            (reply, handover.with_revocable(revocable))
+        });
         if let (Some(mut guard), Some(session)) = (guard, session)
             && !guard.replied(session, grants)
         {
@@ -161,9 +164,6 @@ impl Connection {
                 handover.take_back();
             }
             answered = Err((Status::Unavailable, "another connection gave the pin back at this moment".into()));
-            for grant in grants.iter().filter(|grant| !matches!(grant, Grant::Pin(_))) {
-                session.withdraw(*grant);
-            }
             let _ = guard.replied(session, &[]);
         }
         match (answered, Op::try_from(op)) {

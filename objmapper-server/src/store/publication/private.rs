@@ -17,18 +17,18 @@ use parking_lot::Mutex;
 
 use objmapper_proto::ext::Fence;
 
-use super::account::page_round;
-use super::object::{ANY_VERSION, Entry, check_uri};
-use super::session::Session;
-use super::tier::Tier;
 use super::writers::has_writer;
-use super::{Inner, StoreError, TierChoice, TierKind};
+use crate::store::object::{ANY_VERSION, check_uri};
+use crate::store::session::Session;
+use crate::store::tier::account::page_round;
+use crate::store::tier::{BodyFiles, Medium, Tier};
+use crate::store::{Entry, Inner, StoreError, TierKind};
 
 /// The store's side of a private object.
 #[derive(Debug)]
 pub(crate) struct Private {
     pub(crate) handle: u64,
-    pub(crate) tier: TierKind,
+    pub(crate) tier: Arc<Tier>,
     /// Read-only descriptor, which does not count as a writer. The commit links the file by it.
     pub(crate) reader: Arc<OwnedFd>,
     pub(crate) uri: Option<Arc<[u8]>>,
@@ -108,13 +108,18 @@ impl<'a> Commit<'a> {
 /// A private object and its writable file. Dropping it aborts the object.
 #[derive(Debug)]
 pub struct PrivateObject {
-    pub(super) session: Session,
-    pub(super) private: Arc<Private>,
-    pub(super) file: Option<OwnedFd>,
-    pub(super) armed: bool,
+    session: Session,
+    private: Arc<Private>,
+    file: Option<OwnedFd>,
+    /// True until the object is committed or given away: the drop then aborts it.
+    armed: bool,
 }
 
 impl PrivateObject {
+    pub(in crate::store) fn new(session: Session, private: Arc<Private>, file: OwnedFd) -> Self {
+        PrivateObject { session, private, file: Some(file), armed: true }
+    }
+
     /// Returns the read-write file; `None` once a commit was tried.
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_ref().map(AsFd::as_fd)
@@ -122,7 +127,7 @@ impl PrivateObject {
 
     /// Returns the object's tier.
     pub fn tier(&self) -> TierKind {
-        self.private.tier
+        self.private.tier.kind
     }
 
     /// Sets the reservation to `total` bytes, up or down, but not below what the file takes. [`StoreError::Full`] leaves it
@@ -137,7 +142,7 @@ impl PrivateObject {
     /// private (busy, full, wrong length, a conflict with a fence) the caller may try again.
     pub fn commit(&mut self, commit: Commit<'_>) -> Result<Entry, StoreError> {
         if let Some(file) = self.file.take()
-            && let Err(e) = Tier::trim(file.as_fd(), commit.length)
+            && let Err(e) = BodyFiles::trim(file.as_fd(), commit.length)
         {
             log::debug!("giving back surplus space: {e}");
         }
@@ -176,7 +181,7 @@ impl Inner {
     /// Reserves space and creates the object; the caller registers it with its session.
     pub(crate) fn create_private(
         &self,
-        choice: TierChoice,
+        kind: Option<TierKind>,
         length: u64,
         uri: Option<&[u8]>,
     ) -> Result<(Arc<Private>, OwnedFd), StoreError> {
@@ -187,7 +192,7 @@ impl Inner {
         if !is_counted {
             return Err(StoreError::TooMany { what: "private objects", limit: self.max_private });
         }
-        self.create_counted(choice, length, uri).inspect_err(|_| {
+        self.create_counted(kind, length, uri).inspect_err(|_| {
             self.private_count.fetch_sub(1, SeqCst);
         })
     }
@@ -199,18 +204,18 @@ impl Inner {
 
     fn create_counted(
         &self,
-        choice: TierChoice,
+        kind: Option<TierKind>,
         length: u64,
         uri: Option<&[u8]>,
     ) -> Result<(Arc<Private>, OwnedFd), StoreError> {
         let reserved = page_round(length);
-        let tier = self.reserve_in(choice, reserved)?;
-        let made = self.with_room(tier, || tier.create().map_err(StoreError::io("creating a file")));
+        let tier = self.reserve_in(kind, reserved)?;
+        let made = self.with_space(tier, || tier.files.create().map_err(StoreError::io("creating a file")));
         let (writer, reader) = made.inspect_err(|_| tier.account.sub(reserved))?;
         let uri: Option<Arc<[u8]>> = uri.map(Arc::from);
         let private = Arc::new(Private {
             handle: self.next_handle.fetch_add(1, SeqCst),
-            tier: tier.kind,
+            tier: tier.clone(),
             reader: Arc::new(reader),
             uri: uri.clone(),
             outgoing: Arc::default(),
@@ -224,36 +229,17 @@ impl Inner {
         Ok((private, writer))
     }
 
-    /// Reserves `bytes` in the chosen tier, and returns the tier.
-    pub(crate) fn reserve_in(&self, choice: TierChoice, bytes: u64) -> Result<&Tier, StoreError> {
-        let (first, second) = match choice {
-            TierChoice::Only(kind) => (Some(self.tier(kind)?), None),
-            TierChoice::Any => match (&self.memory, &self.disk) {
-                (Some(memory), disk) => (Some(memory), disk.as_ref()),
-                (None, disk) => (disk.as_ref(), None),
-            },
-        };
-        let mut full = StoreError::Invalid("the store has no tier".into());
-        for tier in first.into_iter().chain(second) {
-            match self.make_room(tier, bytes) {
-                Ok(()) => return Ok(tier),
-                Err(e) => full = e,
-            }
-        }
-        Err(full)
-    }
-
     pub(crate) fn resize_private(&self, private: &Private, total: u64) -> Result<(), StoreError> {
         let mut state = private.state.lock();
         if !state.open {
             return Err(StoreError::UnknownHandle);
         }
-        let tier = self.tier(private.tier)?;
-        let measure = tier.measure(private.reader.as_fd()).map_err(StoreError::io("fstat"))?;
+        let tier = &private.tier;
+        let measure = tier.files.measure(private.reader.as_fd()).map_err(StoreError::io("fstat"))?;
         // The reservation stays above what is written.
         let total = page_round(total).max(measure.allocated);
         if total > state.reserved {
-            self.make_room(tier, total - state.reserved)?;
+            self.reserve(tier, total - state.reserved)?;
         } else {
             tier.account.sub(state.reserved - total);
         }
@@ -263,9 +249,9 @@ impl Inner {
 
     /// Frees the reservation when the file has no writer any more. The kernel frees the file with its last descriptor.
     pub(crate) fn abort_private(&self, private: &Private) {
-        if private.tier == TierKind::Disk {
-            // The writer may have found the file system without room.
-            self.suspect_no_space();
+        if private.tier.files.medium == Medium::Shared {
+            // The writer may have found the file system without space.
+            private.tier.capacity.suspect();
         }
         let mut state = private.state.lock();
         if state.open && has_writer(private.reader.as_fd()) {
@@ -281,9 +267,7 @@ impl Inner {
         if !state.open {
             return;
         }
-        if let Ok(tier) = self.tier(private.tier) {
-            tier.account.sub(std::mem::take(&mut state.reserved));
-        }
+        private.tier.account.sub(std::mem::take(&mut state.reserved));
         self.private_count.fetch_sub(1, SeqCst);
         self.forget_private(private, state);
     }

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-use super::account::PAGE;
-use super::disk_index::Op;
-use super::object::{Entry, Object, ObjectState, check_uri, now_ms};
-use super::{Inner, StoreError, TierChoice, TierKind};
+use crate::store::object::{Object, ObjectState, check_uri, now_ms};
+use crate::store::tier::account::PAGE;
+use crate::store::tier::journal::Op;
+use crate::store::{Entry, Inner, StoreError, TierKind};
 use crate::sys;
 
 /// The maximum number of growing objects that one sweep measures.
@@ -22,7 +22,7 @@ impl Inner {
     /// creator's descriptor is writable. The next descriptor of an object that its creator left
     /// empty is writable too, because no client could fill the object otherwise. Any other is writable only if the store was
     /// opened with `legacy_writable`.
-    pub(crate) fn get_or_create(&self, choice: TierChoice, uri: &[u8]) -> Result<(Entry, OwnedFd), StoreError> {
+    pub(crate) fn get_or_create(&self, kind: Option<TierKind>, uri: &[u8]) -> Result<(Entry, OwnedFd), StoreError> {
         check_uri(uri)?;
         loop {
             if let Some((object, _)) = self.find(None, uri, false)? {
@@ -30,7 +30,7 @@ impl Inner {
                     Ok(file) => return Ok((object.entry(false), file)),
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                         if object.state.lock().listed {
-                            self.note_lost_file(&object);
+                            self.diagnostics.note_missing_file(&object);
                             self.discard(&object);
                         }
                         continue;
@@ -38,45 +38,45 @@ impl Inner {
                     Err(source) => return Err(StoreError::Io { what: "opening a body", source }),
                 }
             }
-            if let Some(made) = self.create_foreign(choice, uri)? {
+            if let Some(made) = self.create_foreign(kind, uri)? {
                 return Ok(made);
             }
         }
     }
 
     fn open_legacy(&self, object: &Arc<Object>) -> std::io::Result<OwnedFd> {
-        let tier = self.tier(object.tier).map_err(std::io::Error::other)?;
+        let files = &object.tier.files;
         if !object.foreign {
-            return tier.open_body(object.id);
+            return files.open_body(object.id);
         }
         let _measuring = self.measuring.lock();
         let abandoned = object.length.load(Relaxed) == 0 && !object.growing.load(Relaxed);
         if abandoned || self.legacy_writable {
-            let file = tier.open_writable(object.id)?;
+            let file = files.open_writable(object.id)?;
             object.growing.store(true, Relaxed);
             self.foreign.lock().insert(object.id, object.clone());
             Ok(file)
         } else {
-            tier.open_body(object.id)
+            files.open_body(object.id)
         }
     }
 
     /// Creates an empty object. Returns `None` if another client has created it in the meantime.
-    fn create_foreign(&self, choice: TierChoice, uri: &[u8]) -> Result<Option<(Entry, OwnedFd)>, StoreError> {
-        let tier = self.reserve_in(choice, PAGE)?;
+    fn create_foreign(&self, kind: Option<TierKind>, uri: &[u8]) -> Result<Option<(Entry, OwnedFd)>, StoreError> {
+        let tier = self.reserve_in(kind, PAGE)?;
         let shard = self.index.shard(uri);
-        let made = self.with_room(tier, || {
+        let made = self.with_space(tier, || {
             let _publishing = shard.publish.lock();
             let now = now_ms();
             let current = shard.map.read().get(uri).cloned();
             if current.as_ref().is_some_and(|c| !c.expired(now)) {
                 return Ok(None);
             }
-            let (writer, reader) = tier.create().map_err(StoreError::io("creating a file"))?;
+            let (writer, reader) = tier.files.create().map_err(StoreError::io("creating a file"))?;
             let object = Arc::new(Object {
                 id: self.link_new(tier, reader.as_fd())?,
                 uri: Arc::from(uri),
-                tier: tier.kind,
+                tier: tier.clone(),
                 length: AtomicU64::new(0),
                 charge: AtomicU64::new(PAGE),
                 mtime: now,
@@ -87,10 +87,10 @@ impl Inner {
                 state: Mutex::new(ObjectState { pins: 0, listed: true }),
             });
             self.record(&object, None, current.as_deref()).inspect_err(|_| {
-                let _ = tier.unlink(object.id);
+                let _ = tier.files.unlink(object.id);
             })?;
             self.foreign.lock().insert(object.id, object.clone());
-            let old = self.enter(shard, tier, &object);
+            let old = self.enter(shard, &object);
             Ok(Some((object, writer, old)))
         });
         match made {
@@ -116,8 +116,8 @@ impl Inner {
     pub(crate) fn remeasure(&self, object: &Arc<Object>) -> bool {
         // One thread at a time, so that a difference is charged once.
         let _measuring = self.measuring.lock();
-        let Ok(tier) = self.tier(object.tier) else { return false };
-        let file = match tier.open_body(object.id) {
+        let tier = &object.tier;
+        let file = match tier.files.open_body(object.id) {
             Ok(file) => file,
             Err(e) => {
                 if e.kind() == std::io::ErrorKind::NotFound {
@@ -130,10 +130,10 @@ impl Inner {
         };
         // Before the measurement: what is measured after the last writer is gone is final.
         let settled = !self.legacy_writable && sys::has_no_writers(file.as_fd()).unwrap_or(false);
-        let Ok(now) = tier.measure(file.as_fd()) else { return false };
+        let Ok(now) = tier.files.measure(file.as_fd()) else { return false };
         let before = object.charge();
-        if now.charge > before && self.make_room(tier, now.charge - before).is_err() {
-            self.foreign_overruns.fetch_add(1, Relaxed);
+        if now.charge > before && self.reserve(tier, now.charge - before).is_err() {
+            self.diagnostics.foreign_overruns.fetch_add(1, Relaxed);
             self.discard(object);
             // The file may live on: with its writers, and with readers that have pinned it.
             self.cut(tier, file.as_fd(), before, "the object of a v0.1 client deleted");
@@ -154,9 +154,8 @@ impl Inner {
             }
             tier.account.sub(before.saturating_sub(now.charge));
         }
-        if changed && let (TierKind::Disk, Some(index)) = (object.tier, &self.disk_index) {
-            let (length, charge) = (now.length, now.charge);
-            index.enqueue(vec![Op::Resize { id: object.id, length, charge }]);
+        if changed {
+            tier.record_later(Op::Resize { id: object.id, length: now.length, charge: now.charge });
         }
         if settled {
             object.growing.store(false, Relaxed);

@@ -1,5 +1,8 @@
 //! The memory tier's file system, and the ways to get it, in this order: a detached tmpfs mounted by this process, one mounted
 //! by a helper in a user namespace, a directory on `/dev/shm`. Each failure is logged and kept for the operator.
+//!
+//! The lock on that directory goes with its last descriptor, also of a forked child (rustix); nix's `Flock` would end it for both
+//! when one of them drops it.
 
 use std::fs;
 use std::io;
@@ -10,7 +13,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
 use super::tmpfs::{MountAccess, Options, detached_tmpfs};
-use super::{StoreError, userns};
+use super::userns;
+use crate::store::StoreError;
 
 const SHM: &str = "/dev/shm";
 const SHM_PREFIX: &str = "objmapper-";
@@ -27,7 +31,7 @@ pub enum MountKind {
 }
 
 /// A file system for one memory tier. A process that drops privileges makes it before (as root) and
-/// passes it to [`super::Store::open`]; otherwise the store makes it.
+/// passes it to [`Store::open`](crate::store::Store::open); otherwise the store makes it.
 #[derive(Debug)]
 pub struct MemoryMount {
     root: OwnedFd,

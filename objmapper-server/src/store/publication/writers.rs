@@ -19,14 +19,14 @@ use std::time::Duration;
 
 use objmapper_log::RateLimited;
 
-use super::object::Object;
 use super::private::Private;
-use super::tier::Tier;
-use super::{Inner, TierKind};
+use crate::store::Inner;
+use crate::store::object::Object;
+use crate::store::tier::Tier;
 use crate::sys;
 
 /// Interval at which such files are measured.
-pub(super) const MEASURE_INTERVAL: Duration = Duration::from_millis(200);
+pub(in crate::store) const MEASURE_INTERVAL: Duration = Duration::from_millis(200);
 
 static OVERRUNS: RateLimited = RateLimited::new(5, Duration::from_secs(60));
 static FAILURES: RateLimited = RateLimited::new(5, Duration::from_secs(60));
@@ -34,7 +34,7 @@ static FAILURES: RateLimited = RateLimited::new(5, Duration::from_secs(60));
 /// A file without a name that a client can still write. It counts as a private object.
 #[derive(Debug)]
 pub(crate) struct GivenUp {
-    tier: TierKind,
+    tier: Arc<Tier>,
     file: Arc<OwnedFd>,
     /// Bytes that the tier's account is charged for it.
     charged: u64,
@@ -74,12 +74,12 @@ impl Inner {
     fn is_within_limit(&self, private: &Private) -> bool {
         // A running commit or reservation measures the file itself.
         let Some(mut state) = private.state.try_lock() else { return true };
-        let Ok(tier) = self.tier(private.tier) else { return true };
+        let tier = &private.tier;
         if !state.open {
             return true;
         }
         let file = private.reader.as_fd();
-        let takes = match tier.measure(file) {
+        let takes = match tier.files.measure(file) {
             Ok(measure) => measure.allocated,
             Err(e) => {
                 log_failure("fstat", &e);
@@ -89,7 +89,7 @@ impl Inner {
         if takes <= state.reserved {
             return true;
         }
-        if self.make_room(tier, takes - state.reserved).is_ok() {
+        if self.reserve(tier, takes - state.reserved).is_ok() {
             state.reserved = takes;
             return true;
         }
@@ -99,10 +99,10 @@ impl Inner {
     /// Truncates a file to `charged` bytes. Returns false if the surplus was only allocated beyond its end, which file systems do
     /// by themselves. `consequence` ends the log line: what else happens to the file.
     pub(crate) fn cut(&self, tier: &Tier, file: BorrowedFd<'_>, charged: u64, consequence: &str) -> bool {
-        match tier.cut(file, charged) {
+        match tier.files.cut(file, charged) {
             Ok(None) => false,
             Ok(Some(took)) => {
-                self.writer_overruns.fetch_add(1, Relaxed);
+                self.diagnostics.writer_overruns.fetch_add(1, Relaxed);
                 if let Some(left_out) = OVERRUNS.admit() {
                     log::warn!(
                         "a client has written {took} bytes to a file that has {charged} bytes of the {} tier, which has no \
@@ -121,13 +121,14 @@ impl Inner {
 
     /// Keeps the charge of an aborted private object, because a client can still write to its file.
     pub(crate) fn leave_private(&self, private: &Private, charged: u64) {
-        self.given_up.lock().push(GivenUp { tier: private.tier, file: private.reader.clone(), charged });
+        self.given_up.lock().push(GivenUp { tier: private.tier.clone(), file: private.reader.clone(), charged });
     }
 
     /// Keeps the charge of a v0.1 client's removed object while a client can still write to its file. Returns false
     /// if there is no writer, or if there are too many such files; the file is then emptied.
-    pub(crate) fn leave_foreign(&self, tier: &Tier, object: &Object) -> bool {
-        let Ok(file) = tier.open_body(object.id) else { return false };
+    pub(crate) fn leave_foreign(&self, object: &Object) -> bool {
+        let tier = &object.tier;
+        let Ok(file) = tier.files.open_body(object.id) else { return false };
         if !has_writer(file.as_fd()) {
             return false;
         }
@@ -135,7 +136,7 @@ impl Inner {
             self.cut(tier, file.as_fd(), 0, "and its writer not watched any more (--max-private)");
             return false;
         }
-        let given_up_file = GivenUp { tier: tier.kind, file: Arc::new(file), charged: object.charge() };
+        let given_up_file = GivenUp { tier: tier.clone(), file: Arc::new(file), charged: object.charge() };
         self.given_up.lock().push(given_up_file);
         true
     }
@@ -145,14 +146,14 @@ impl Inner {
         let mut given_up = self.given_up.lock();
         let before = given_up.len();
         given_up.retain(|given_up_file| {
-            let Ok(tier) = self.tier(given_up_file.tier) else { return false };
+            let tier = &given_up_file.tier;
             let file = given_up_file.file.as_fd();
             if !has_writer(file) {
                 tier.account.sub(given_up_file.charged);
                 self.private_count.fetch_sub(1, SeqCst);
                 return false;
             }
-            match tier.measure(file) {
+            match tier.files.measure(file) {
                 Ok(measure) if measure.allocated > given_up_file.charged => {
                     self.cut(tier, file, given_up_file.charged, "because nothing names it any more");
                 }

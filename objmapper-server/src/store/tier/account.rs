@@ -1,6 +1,6 @@
 //! Exact accounting of a tier's bytes.
 //!
-//! A reservation succeeds only if bodies and index then stay at or below the bound, which is the lower of the operator's limit
+//! A reservation succeeds only if bodies and journal then stay at or below the bound, which is the lower of the operator's limit
 //! and the file system's ceiling. The bytes of bodies are one atomic that a reservation changes by compare-and-swap, so that
 //! no interleaving of reservations passes the bound.
 
@@ -16,16 +16,16 @@ pub(crate) fn page_round(bytes: u64) -> u64 {
 }
 
 /// A tier's byte and object counts. `bodies` covers every live file of the tier (listed, pinned but
-/// unlisted, private) in whole pages. No reservation takes `bodies` and `index` together past `limit` or past
+/// unlisted, private) in whole pages. No reservation takes `bodies` and `journal` together past `limit` or past
 /// `ceiling`, whichever is lower.
 #[derive(Debug)]
 pub(crate) struct Account {
     /// The limit that the operator configured, in bytes.
     pub(crate) limit: u64,
-    /// Bytes that the file system has room for ([`super::room`]); `u64::MAX` while that is more than the limit.
+    /// Bytes that the file system has room for ([`super::capacity`]); `u64::MAX` while that is more than the limit.
     ceiling: AtomicU64,
-    /// Bytes of the disk tier's index, which is on the same file system. The index updates the number.
-    pub(crate) index: Arc<AtomicU64>,
+    /// Bytes of the journal, which is on the same file system. The journal updates the number.
+    pub(crate) journal: Arc<AtomicU64>,
     bodies: AtomicU64,
     pub(crate) pinned: AtomicU64,
     pub(crate) objects: AtomicU64,
@@ -38,7 +38,7 @@ impl Account {
         Account {
             limit,
             ceiling: AtomicU64::new(u64::MAX),
-            index: Arc::default(),
+            journal: Arc::default(),
             bodies: AtomicU64::new(0),
             pinned: AtomicU64::new(0),
             objects: AtomicU64::new(0),
@@ -59,13 +59,13 @@ impl Account {
 
     /// Reserves `bytes`. Returns false, and reserves nothing, if they do not fit below the bound.
     pub(crate) fn try_add(&self, bytes: u64) -> bool {
-        let room = self.bound().saturating_sub(self.index.load(Relaxed));
+        let room = self.bound().saturating_sub(self.journal.load(Relaxed));
         self.bodies
             .fetch_update(Relaxed, Relaxed, |bodies| bodies.checked_add(bytes).filter(|sum| *sum <= room))
             .is_ok()
     }
 
-    /// Counts what a restarted disk tier holds, even above a limit that was lowered
+    /// Counts what a restarted tier holds, even above a limit that was lowered
     /// since. The first reservation then evicts down to the limit.
     pub(crate) fn add_existing(&self, bytes: u64) {
         self.bodies.fetch_add(bytes, Relaxed);
@@ -76,9 +76,9 @@ impl Account {
         debug_assert!(before >= bytes, "account below zero");
     }
 
-    /// Returns the bytes of bodies and index.
+    /// Returns the bytes of bodies and journal.
     pub(crate) fn used(&self) -> u64 {
-        self.bodies().saturating_add(self.index.load(Relaxed))
+        self.bodies().saturating_add(self.journal.load(Relaxed))
     }
 
     /// Returns the bytes of bodies.
@@ -112,9 +112,9 @@ mod tests {
     }
 
     #[test]
-    fn the_index_and_a_small_file_system_leave_less() {
+    fn the_journal_and_a_small_file_system_leave_less() {
         let account = Account::new(10 * PAGE);
-        account.index.store(2 * PAGE, Relaxed);
+        account.journal.store(2 * PAGE, Relaxed);
         assert!(!account.try_add(9 * PAGE) && account.try_add(8 * PAGE));
         assert_eq!(account.used(), account.limit);
         account.set_ceiling(9 * PAGE);

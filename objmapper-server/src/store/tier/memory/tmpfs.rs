@@ -1,6 +1,6 @@
 //! A detached tmpfs (`fsopen(2)`, `fsmount(2)`): it is in no mount table and reachable only through its descriptor. The kernel
 //! frees it and its memory with the last descriptor and mapping. So the size of `/dev/shm` is no limit, and a killed process
-//! leaves nothing.
+//! leaves nothing. nix has none of these calls, hence rustix.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,9 +1,9 @@
-//! The disk tier's index: one SQLite database beside the bodies.
+//! A tier's journal: what a restart finds. It is one SQLite database (`index.sqlite3`) beside the bodies.
 //!
 //! The commit of an object's row *is* its publication on disk: before it the file is an orphan that
 //! the next start removes, after it a restart serves the object. SQLite in WAL mode keeps every
 //! committed transaction through the death of this process; through the death of the machine
-//! [`DiskIndex::open`] keeps what was committed before the last checkpoint of the bodies.
+//! [`load`] keeps what was committed before the last checkpoint of the bodies.
 //!
 //! Writers combine: the thread that finds the connection free carries out all waiting changes in one
 //! transaction, so that many threads share one commit.
@@ -12,7 +12,6 @@
 //! that finds it long wakes `objm-disk` for a checkpoint: most of it beside the writers, the rest with the writers' lock. A commit that finds
 //! it twice as long does it itself. There are no readers: look-ups and listings use the index in memory.
 
-use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,13 +19,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use objmapper_log::RateLimited;
 use parking_lot::Mutex;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
-use super::disk_dir::{index_bytes, wal_bytes};
-use super::index_error::IndexError;
-use super::maintenance::Wake;
-use super::object::{ObjectId, Token};
-use super::room::{LOG_INTERVAL, warn};
+mod error;
+mod load;
+
+pub(crate) use error::JournalError;
+pub(crate) use load::{Loaded, MAX_ID};
+
+use super::directory::{index_bytes, wal_bytes};
+use crate::store::Token;
+use crate::store::diagnostics::{LOG_INTERVAL, warn};
+use crate::store::maintenance::Wake;
+use crate::store::object::ObjectId;
+use load::load;
 
 const SCHEMA_VERSION: i64 = 1;
 const SCHEMA: &str = "
@@ -78,23 +84,7 @@ pub(crate) enum Op {
     Durable(ObjectId),
 }
 
-/// The content of the index at the start.
-#[derive(Debug, Default)]
-pub(crate) struct Loaded {
-    pub(crate) rows: Vec<Row>,
-    pub(crate) pins: Vec<(Token, ObjectId)>,
-    pub(crate) sessions: Vec<Token>,
-    pub(crate) next_id: ObjectId,
-    pub(crate) instance: Token,
-    /// True if there was no index: files that exist have no rows.
-    pub(crate) fresh: bool,
-    /// True if the machine went down: the end of the write-ahead log, with the last ids, may be lost.
-    pub(crate) cut: bool,
-    /// Rows dropped because the machine went down before their bodies were safe.
-    pub(crate) lost: usize,
-}
-
-type Outcome = Result<(), IndexError>;
+type Outcome = Result<(), JournalError>;
 type Slot = Arc<Mutex<Option<Outcome>>>;
 type Submission = (Vec<Op>, Option<Slot>);
 
@@ -103,7 +93,7 @@ const MAX_KEPT: usize = 1 << 16;
 
 /// The index's files, the bound of its log, and the values that it updates.
 #[derive(Debug)]
-pub(crate) struct IndexPlace<'a> {
+pub(crate) struct JournalPlace<'a> {
     /// Path of the database, for SQLite.
     pub(crate) path: &'a Path,
     /// Descriptor of the directory that the path names.
@@ -116,8 +106,8 @@ pub(crate) struct IndexPlace<'a> {
     pub(crate) wake: Arc<Wake>,
 }
 
-/// The open index.
-pub(crate) struct DiskIndex {
+/// The open journal.
+pub(crate) struct Journal {
     queue: Mutex<Vec<Submission>>,
     writer: Mutex<Connection>,
     /// `None` if the index is in memory.
@@ -136,16 +126,16 @@ struct Files {
     wake: Arc<Wake>,
 }
 
-impl std::fmt::Debug for DiskIndex {
+impl std::fmt::Debug for Journal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("DiskIndex")
+        f.write_str("Journal")
     }
 }
 
-impl DiskIndex {
+impl Journal {
     /// Opens the index, or creates it in an empty file, and reads all of it.
-    pub(crate) fn open(place: IndexPlace<'_>) -> Result<(Self, Loaded), IndexError> {
-        let IndexPlace { path, directory, max_wal, bytes, wake } = place;
+    pub(crate) fn open(place: JournalPlace<'_>) -> Result<(Self, Loaded), JournalError> {
+        let JournalPlace { path, directory, max_wal, bytes, wake } = place;
         let mut writer = connect(path, max_wal)?;
         let fresh = prepare(&mut writer)?;
         let mut loaded = load(&mut writer)?;
@@ -153,19 +143,19 @@ impl DiskIndex {
         let checkpointer = Mutex::new(connect(path, max_wal)?);
         let files = Files { checkpointer, directory, max_wal, bytes, due: AtomicBool::new(false), wake };
         files.measure();
-        Ok((DiskIndex::new(writer, Some(files)), loaded))
+        Ok((Journal::new(writer, Some(files)), loaded))
     }
 
     /// Returns an empty index in memory, for a file system that has no room for its files.
-    pub(crate) fn in_memory() -> Result<(Self, Loaded), IndexError> {
+    pub(crate) fn in_memory() -> Result<(Self, Loaded), JournalError> {
         let mut writer = Connection::open_in_memory()?;
         prepare(&mut writer)?;
         let loaded = Loaded { fresh: true, ..load(&mut writer)? };
-        Ok((DiskIndex::new(writer, None), loaded))
+        Ok((Journal::new(writer, None), loaded))
     }
 
     fn new(writer: Connection, files: Option<Files>) -> Self {
-        DiskIndex { queue: Mutex::default(), writer: Mutex::new(writer), files, log: RateLimited::new(1, LOG_INTERVAL) }
+        Journal { queue: Mutex::default(), writer: Mutex::new(writer), files, log: RateLimited::new(1, LOG_INTERVAL) }
     }
 
     /// Carries out `ops` in one transaction, and returns when it is committed.
@@ -178,7 +168,7 @@ impl DiskIndex {
         }
         drop(writer);
         let outcome = slot.lock().take();
-        outcome.unwrap_or_else(|| Err(IndexError::Other("a change was not carried out".into())))
+        outcome.unwrap_or_else(|| Err(JournalError::Other("a change was not carried out".into())))
     }
 
     /// Queues `ops` for the next transaction. Used for changes that a restart repairs if they are lost with this
@@ -201,7 +191,7 @@ impl DiskIndex {
         let outcomes = match run(writer, &batch) {
             Ok(outcomes) => outcomes,
             Err(e) => {
-                let error = IndexError::from(e);
+                let error = JournalError::from(e);
                 batch.iter().map(|_| Err(error.clone())).collect()
             }
         };
@@ -211,9 +201,9 @@ impl DiskIndex {
                 (Some(slot), outcome) => *slot.lock() = Some(outcome),
                 (None, Ok(())) => {}
                 (None, Err(error)) => {
-                    warn(&self.log, &format_args!("the disk tier's index: {error}"));
+                    warn(&self.log, &format_args!("a tier's index: {error}"));
                     // The callers have returned, so it is queued again: room may be made.
-                    if !matches!(error, IndexError::Damaged(_)) && again.len() < MAX_KEPT {
+                    if !matches!(error, JournalError::Damaged(_)) && again.len() < MAX_KEPT {
                         again.push((ops, None));
                     }
                 }
@@ -295,17 +285,21 @@ fn connect(path: &Path, max_wal: u64) -> rusqlite::Result<Connection> {
 }
 
 /// Creates the tables if they are missing. Returns true if they were.
-fn prepare(writer: &mut Connection) -> Result<bool, IndexError> {
+fn prepare(writer: &mut Connection) -> Result<bool, JournalError> {
     match writer.pragma_query_value(None, "user_version", |r| r.get::<_, i64>(0))? {
         0 => {
             let t = writer.transaction()?;
+            let tables: i64 = t.query_row("SELECT count(*) FROM sqlite_master", [], |r| r.get(0))?;
+            if tables > 0 {
+                return Err(JournalError::Damaged("it is another program's database".into()));
+            }
             t.execute_batch(SCHEMA)?;
             t.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             t.commit()?;
             Ok(true)
         }
         SCHEMA_VERSION => Ok(false),
-        other => Err(IndexError::Damaged(format!("it has format {other}, this program knows {SCHEMA_VERSION}"))),
+        other => Err(JournalError::Damaged(format!("it has format {other}, this program knows {SCHEMA_VERSION}"))),
     }
 }
 
@@ -343,7 +337,7 @@ fn execute(c: &Connection, op: &Op) -> rusqlite::Result<()> {
                 row.mtime,
                 row.expires,
                 row.foreign,
-                row.session.as_ref().map(|t| &t[..]),
+                row.session.as_ref().map(|t| &t.0[..]),
             ])?;
             if let Some(session) = pinned_by {
                 execute(c, &Op::Pin(*session, row.id))?;
@@ -363,18 +357,18 @@ fn execute(c: &Connection, op: &Op) -> rusqlite::Result<()> {
             ])?;
         }
         Op::Pin(session, id) => {
-            c.prepare_cached("INSERT OR IGNORE INTO pins VALUES(?,?)")?.execute(params![&session[..], *id as i64])?;
+            c.prepare_cached("INSERT OR IGNORE INTO pins VALUES(?,?)")?.execute(params![&session.0[..], *id as i64])?;
         }
         Op::Unpin(session, id) => {
             c.prepare_cached("DELETE FROM pins WHERE session=? AND object=?")?
-                .execute(params![&session[..], *id as i64])?;
+                .execute(params![&session.0[..], *id as i64])?;
         }
         Op::SessionBegin(token) => {
-            c.prepare_cached("INSERT OR IGNORE INTO sessions VALUES(?)")?.execute([&token[..]])?;
+            c.prepare_cached("INSERT OR IGNORE INTO sessions VALUES(?)")?.execute([&token.0[..]])?;
         }
         Op::SessionEnd(token) => {
-            c.prepare_cached("DELETE FROM pins WHERE session=?")?.execute([&token[..]])?;
-            c.prepare_cached("DELETE FROM sessions WHERE token=?")?.execute([&token[..]])?;
+            c.prepare_cached("DELETE FROM pins WHERE session=?")?.execute([&token.0[..]])?;
+            c.prepare_cached("DELETE FROM sessions WHERE token=?")?.execute([&token.0[..]])?;
         }
         Op::ReserveIds(id) => set_meta(c, "next_id", &id.to_be_bytes())?,
         Op::Durable(id) => set_meta(c, "durable", &id.to_be_bytes())?,
@@ -393,99 +387,4 @@ fn meta(c: &Connection, key: &str) -> rusqlite::Result<Option<Vec<u8>>> {
 
 fn meta_id(c: &Connection, key: &str) -> rusqlite::Result<ObjectId> {
     Ok(meta(c, key)?.and_then(|v| v.try_into().ok()).map_or(0, ObjectId::from_be_bytes))
-}
-
-/// Returns the kernel's id of this boot; empty if it has none, and every start then counts as a reboot.
-fn boot_id() -> Vec<u8> {
-    std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default()
-}
-
-fn load(writer: &mut Connection) -> rusqlite::Result<Loaded> {
-    let t = writer.transaction()?;
-    let mut loaded = Loaded::default();
-    let boot = boot_id();
-    let same_boot = !boot.is_empty() && meta(&t, "boot")?.as_deref() == Some(&boot[..]);
-    let clean = meta(&t, "clean")?.as_deref() == Some(&[1]);
-    loaded.cut = !same_boot && !clean;
-    if loaded.cut {
-        let durable = meta_id(&t, "durable")?;
-        loaded.lost = t.execute("DELETE FROM objects WHERE id>?", [durable as i64])?;
-    }
-    set_meta(&t, "boot", &boot)?;
-    set_meta(&t, "clean", &[0])?;
-    t.execute("DELETE FROM pins WHERE object NOT IN (SELECT id FROM objects)", [])?;
-    loaded.instance = instance(&t)?;
-    loaded.next_id = meta_id(&t, "next_id")?.max(1);
-    read_rows(&t, &mut loaded)?;
-    drop_unpinned(&t, &mut loaded)?;
-    if let Some(last) = loaded.rows.last() {
-        loaded.next_id = loaded.next_id.max(last.id.saturating_add(1));
-    }
-    {
-        let mut statement = t.prepare("SELECT session, object FROM pins")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            if let Some(token) = token(row.get_ref(0)?.as_blob().unwrap_or_default()) {
-                loaded.pins.push((token, row.get::<_, i64>(1)? as u64));
-            }
-        }
-        let mut statement = t.prepare("SELECT token FROM sessions")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            loaded.sessions.extend(token(row.get_ref(0)?.as_blob().unwrap_or_default()));
-        }
-    }
-    t.commit()?;
-    Ok(loaded)
-}
-
-fn instance(t: &Transaction<'_>) -> rusqlite::Result<Token> {
-    if let Some(known) = meta(t, "instance")?.as_deref().and_then(token) {
-        return Ok(known);
-    }
-    let mut fresh = Token::default();
-    if getrandom::fill(&mut fresh).is_err() {
-        fresh[..8].copy_from_slice(&super::object::now_ms().to_be_bytes());
-    }
-    set_meta(t, "instance", &fresh)?;
-    Ok(fresh)
-}
-
-fn read_rows(t: &Transaction<'_>, loaded: &mut Loaded) -> rusqlite::Result<()> {
-    let mut statement = t.prepare("SELECT * FROM objects ORDER BY id")?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        loaded.rows.push(Row {
-            id: row.get::<_, i64>(0)? as u64,
-            uri: row.get_ref(1)?.as_blob_or_null().ok().flatten().map(Arc::from),
-            length: row.get::<_, i64>(2)? as u64,
-            charge: row.get::<_, i64>(3)? as u64,
-            mtime: row.get(4)?,
-            expires: row.get(5)?,
-            foreign: row.get(6)?,
-            session: row.get_ref(7)?.as_blob_or_null().ok().flatten().and_then(token),
-        });
-    }
-    Ok(())
-}
-
-/// Drops the rows of objects that are unlisted and unpinned: their removal had begun.
-fn drop_unpinned(t: &Transaction<'_>, loaded: &mut Loaded) -> rusqlite::Result<()> {
-    let unlisted: Vec<_> = loaded.rows.iter().filter(|row| row.uri.is_none()).map(|row| row.id).collect();
-    let mut gone = HashSet::new();
-    for id in unlisted {
-        let pinned = t.prepare_cached("SELECT 1 FROM pins WHERE object=?")?.exists([id as i64])?;
-        if !pinned {
-            execute(t, &Op::Forget(id))?;
-            gone.insert(id);
-        }
-    }
-    if !gone.is_empty() {
-        loaded.rows.retain(|row| !gone.contains(&row.id));
-    }
-    Ok(())
-}
-
-fn token(bytes: &[u8]) -> Option<Token> {
-    bytes.try_into().ok()
 }

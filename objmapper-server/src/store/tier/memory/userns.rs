@@ -1,5 +1,6 @@
 //! The helper child that mounts a tmpfs for an unprivileged process. In a user namespace of its
-//! own it may mount; it sends the mount's descriptor to its parent and exits.
+//! own it may mount; it sends the mount's descriptor to its parent and exits. Descriptors are sent and received by rustix, as owned ones; nix has
+//! numbers.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -134,7 +135,11 @@ mod tests {
         let program = dir.path().join("test");
         fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
         let output = Command::new(&program)
-            .args(["--exact", "store::userns::tests::an_ordinary_user_gets_its_mount_from_the_helper", "--nocapture"])
+            .args([
+                "--exact",
+                "store::tier::memory::userns::tests::an_ordinary_user_gets_its_mount_from_the_helper",
+                "--nocapture",
+            ])
             .env(AS_CHILD, "1")
             .current_dir("/")
             .uid(NOBODY)

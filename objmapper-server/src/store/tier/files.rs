@@ -1,4 +1,4 @@
-//! One tier: a directory of body files, its account and its eviction order.
+//! The files of a tier's bodies.
 //!
 //! A body's file is `xx/xxxxxxxxxxxxxxxx` below the tier's directory: two hex digits of
 //! `object & 0xff`, then `object` as 16 hex digits. It is written as an unnamed temporary file and
@@ -7,17 +7,18 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fchmod, ftruncate, linkat, openat, seek, unlinkat,
-};
-use rustix::io::Errno;
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, OFlag, fallocate, openat};
+use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::sys::statvfs::{Statvfs, fstatvfs};
+use nix::unistd::{UnlinkatFlags, Whence, ftruncate, linkat, lseek, syncfs, unlinkat, write};
 
-use super::account::{Account, page_round};
-use super::disk_dir::directory;
-use super::error::is_no_space;
-use super::evict::Policy;
-use super::object::ObjectId;
-use super::{StoreError, TierKind};
+use super::account::page_round;
+use super::directory::bodies_directory;
+use crate::store::error::is_no_space;
+use crate::store::object::ObjectId;
+use crate::store::{StoreError, TierKind};
 use crate::sys;
 
 /// Mode of bodies: read-only for all users, their owner included.
@@ -31,12 +32,21 @@ pub fn body_path(object: ObjectId) -> String {
     format!("{}/{object:016x}", fan_out(object))
 }
 
+/// The kind of file system that a tier's files are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Medium {
+    /// A tmpfs of the store's own. It allocates a hole when it is read through a mapping: where it has no room, the reader gets
+    /// SIGBUS. So bodies have no holes here.
+    Tmpfs,
+    /// A file system of the operator's, which other programs use, too.
+    Shared,
+}
+
+/// The files of a tier's bodies.
 #[derive(Debug)]
-pub(crate) struct Tier {
-    pub(crate) kind: TierKind,
+pub(crate) struct BodyFiles {
     pub(crate) dir: OwnedFd,
-    pub(crate) account: Account,
-    pub(crate) policy: Policy,
+    pub(crate) medium: Medium,
 }
 
 /// The size and the charge of a file.
@@ -50,19 +60,14 @@ pub(crate) struct Measure {
     pub(crate) allocated: u64,
 }
 
-impl Tier {
-    pub(crate) fn new(kind: TierKind, dir: OwnedFd, limit: u64) -> Self {
-        Tier { kind, dir, account: Account::new(limit), policy: Policy::default() }
-    }
-
+impl BodyFiles {
     /// Makes the fan-out directories and tries every operation that the store needs, so that an unsuitable
     /// file system is refused here. After [`StoreError::NoSpace`] the tier is usable: missing directories are made
-    /// when they are needed.
-    pub(crate) fn prepare(&self) -> Result<(), StoreError> {
+    /// when they are needed. `kind` is for the text of an error.
+    pub(crate) fn prepare(&self, kind: TierKind) -> Result<(), StoreError> {
         for i in 0..FAN_OUT {
             let name = fan_out(i.into());
-            directory(self.dir.as_fd(), &name, DIR_MODE).map_err(|source| {
-                let kind = self.kind;
+            bodies_directory(self.dir.as_fd(), &name, DIR_MODE).map_err(|source| {
                 match StoreError::io("making a tier's directory")(source) {
                     StoreError::Io { source, .. } => StoreError::Setup(format!(
                         "the {kind} tier's directory {name}: {source}; remedy: remove it, or give another directory"
@@ -76,9 +81,8 @@ impl Tier {
                 return StoreError::io("trying the tier's file system")(e);
             }
             StoreError::Setup(format!(
-                "the {} tier's file system cannot do what the store needs (O_TMPFILE, linkat, \
-                 file leases): {e}; remedy: use a local ext4, xfs, btrfs or tmpfs",
-                self.kind
+                "the {kind} tier's file system cannot do what the store needs (O_TMPFILE, linkat, \
+                 file leases): {e}; remedy: use a local ext4, xfs, btrfs or tmpfs"
             ))
         })
     }
@@ -90,7 +94,7 @@ impl Tier {
             _ => {}
         }
         let (writer, reader) = self.create()?;
-        rustix::io::write(&writer, b"x")?;
+        write(&writer, b"x")?;
         if sys::has_no_writers(reader.as_fd())? {
             return Err(io::Error::other("a lease was granted although the file is open for writing"));
         }
@@ -106,11 +110,11 @@ impl Tier {
     /// Makes an unnamed file. Returns its writable descriptor, and a read-only one by which the store
     /// links it later (it does not count as a writer).
     pub(crate) fn create(&self) -> io::Result<(OwnedFd, OwnedFd)> {
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let writer = openat(&self.dir, ".", flags, Mode::from_raw_mode(BODY_MODE))?;
+        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        let writer = openat(&self.dir, ".", flags, Mode::from_bits_truncate(BODY_MODE))?;
         // Independent of the umask: readers of another user need the mode.
-        fchmod(&writer, Mode::from_raw_mode(BODY_MODE))?;
-        let reader = openat(CWD, proc_path(writer.as_fd()), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        fchmod(&writer, Mode::from_bits_truncate(BODY_MODE))?;
+        let reader = openat(AT_FDCWD, &*proc_path(writer.as_fd()), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         Ok((writer, reader))
     }
 
@@ -118,8 +122,8 @@ impl Tier {
     /// is made again.
     pub(crate) fn publish(&self, file: BorrowedFd<'_>, object: ObjectId) -> io::Result<()> {
         match self.link(file, object) {
-            Err(Errno::NOENT) => {
-                directory(self.dir.as_fd(), &fan_out(object), DIR_MODE)?;
+            Err(Errno::ENOENT) => {
+                bodies_directory(self.dir.as_fd(), &fan_out(object), DIR_MODE)?;
                 Ok(self.link(file, object)?)
             }
             other => Ok(other?),
@@ -128,17 +132,17 @@ impl Tier {
 
     fn link(&self, file: BorrowedFd<'_>, object: ObjectId) -> Result<(), Errno> {
         let to = body_path(object);
-        match linkat(CWD, proc_path(file), &self.dir, to.as_str(), AtFlags::SYMLINK_FOLLOW) {
+        match linkat(AT_FDCWD, &*proc_path(file), &self.dir, to.as_str(), AtFlags::AT_SYMLINK_FOLLOW) {
             // Without /proc: kernels from 6.10 allow it to the process that opened the file.
-            Err(Errno::NOENT | Errno::ACCESS) => linkat(file, "", &self.dir, to.as_str(), AtFlags::EMPTY_PATH),
+            Err(Errno::ENOENT | Errno::EACCES) => linkat(file, "", &self.dir, to.as_str(), AtFlags::AT_EMPTY_PATH),
             other => other,
         }
     }
 
     /// Opens the body read-only.
     pub(crate) fn open_body(&self, object: ObjectId) -> io::Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        Ok(openat(&self.dir, body_path(object), flags, Mode::empty())?)
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        Ok(openat(&self.dir, &*body_path(object), flags, Mode::empty())?)
     }
 
     /// Opens the body read-write, for v0.1 clients that overwrite.
@@ -147,13 +151,13 @@ impl Tier {
     }
 
     fn reopen_writable(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-        let open = || openat(CWD, proc_path(file), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        let open = || openat(AT_FDCWD, &*proc_path(file), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty());
         match open() {
             // Mode 0444 applies to the owner too, unless it is root: it is changed for the time of the call.
-            Err(Errno::ACCESS) => {
-                fchmod(file, Mode::from_raw_mode(0o644))?;
+            Err(Errno::EACCES) => {
+                fchmod(file, Mode::from_bits_truncate(0o644))?;
                 let writer = open();
-                fchmod(file, Mode::from_raw_mode(BODY_MODE))?;
+                fchmod(file, Mode::from_bits_truncate(BODY_MODE))?;
                 Ok(writer?)
             }
             other => Ok(other?),
@@ -170,7 +174,7 @@ impl Tier {
         if takes <= bytes {
             return Ok(None);
         }
-        ftruncate(&writer, before.length.min(bytes))?;
+        ftruncate(&writer, offset(before.length.min(bytes)))?;
         Self::trim(writer.as_fd(), bytes)?;
         Ok(Some(takes))
     }
@@ -180,40 +184,56 @@ impl Tier {
         if length == 0 {
             return Ok(None);
         }
-        let hole = seek(file, SeekFrom::Hole(0))?;
+        let hole = lseek(file, 0, Whence::SeekHole)?;
         // A client's duplicate shares the offset, and the client reads from it.
-        seek(file, SeekFrom::Start(0))?;
+        lseek(file, 0, Whence::SeekSet)?;
+        let hole = u64::try_from(hole).unwrap_or(0);
         Ok((hole < length).then_some(hole))
     }
 
     pub(crate) fn unlink(&self, object: ObjectId) -> io::Result<()> {
-        Ok(unlinkat(&self.dir, body_path(object), AtFlags::empty())?)
+        Ok(unlinkat(&self.dir, &*body_path(object), UnlinkatFlags::NoRemoveDir)?)
+    }
+
+    /// Returns the figures of the file system.
+    pub(crate) fn statvfs(&self) -> io::Result<Statvfs> {
+        Ok(fstatvfs(&self.dir)?)
+    }
+
+    /// Brings all files to stable storage.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        Ok(syncfs(&self.dir)?)
     }
 
     /// Removes every file: a memory tier starts empty, even in a mount that a former process used.
     pub(crate) fn clear(&self) -> io::Result<()> {
-        self.for_each_file(|dir, name, _| {
-            unlinkat(dir, name, AtFlags::empty())?;
-            Ok(())
-        })
+        self.sweep(|_| true).map(drop)
     }
 
-    /// Calls `f` with directory, name and object id of every file whose name is a body's.
-    pub(crate) fn for_each_file(
-        &self,
-        f: impl FnMut(BorrowedFd<'_>, &std::ffi::CStr, ObjectId) -> io::Result<()>,
-    ) -> io::Result<()> {
-        body_files(self.dir.as_fd(), f)
+    /// Removes every file of whose id `is_unwanted` returns true, and returns their number.
+    pub(crate) fn sweep(&self, mut is_unwanted: impl FnMut(ObjectId) -> bool) -> io::Result<u64> {
+        let mut removed = 0;
+        body_files(self.dir.as_fd(), |dir, name, id| {
+            if is_unwanted(id) {
+                match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
+                    Ok(()) => removed += 1,
+                    Err(Errno::ENOENT) => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            Ok(())
+        })?;
+        Ok(removed)
     }
 
     /// Returns true if this user can make one more file now and write `bytes` to it.
-    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+    pub(crate) fn has_space(&self, bytes: u64) -> bool {
         !make_file(self.dir.as_fd(), bytes).is_err_and(|e| is_no_space(&e))
     }
 
     /// Measures the length and the charge of a file.
     pub(crate) fn measure(&self, file: BorrowedFd<'_>) -> io::Result<Measure> {
-        let stat = rustix::fs::fstat(file)?;
+        let stat = fstat(file)?;
         let length = u64::try_from(stat.st_size).unwrap_or(0);
         // An empty file is charged a page: its inode and its index entry take memory, and a limit
         // in bytes must bound their number.
@@ -221,9 +241,9 @@ impl Tier {
         let blocks = page_round(u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512));
         // A disk file system counts its own metadata among the blocks, which is not charged. Space
         // that a client allocates beyond the end is more than this tolerance.
-        let tolerance = match self.kind {
-            TierKind::Memory => 0,
-            TierKind::Disk => 64 * 1024 + pages / 64,
+        let tolerance = match self.medium {
+            Medium::Tmpfs => 0,
+            Medium::Shared => 64 * 1024 + pages / 64,
         };
         let (charge, allocated) =
             if blocks > pages.saturating_add(tolerance) { (blocks, blocks) } else { (pages, blocks.min(pages)) };
@@ -232,9 +252,14 @@ impl Tier {
 
     /// Frees the space that is allocated beyond the file's end.
     pub(crate) fn trim(file: BorrowedFd<'_>, length: u64) -> io::Result<()> {
-        const REST: u64 = 1 << 40;
+        const REST: i64 = 1 << 40;
         let from = page_round(length);
-        fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, from, REST)?;
+        fallocate(
+            file,
+            FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+            offset(from),
+            REST,
+        )?;
         Ok(())
     }
 }
@@ -245,18 +270,18 @@ pub(super) fn body_files(
     mut f: impl FnMut(BorrowedFd<'_>, &std::ffi::CStr, ObjectId) -> io::Result<()>,
 ) -> io::Result<()> {
     for i in 0..FAN_OUT {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let dir = match openat(tier, fan_out(i.into()), flags, Mode::empty()) {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut dir = match Dir::openat(tier, &*fan_out(i.into()), flags, Mode::empty()) {
             Ok(dir) => dir,
-            Err(Errno::NOENT) => continue,
+            Err(Errno::ENOENT) => continue,
             Err(e) => return Err(e.into()),
         };
-        for entry in rustix::fs::Dir::read_from(&dir)? {
-            let entry = entry?;
-            let name = entry.file_name();
+        // Read first: a file that is removed meanwhile does not change the walk.
+        let names = dir.iter().map(|entry| Ok(entry?.file_name().to_owned())).collect::<nix::Result<Vec<_>>>()?;
+        for name in names {
             let id = name.to_str().ok().filter(|n| n.len() == 16);
             if let Some(id) = id.and_then(|n| ObjectId::from_str_radix(n, 16).ok()) {
-                f(dir.as_fd(), name, id)?;
+                f(dir.as_fd(), &name, id)?;
             }
         }
     }
@@ -266,12 +291,17 @@ pub(super) fn body_files(
 /// Makes an unnamed file of `bytes` bytes and drops it. An error means that there is no room for it. On a file system
 /// without fallocate only the inode is tested.
 pub(super) fn make_file(dir: BorrowedFd<'_>, bytes: u64) -> io::Result<()> {
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let file = openat(dir, ".", flags, Mode::from_raw_mode(0o600))?;
-    match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
-        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    let file = openat(dir, ".", flags, Mode::from_bits_truncate(0o600))?;
+    match fallocate(&file, FallocateFlags::empty(), 0, offset(bytes)) {
+        Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(()),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Converts a number of bytes for a system call. A file system takes no offset above the maximum, and says so.
+fn offset(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 fn fan_out(object: ObjectId) -> String {
@@ -287,12 +317,12 @@ mod tests {
     use super::*;
     use crate::store::{MemoryMount, MountAccess};
 
-    fn memory(limit: u64) -> Tier {
+    fn memory(limit: u64) -> BodyFiles {
         let mount = MemoryMount::new(limit, MountAccess::Owner).unwrap();
         let dir = mount.root().try_clone_to_owned().unwrap();
-        let tier = Tier::new(TierKind::Memory, dir, limit);
-        tier.prepare().unwrap();
-        tier
+        let files = BodyFiles { dir, medium: Medium::Tmpfs };
+        files.prepare(TierKind::Memory).unwrap();
+        files
     }
 
     #[test]
@@ -304,12 +334,12 @@ mod tests {
     fn a_body_cannot_be_opened_twice_under_one_name_and_is_read_only() {
         let tier = memory(1 << 20);
         let (writer, reader) = tier.create().unwrap();
-        assert_eq!(rustix::io::write(&writer, b"hello").unwrap(), 5);
+        assert_eq!(write(&writer, b"hello").unwrap(), 5);
         drop(writer);
         tier.publish(reader.as_fd(), 7).unwrap();
         assert!(tier.publish(reader.as_fd(), 7).is_err());
         let body = tier.open_body(7).unwrap();
-        assert_eq!(rustix::io::write(&body, b"x").unwrap_err(), Errno::BADF);
+        assert_eq!(write(&body, b"x").unwrap_err(), Errno::EBADF);
         assert_eq!(tier.measure(body.as_fd()).unwrap().charge, 4096);
         tier.clear().unwrap();
         assert!(tier.open_body(7).is_err());
@@ -319,10 +349,10 @@ mod tests {
     fn a_surplus_allocation_weighs_until_it_is_trimmed() {
         let tier = memory(1 << 20);
         let (writer, reader) = tier.create().unwrap();
-        fallocate(&writer, FallocateFlags::KEEP_SIZE, 0, 64 << 10).unwrap();
-        rustix::io::write(&writer, b"hello").unwrap();
+        fallocate(&writer, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, 64 << 10).unwrap();
+        write(&writer, b"hello").unwrap();
         assert_eq!(tier.measure(reader.as_fd()).unwrap().charge, 64 << 10);
-        Tier::trim(writer.as_fd(), 5).unwrap();
+        BodyFiles::trim(writer.as_fd(), 5).unwrap();
         assert_eq!(tier.measure(reader.as_fd()).unwrap().charge, 4096);
     }
 }

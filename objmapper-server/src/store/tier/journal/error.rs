@@ -1,14 +1,14 @@
-//! Failures of the disk tier's index, classified by the store's reaction: evict and retry, start empty, or report.
+//! Failures of a journal, classified by the store's reaction: evict and retry, start empty, or report.
 
 use std::io;
 
 use rusqlite::ErrorCode;
 
-use super::StoreError;
+use crate::store::StoreError;
 
-/// A failure of the index, classified by the store's reaction.
+/// A failure of a journal, classified by the store's reaction.
 #[derive(Debug, Clone)]
-pub(crate) enum IndexError {
+pub(crate) enum JournalError {
     /// The file system or the quota has no room: the store evicts and tries again.
     NoSpace(String),
     /// A read or write failed: the file system has no room (SQLite reports EDQUOT so), or the disk is bad.
@@ -19,12 +19,12 @@ pub(crate) enum IndexError {
     Other(String),
 }
 
-impl From<rusqlite::Error> for IndexError {
+impl From<rusqlite::Error> for JournalError {
     fn from(error: rusqlite::Error) -> Self {
         let text = error.to_string();
         match error.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => IndexError::NoSpace(text),
-            Some(ErrorCode::SystemIoFailure) => IndexError::Io(text),
+            Some(ErrorCode::DiskFull) => JournalError::NoSpace(text),
+            Some(ErrorCode::SystemIoFailure) => JournalError::Io(text),
             Some(
                 ErrorCode::PermissionDenied
                 | ErrorCode::OutOfMemory
@@ -34,21 +34,21 @@ impl From<rusqlite::Error> for IndexError {
                 | ErrorCode::DatabaseLocked
                 | ErrorCode::NoLargeFileSupport
                 | ErrorCode::FileLockingProtocolFailed,
-            ) => IndexError::Other(text),
+            ) => JournalError::Other(text),
             // Corrupt, not a database, no such table, another type; and rusqlite's errors for impossible values.
-            _ => IndexError::Damaged(text),
+            _ => JournalError::Damaged(text),
         }
     }
 }
 
-impl IndexError {
+impl JournalError {
     /// Converts it for the store's callers. `full` returns true if the file system has no room, which is then the cause of an
     /// I/O error.
     pub(crate) fn into_store_error(self, full: impl FnOnce() -> bool) -> StoreError {
         match self {
-            IndexError::NoSpace(text) => no_space(text),
-            IndexError::Io(text) if full() => no_space(text),
-            IndexError::Io(text) | IndexError::Damaged(text) | IndexError::Other(text) => StoreError::Index(text),
+            JournalError::NoSpace(text) => no_space(text),
+            JournalError::Io(text) if full() => no_space(text),
+            JournalError::Io(text) | JournalError::Damaged(text) | JournalError::Other(text) => StoreError::Index(text),
         }
     }
 }
@@ -57,10 +57,12 @@ fn no_space(text: String) -> StoreError {
     StoreError::NoSpace { what: "the disk tier's index", source: io::Error::other(text) }
 }
 
-impl std::fmt::Display for IndexError {
+impl std::fmt::Display for JournalError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (IndexError::NoSpace(text) | IndexError::Io(text) | IndexError::Damaged(text) | IndexError::Other(text)) =
-            self;
+        let (JournalError::NoSpace(text)
+        | JournalError::Io(text)
+        | JournalError::Damaged(text)
+        | JournalError::Other(text)) = self;
         f.write_str(text)
     }
 }

@@ -9,21 +9,23 @@
 //!
 //! The session's lock guards its tables. The work on the objects of an ended session is done after the lock is released.
 
+mod delivery;
+mod pin;
+
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::delivery::Delivery;
-use super::disk_index::Op;
-use super::object::{Entry, Object, ObjectId, Token, check_uri, now_ms};
-use super::pin::Pin;
-use super::private::{Commit, Private, PrivateObject};
-use super::room::warn;
-use super::{Inner, Store, StoreError, TierChoice, TierKind};
+pub use delivery::{Delivery, Grant, RequestGuard};
+pub(super) use pin::Pin;
+
+use super::object::{Object, ObjectId, check_uri};
+use super::publication::{Commit, Private, PrivateObject};
+use super::tier::journal::Op;
+use super::{Entry, Inner, Store, StoreError, TierKind, Token};
 
 /// The time that a session lives without a connection if its client may not have received its token.
 const UNUSED_GRACE: Duration = Duration::from_secs(5);
@@ -36,7 +38,7 @@ pub(crate) struct SessionCore {
 
 #[derive(Debug, Default)]
 pub(crate) struct SessionState {
-    ended: bool,
+    pub(super) ended: bool,
     /// Live [`Session`] handles (connections).
     pub(super) attached: usize,
     /// The time at which the last handle was dropped: the beginning of the grace time.
@@ -63,8 +65,7 @@ pub struct Session {
 
 impl Clone for Session {
     fn clone(&self) -> Self {
-        self.core.state.lock().attached += 1;
-        Session { store: self.store.clone(), core: self.core.clone() }
+        Session::handle(&self.store, &self.core)
     }
 }
 
@@ -95,22 +96,28 @@ impl Session {
 
     /// Creates a private object with `length` bytes reserved (0 if the length is unknown).
     /// With `uri`, a delete of that URI from now on makes the commit a conflict.
-    pub fn create(&self, tier: TierChoice, length: u64, uri: Option<&[u8]>) -> Result<PrivateObject, StoreError> {
+    pub fn create(&self, tier: Option<TierKind>, length: u64, uri: Option<&[u8]>) -> Result<PrivateObject, StoreError> {
         let (private, file) = self.store.inner.create_private(tier, length, uri)?;
         {
             let mut state = self.core.state.lock();
             if !state.ended {
                 state.privates.insert(private.handle, private.clone());
-                return Ok(PrivateObject {
-                    session: self.clone_locked(&mut state),
-                    private,
-                    file: Some(file),
-                    armed: true,
-                });
+                return Ok(PrivateObject::new(self.clone_locked(&mut state), private, file));
             }
         }
         self.store.inner.abort_private(&private);
         Err(StoreError::UnknownSession)
+    }
+
+    /// Drops the handle and leaves the session attached, for a session that lives as long as the store.
+    pub(super) fn into_attached(self) {
+        self.core.state.lock().attached += 1;
+    }
+
+    /// Returns another handle of a session of `store`.
+    pub(super) fn handle(store: &Store, core: &Arc<SessionCore>) -> Session {
+        core.state.lock().attached += 1;
+        Session { store: store.clone(), core: core.clone() }
     }
 
     fn clone_locked(&self, state: &mut SessionState) -> Session {
@@ -184,11 +191,8 @@ impl Session {
 
     /// Completes the release of a pin that was taken out of the session.
     pub(super) fn released(&self, object: &Arc<Object>) {
-        let inner = &self.store.inner;
-        if let (TierKind::Disk, Some(index)) = (object.tier, &inner.disk_index) {
-            index.enqueue(vec![Op::Unpin(self.core.token, object.id)]);
-        }
-        inner.unpin(object);
+        object.tier.record_later(Op::Unpin(self.core.token, object.id));
+        self.store.inner.unpin(object);
     }
 
     /// Notes that the client has sent a request in the session.
@@ -231,8 +235,10 @@ impl Inner {
             return Err(StoreError::TooMany { what: "sessions", limit: self.max_sessions });
         }
         let token = random_token()?;
-        if let Err(e) = self.apply_with_room(|| vec![Op::SessionBegin(token)]) {
-            warn(&self.room.unsaved, &format_args!("a session will not survive a restart: {e}"));
+        for tier in self.tiers.persistent() {
+            if let Err(e) = self.with_space(tier, || tier.record(vec![Op::SessionBegin(token)])) {
+                self.diagnostics.note_unsaved(&"a session", &e);
+            }
         }
         Ok(self.add_session(token, false))
     }
@@ -259,18 +265,14 @@ impl Inner {
         for private in privates.values() {
             self.abort_private(private);
         }
-        if let Some(index) = &self.disk_index {
-            index.enqueue(vec![Op::SessionEnd(core.token)]);
-        }
+        self.tiers.persistent().for_each(|tier| tier.record_later(Op::SessionEnd(core.token)));
         for object in ephemeral.values() {
             self.discard(object);
         }
         for pin in pins.values() {
             self.unpin(&pin.object);
         }
-        if self.disk_index.is_some() {
-            self.flush_index(TierKind::Disk);
-        }
+        self.tiers.persistent().for_each(|tier| tier.flush());
     }
 
     /// Ends the sessions whose grace time has passed.
@@ -290,169 +292,11 @@ impl Inner {
             self.end_session(&core);
         }
     }
-
-    /// Looks up the object of a URI. Pins it if `pin` is true, which needs a session.
-    pub(crate) fn find(
-        &self,
-        session: Option<&Arc<SessionCore>>,
-        uri: &[u8],
-        pin: bool,
-    ) -> Result<Option<(Arc<Object>, bool)>, StoreError> {
-        loop {
-            let Some(object) = self.index.get(uri) else { return Ok(None) };
-            if object.expired(now_ms()) {
-                return Ok(None); // the sweep for expired objects frees it
-            }
-            if object.growing.load(Relaxed) && !self.remeasure(&object) {
-                return Ok(None);
-            }
-            match session {
-                Some(session) if pin => {
-                    if self.pin(session, &object)? {
-                        return Ok(Some((object, true)));
-                    }
-                    // The object was replaced or removed in between: look up again.
-                }
-                Some(session) => {
-                    let pinned = session.state.lock().pins.contains_key(&object.id);
-                    self.touch(&object);
-                    return Ok(Some((object, pinned)));
-                }
-                None => {
-                    self.touch(&object);
-                    return Ok(Some((object, false)));
-                }
-            }
-        }
-    }
-
-    fn touch(&self, object: &Object) {
-        if let Ok(tier) = self.tier(object.tier) {
-            tier.policy.touch(object.id);
-        }
-    }
-
-    pub(crate) fn lookup_for(
-        &self,
-        session: &Arc<SessionCore>,
-        uri: &[u8],
-        pin: bool,
-    ) -> Result<Option<Entry>, StoreError> {
-        Ok(self.find(Some(session), uri, pin)?.map(|(object, pinned)| object.entry(pinned)))
-    }
-
-    pub(crate) fn open_for(
-        &self,
-        session: Option<&Arc<SessionCore>>,
-        uri: &[u8],
-        pin: bool,
-    ) -> Result<Option<(Entry, OwnedFd)>, StoreError> {
-        loop {
-            let Some((object, pinned)) = self.find(session, uri, pin)? else { return Ok(None) };
-            match self.tier(object.tier)?.open_body(object.id) {
-                Ok(file) => return Ok(Some((object.entry(pinned), file))),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                    // The object was evicted in between, or another process has removed its file: then it must not
-                    // be found again.
-                    if object.state.lock().listed {
-                        self.note_lost_file(&object);
-                        self.discard(&object);
-                    }
-                }
-                Err(source) => return Err(StoreError::Io { what: "opening a body", source }),
-            }
-        }
-    }
-
-    /// Pins the object, once per session. Returns false if it is not listed any more.
-    fn pin(&self, session: &Arc<SessionCore>, object: &Arc<Object>) -> Result<bool, StoreError> {
-        {
-            let mut session = session.state.lock();
-            if session.ended {
-                return Err(StoreError::UnknownSession);
-            }
-            if session.pins.contains_key(&object.id) {
-                return Ok(true);
-            }
-            if !self.take_pin(object) {
-                return Ok(false);
-            }
-            session.pins.insert(object.id, Pin::new(object.clone()));
-        }
-        if object.tier == TierKind::Disk
-            && let Err(e) = self.apply(vec![Op::Pin(session.token, object.id)])
-        {
-            warn(
-                &self.room.unsaved,
-                &format_args!("a pin of object {:016x} will not survive a restart: {e}", object.id),
-            );
-        }
-        Ok(true)
-    }
-
-    fn take_pin(&self, object: &Arc<Object>) -> bool {
-        let mut state = object.state.lock();
-        if !state.listed {
-            return false;
-        }
-        state.pins += 1;
-        if state.pins == 1
-            && let Ok(tier) = self.tier(object.tier)
-        {
-            tier.account.pinned.fetch_add(object.charge(), Relaxed);
-            tier.policy.remove(object.id);
-        }
-        true
-    }
-
-    /// Enters a new object's pin, taken at its creation, into the session.
-    pub(crate) fn adopt(&self, session: &Arc<SessionCore>, object: &Arc<Object>, pinned: bool) {
-        let (ended, twice) = {
-            let mut state = session.state.lock();
-            if state.ended {
-                (true, false)
-            } else {
-                if object.ephemeral.is_some() && object.state.lock().listed {
-                    state.ephemeral.insert(object.id, object.clone());
-                }
-                (false, pinned && state.pins.insert(object.id, Pin::new(object.clone())).is_some())
-            }
-        };
-        if ended && object.ephemeral.is_some() {
-            self.discard(object);
-        }
-        if (ended && pinned) || twice {
-            self.unpin(object);
-        }
-    }
-
-    /// Drops one pin; the last one frees an unlisted object, deletes an ephemeral one and makes any
-    /// other evictable.
-    pub(crate) fn unpin(&self, object: &Arc<Object>) {
-        let Ok(tier) = self.tier(object.tier) else { return };
-        let freed = {
-            let mut state = object.state.lock();
-            state.pins = state.pins.saturating_sub(1);
-            if state.pins > 0 {
-                return;
-            }
-            tier.account.pinned.fetch_sub(object.charge(), Relaxed);
-            if state.listed && object.ephemeral.is_none() {
-                tier.policy.insert(object.clone());
-            }
-            !state.listed
-        };
-        if freed {
-            self.forget_row(object);
-            self.remove_file(object);
-        } else if object.ephemeral.is_some() {
-            self.discard(object);
-        }
-    }
 }
 
 pub(crate) fn random_token() -> Result<Token, StoreError> {
     let mut token = Token::default();
-    getrandom::fill(&mut token).map_err(|e| StoreError::io("random numbers")(std::io::Error::other(e.to_string())))?;
+    getrandom::fill(&mut token.0)
+        .map_err(|e| StoreError::io("random numbers")(std::io::Error::other(e.to_string())))?;
     Ok(token)
 }

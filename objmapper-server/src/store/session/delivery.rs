@@ -1,11 +1,13 @@
-//! The delivery of one connection: what its replies gave, for as long as the client may not have read them.
+//! What a reply gives its client, from the reply's making until it is known to be read.
 //!
-//! A reply can give its client something: a lease, a private object, a pin. A reply that the client never reads (its
+//! A reply can give its client a [`Grant`]: a lease, a private object, a pin. A reply that the client never reads (its
 //! deadline has passed, the connection was cut) would leave that held for as long as the session lives. The client alone
-//! knows how many replies it has read; it says so with LOST once a connection has ended (EXTENSIONS.md).
+//! knows how many replies it has read; it says so with LOST once a connection has ended (EXTENSIONS.md). So each connection has a
+//! [`Delivery`], which records what its replies gave for as long as they may be unread.
 //!
 //! | event | what the replies gave |
 //! |---|---|
+//! | a reply cannot be sent | a lease and a private object are taken back at once (`net::handover`); a pin, which may be another reply's, too, stays |
 //! | request n arrives on a pipeline of depth d | replies up to n - d have been read: it is the client's |
 //! | LOST with r replies read | up to r it is the client's, beyond it is given back; nothing more is carried out |
 //! | the connection ends without LOST | it stays recorded until LOST or the session's end |
@@ -18,15 +20,29 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::grant::Grant;
-use super::session::Session;
+use super::Session;
+use super::pin::Claim;
+use crate::store::StoreError;
+use crate::store::object::ObjectId;
 
 /// The maximum number of ended connections whose deliveries a session keeps for LOST. Beyond it the replies of the oldest
 /// count as read.
 const MAX_ENDED: usize = 64;
+
+/// What a reply gave to its client, in the session of the reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grant {
+    /// A lease, by its number.
+    Lease(u64),
+    /// A private object, by its handle.
+    Private(u64),
+    /// A pin of this object.
+    Pin(ObjectId),
+}
 
 /// The record of one connection's replies; see the module.
 #[derive(Debug)]
@@ -123,6 +139,29 @@ fn number() -> u64 {
 }
 
 impl Session {
+    /// Takes back a grant that no reply has reported, or will report.
+    pub fn withdraw(&self, grant: Grant) {
+        // Replies are numbered from 1, so no reply has this claim.
+        self.take_back(grant, (0, 0));
+    }
+
+    /// Takes a grant back. For a pin, only the claim of one reply goes.
+    pub(super) fn take_back(&self, grant: Grant, claim: Claim) {
+        let taken_back = match grant {
+            Grant::Lease(lease) => self.unlease(lease, Duration::ZERO),
+            Grant::Private(handle) => self.abort(handle),
+            Grant::Pin(object) => {
+                self.drop_claim(object, claim);
+                Ok(())
+            }
+        };
+        match taken_back {
+            // The grant has ended by itself, or with its session.
+            Ok(()) | Err(StoreError::UnknownHandle | StoreError::UnknownSession) => {}
+            Err(e) => log::error!("taking back what a reply granted: {e}"),
+        }
+    }
+
     /// Begins to record what the replies on a connection of this session give. `depth` is the depth of its pipeline.
     pub fn begin_delivery(&self, depth: u16) -> Arc<Delivery> {
         let delivery = Arc::new(Delivery { number: number(), depth: depth.into(), state: Mutex::default() });

@@ -1,4 +1,4 @@
-//! Eviction: the order in which a tier's objects are evicted when it needs room.
+//! The order in which a tier's objects are evicted when it needs bytes.
 //!
 //! The order is least-recently-used (the `lru` crate), as in Varnish itself. Only objects that may
 //! be evicted are in it: a pin takes an object out, its last release puts it back in front. So
@@ -9,24 +9,24 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::object::{Object, ObjectId};
+use crate::store::object::{Object, ObjectId};
 
 /// A tier's eviction order.
-pub(crate) struct Policy(Mutex<LruCache<ObjectId, Arc<Object>>>);
+pub(crate) struct EvictionOrder(Mutex<LruCache<ObjectId, Arc<Object>>>);
 
-impl Default for Policy {
+impl Default for EvictionOrder {
     fn default() -> Self {
-        Policy(Mutex::new(LruCache::unbounded()))
+        EvictionOrder(Mutex::new(LruCache::unbounded()))
     }
 }
 
-impl std::fmt::Debug for Policy {
+impl std::fmt::Debug for EvictionOrder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Policy({} evictable)", self.0.lock().len())
+        write!(f, "EvictionOrder({} evictable)", self.0.lock().len())
     }
 }
 
-impl Policy {
+impl EvictionOrder {
     /// Makes an object evictable as the most recently used.
     pub(crate) fn insert(&self, object: Arc<Object>) {
         self.0.lock().push(object.id, object);
@@ -47,6 +47,11 @@ impl Policy {
         if let Some(mut order) = self.0.try_lock() {
             order.promote(&object);
         }
+    }
+
+    /// Drops all references to objects.
+    pub(crate) fn clear(&self) {
+        self.0.lock().clear();
     }
 
     /// Makes an object unevictable, because it is pinned or removed.
