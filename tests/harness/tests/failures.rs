@@ -209,7 +209,8 @@ impl Both {
         let key = self.l2.key(b"www", request.0.as_bytes(), None);
         let (wait, hold) = (Duration::ZERO, BOUND);
         let (client, refresh, adopts) = (&request, false, None);
-        let lookup = Lookup { key: &key, request: &request, client, wait, hold, now: NOW, refresh, adopts };
+        let lookup =
+            Lookup { key: &key, request: &request, client, wait, token: None, hold, now: NOW, refresh, adopts };
         let Finding::Miss(miss) = self.l2.find(&lookup, &Counters::default()) else { anyhow::bail!("not a miss") };
         let ticket = miss.ticket.with_context(|| format!("no ticket: {}", miss.why))?;
         Ok((ticket, request))
@@ -226,6 +227,7 @@ impl Both {
             keep: 0.0,
             gzip_bits: None,
             flags: 0,
+            origin: None,
         }
     }
 
