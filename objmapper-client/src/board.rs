@@ -5,7 +5,8 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::errno::Errno;
@@ -17,6 +18,8 @@ use objmapper_proto::ext::board::{
     AT_ID, AT_SHARDS, AT_SLOTS, AT_VERSION, HEADER_LEN, MAGIC, SHARDS, SIZE, SLOTS, VERSION, Word, slot_of,
 };
 use objmapper_proto::ext::{Fence, Token};
+// nix has no futex.
+use rustix::thread::{Timespec, futex};
 
 use crate::error::{Error, Result};
 
@@ -121,11 +124,37 @@ impl Board {
         self.word(Word::Announced(slot)).fetch_add(1, SeqCst).wrapping_add(1)
     }
 
-    /// Marks bans that were announced and never recorded as recorded. Returns false, and changes nothing, if another process has
+    /// Waits until the number of recorded bans is another one than `seen`. Returns after `timeout` at the latest, and may
+    /// return earlier for no reason.
+    pub fn wait_recorded(&self, slot: u32, seen: u64, timeout: Duration) {
+        let recorded = self.word(Word::Recorded(slot));
+        let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
+        if recorded.load(SeqCst) == seen {
+            // Whatever it returns, the caller looks at the board again.
+            let _ = futex::wait(low_half(recorded), futex::Flags::empty(), seen as u32, Some(&timeout));
+        }
+    }
+
+    /// Changes the number of recorded bans, and wakes the processes that wait for that: counts bans that are in the log, or
+    /// marks bans that were announced and never recorded as recorded. Returns false, and changes nothing, if another process has
     /// recorded or healed since `seen_recorded` was read. The caller must have made sure that no older object is used any more.
     pub fn heal(&self, slot: u32, seen_recorded: u64, seen_announced: u64) -> bool {
-        self.word(Word::Recorded(slot)).compare_exchange(seen_recorded, seen_announced, SeqCst, SeqCst).is_ok()
+        let recorded = self.word(Word::Recorded(slot));
+        let changed = recorded.compare_exchange(seen_recorded, seen_announced, SeqCst, SeqCst).is_ok();
+        if changed {
+            // It fails for an invalid address only.
+            let _ = futex::wake(low_half(recorded), futex::Flags::empty(), i32::MAX as u32);
+        }
+        changed
     }
+}
+
+/// Returns the half of a word that changes with each addition: what the kernel compares and wakes by.
+fn low_half(word: &AtomicU64) -> &AtomicU32 {
+    let at = if cfg!(target_endian = "big") { 1 } else { 0 };
+    // SAFETY: half of the word, aligned for it, for as long as the word is borrowed. It is only given to the kernel, which
+    // reads it as other processes change it: no access of half a word is made by this program.
+    unsafe { AtomicU32::from_ptr(word.as_ptr().cast::<u32>().add(at)) }
 }
 
 #[cfg(test)]
@@ -183,6 +212,28 @@ mod tests {
         let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         fallocate(&fd, punch, 0, SIZE as i64).unwrap();
         assert_eq!((board.announced(3), board.announce(3)), (0, 1));
+    }
+
+    #[test]
+    fn a_change_wakes_other_mappings() {
+        let fd = memfd(&image(), SIZE, SEALS);
+        let (a, b) = (Board::map(&fd).unwrap(), Board::map(&fd).unwrap());
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                let began = std::time::Instant::now();
+                while b.recorded(3) == 0 {
+                    b.wait_recorded(3, 0, Duration::from_secs(60));
+                }
+                began.elapsed()
+            });
+            while !waits.is_finished() && a.recorded(3) == 0 {
+                std::thread::yield_now();
+                assert!(a.heal(3, 0, 1));
+            }
+            assert!(waits.join().unwrap() < Duration::from_secs(50));
+        });
+        // Changed already: no wait.
+        b.wait_recorded(3, 0, Duration::from_secs(60));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::invalidation::entry::Follower;
 use crate::regex::Regexes;
 
 /// How the store is reached.
@@ -38,11 +39,28 @@ pub enum Notice {
     Refused(String),
     /// The store accepts fewer connections than configured; the text says why.
     FewConnections(String),
-    /// The ban log was lost, or a process died before its announced ban was recorded: all older records are
+    /// The invalidation log was lost, or a process died before its announced ban was recorded: all older records are
     /// invalidated.
-    BansReset(String),
+    LogReset(String),
     /// A ban could not be recorded yet; the text says why. Look-ups are misses until it is.
-    BanDelayed(String),
+    LogDelayed(String),
+    /// A process of a newer version wrote the invalidation log, of this version of the format. Look-ups are misses.
+    LogNewer(u8),
+    /// More than half of the invalidation log's limit is in use.
+    LogFilling {
+        /// The bytes in use.
+        bytes: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The oldest entries of the invalidation log were dropped. All records that are older than they are, are
+    /// invalidated.
+    LogTrimmed {
+        /// The number of entries.
+        entries: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
     /// A record that does not validate was removed from the store.
     Damaged(String),
 }
@@ -54,8 +72,23 @@ impl fmt::Display for Notice {
             Self::Down(text) => write!(f, "objmapper is down: {text}"),
             Self::Refused(text) => write!(f, "objmapper refuses this cache: {text}"),
             Self::FewConnections(text) => write!(f, "objmapper gives too few connections: {text}"),
-            Self::BansReset(text) => write!(f, "all older records are invalidated: {text}"),
-            Self::BanDelayed(text) => write!(f, "a ban is not recorded yet: {text}"),
+            Self::LogReset(text) => write!(f, "all older records are invalidated: {text}"),
+            Self::LogDelayed(text) => write!(f, "a ban is not recorded yet: {text}"),
+            Self::LogNewer(version) => write!(
+                f,
+                "the invalidation log has version {version}, which is newer than this build's: nothing is looked up; \
+                 update this build, or give it another prefix"
+            ),
+            Self::LogFilling { bytes, limit } => write!(
+                f,
+                "the invalidation log holds {bytes} bytes, its limit is {limit}: beyond three quarters of that the \
+                 oldest entries are dropped, and with them all older records; raise log_size, or invalidate less often"
+            ),
+            Self::LogTrimmed { entries, limit } => write!(
+                f,
+                "all records older than the {entries} oldest invalidations are invalidated, because the invalidation \
+                 log has reached its limit of {limit} bytes: raise log_size, or invalidate less often"
+            ),
             Self::Damaged(text) => write!(f, "a damaged record was removed: {text}"),
         }
     }
@@ -78,8 +111,20 @@ pub struct Config {
     pub prefix: Vec<u8>,
     /// Compiles the regular expressions of bans.
     pub regexes: Arc<dyn Regexes>,
+    /// The names of the response headers that hold tags, such as `xkey`. Their words are the record's tags.
+    pub tags: Vec<Vec<u8>>,
+    /// The most bytes of the invalidation log. Beyond it the oldest entries are dropped, and with them all records that
+    /// are older than they are.
+    pub log_limit: u64,
+    /// Receives what other instances invalidated; `None`: not of interest.
+    pub follower: Option<Arc<dyn Follower>>,
     /// Receives notices for the operator.
     pub log: Log,
+}
+
+impl Config {
+    /// The default of [`Self::log_limit`].
+    pub const LOG_LIMIT: u64 = 16 << 20;
 }
 
 impl fmt::Debug for Config {

@@ -1,104 +1,52 @@
-//! The state that all parts of a second level share: the client, the space of URIs, the bans, and the operator's log.
+//! The state that all parts of a second level share: the store, the invalidation log, and what a tag is.
 
-use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
-use objmapper_client::{Client, IfVersion, ObjUri, Session, UriSpace};
-use objmapper_log::RateLimited;
-use sha2::{Digest, Sha256};
+use objmapper_client::{ConnectionState, Error, IfVersion};
 
-use crate::config::{Log, Notice};
-use crate::counters::Counters;
-use crate::invalidation::bans::keeper::Keeper;
+use crate::invalidation::entry::Invalidation;
+use crate::invalidation::journal::Journal;
 use crate::outage::Outage;
-use crate::record::bytes::Malformed;
-use crate::record::vary::hex;
-use crate::regex::Regexes;
+use crate::record::key::Key;
+use crate::store::Store;
 
 /// The state of one second level; shared by its [`Ticket`](crate::Ticket)s, which may outlive the [`L2`](crate::L2).
+#[derive(Debug)]
 pub(crate) struct Core {
-    pub(crate) client: Client,
-    pub(crate) space: UriSpace,
-    /// The prefix, without a slash at its end.
-    pub(crate) prefix: Vec<u8>,
-    pub(crate) call_timeout: Duration,
-    pub(crate) regexes: Arc<dyn Regexes>,
-    pub(crate) log: Log,
-    pub(crate) bans: Arc<Keeper>,
-    /// Bounds the rate of lines about damaged records, whose number another client of the store decides.
-    pub(crate) damaged_lines: RateLimited,
-}
-
-impl fmt::Debug for Core {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Core").field("client", &self.client).field("space", &self.space).finish_non_exhaustive()
-    }
+    pub(crate) store: Arc<Store>,
+    pub(crate) journal: Arc<Journal>,
+    /// The names of the headers that hold a response's tags.
+    pub(crate) tags: Vec<Vec<u8>>,
 }
 
 impl Core {
-    /// Returns the session, if the store is up and has the protocol extensions and a board.
-    pub(crate) fn session(&self) -> Result<Arc<Session>, Outage> {
-        if !self.client.is_up() {
-            return Err(Outage::Down);
+    /// Invalidates the records of a key. A hard purge deletes the record or the index at the key, too, and with the
+    /// index's generation every variant. The delete moves the key's fence, so that no response which was requested
+    /// before is published after it. Returns true if it has deleted something.
+    pub(crate) fn purge(&self, key: &Key, soft: bool) -> Result<bool, Outage> {
+        // Records of the same digest may be at another URI: the log invalidates all of them.
+        self.journal.append(vec![Invalidation::Purge { digest: key.digest(), soft }])?;
+        if soft {
+            return Ok(true);
         }
-        match self.client.session() {
-            Some(session) if session.board().is_some() => Ok(session),
-            _ => Err(Outage::Protocol),
+        let client = &self.store.client;
+        let delete = || client.delete(key.uri(), IfVersion::Any);
+        if let ConnectionState::V01 { .. } = client.state() {
+            // The record is invalidated already. The deletion only saves room; if it hits a newer record, that is a miss.
+            return Ok(delete().unwrap_or(false));
         }
+        // It may be carried out twice: the second time there is nothing more to delete.
+        let deleted = match delete() {
+            Err(Error::Closed | Error::Io { .. }) if client.is_up() => delete(),
+            outcome => outcome,
+        };
+        deleted.map_err(|why| Outage::from(&why))
     }
 
-    /// Returns the URI of a derived object: of this kind, with a hash of `parts`.
-    pub(crate) fn derived(&self, kind: &[u8], parts: &[&[u8]]) -> ObjUri<'static> {
-        let mut hash = Sha256::new();
-        for part in parts {
-            // Lengths make it unambiguous.
-            hash.update((part.len() as u64).to_be_bytes());
-            hash.update(part);
-        }
-        self.space.uri(&[kind, &hex(&hash.finalize().into())])
-    }
-
-    /// Logs that a record was damaged; bounded in rate.
-    pub(crate) fn log_damaged(&self, uri: &ObjUri<'_>, why: Malformed) {
-        if let Some(left_out) = self.damaged_lines.admit() {
-            (self.log)(&Notice::Damaged(format!("{uri}: {why}{left_out}")));
-        }
-    }
-
-    /// Removes a record that a reader cannot use, unless it was replaced meanwhile. If this fails, the next reader
-    /// finds the record and tries again.
-    pub(crate) fn evict(&self, uri: &ObjUri<'_>, version: u64) -> Result<(), Outage> {
-        match self.client.evict(uri, IfVersion::from_raw(version)) {
-            Ok(_) => Ok(()),
-            Err(why) if why.status() == Some(objmapper_client::Status::Conflict) => Ok(()),
-            Err(why) => Err(Outage::from(&why)),
-        }
-    }
-}
-
-impl Core {
-    /// Removes a record that does not validate or cannot be read, as [`Core::evict`] does; it is counted and logged.
-    pub(crate) fn discard(
-        &self,
-        uri: &ObjUri<'_>,
-        version: u64,
-        why: Malformed,
-        counters: &Counters,
-    ) -> Result<(), Outage> {
-        Counters::add(&counters.c_damaged, 1);
-        self.log_damaged(uri, why);
-        self.evict(uri, version)
-    }
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        // Without this, leases of this session would keep other caches waiting until the store's grace time for lost
-        // sessions ends.
-        if self.client.is_up() && self.client.session().is_some() {
-            // If it fails, the store does the same when that time ends.
-            let _ = self.client.detach();
-        }
+    /// Invalidates the records with at least one of these tags.
+    pub(crate) fn purge_tags(&self, tags: &[&[u8]], soft: bool) -> Result<(), Outage> {
+        let entry = |tag: &&[u8]| Invalidation::Tag { tag: (*tag).into(), soft };
+        let entries: Vec<_> = tags.iter().filter(|tag| !tag.is_empty()).map(entry).collect();
+        if entries.is_empty() { Ok(()) } else { self.journal.append(entries) }
     }
 }

@@ -74,13 +74,13 @@ pub struct Counters {
     /// Look-ups of a response that cannot be shared
     #[counter]
     pub c_refused: AtomicU64,
-    /// Records removed because a ban matches them
+    /// Records removed because a ban or a purge matches them
     #[counter]
     pub c_outlawed: AtomicU64,
     /// Records removed because they do not validate or cannot be read
     #[counter]
     pub c_damaged: AtomicU64,
-    /// Purges
+    /// Purges of a key or of tags
     #[counter]
     pub c_purges: AtomicU64,
     /// Purges that objmapper did not confirm
@@ -89,6 +89,17 @@ pub struct Counters {
     /// Look-ups that missed because a ban was being recorded
     #[counter]
     pub c_bans_pending: AtomicU64,
+    /// Bytes of the invalidation log that are in use
+    ///
+    /// Superseded entries do not count. When this comes near three quarters of the director's *log_size*, the oldest
+    /// entries are dropped (c_log_trimmed).
+    #[gauge(format = "bytes")]
+    pub g_log_bytes: AtomicU64,
+    /// Invalidations dropped from the log: older records are invalid
+    ///
+    /// The invalidation log has reached *log_size*. Every record that is older than a dropped entry is a miss.
+    #[counter]
+    pub c_log_trimmed: AtomicU64,
     /// Outages: not connected, or not served
     #[counter]
     pub c_out_down: AtomicU64,

@@ -6,7 +6,7 @@
 //! * a record is bounded, always has the checksum of its whole file, and is read and verified completely before it is
 //!   used: a torn, empty or lost one is a miss;
 //! * a writer holds a lock on the file (an open-file-description lock), and does not write to one that is deleted;
-//! * a purge is an entry of the ban log, which is read anew at each look-up: a response that was requested before it is
+//! * a purge is an entry of the invalidation log, which is read anew at each look-up: a response that was requested before it is
 //!   invalidated whenever it is published, and a log that was lost or torn is begun anew and invalidates everything.
 //!
 //! A look-up does not wait for another cache's fetch, and no body is adopted. A ban of another process is known here
@@ -17,22 +17,20 @@ mod log;
 mod publish;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use objmapper_client::{Entry, EntryFlags, ObjUri, Tier};
 
 use crate::core::Core;
 use crate::counters::Counters;
-use crate::invalidation::bans::evaluate::Patterns;
-use crate::invalidation::bans::keeper::Unknown;
-use crate::invalidation::bans::log::Log;
+use crate::invalidation::index::{Judged, Verdict};
 use crate::lookup::finding::{Finding, Miss, MissReason, Stale};
 use crate::lookup::hit::{Hit, ReadView, RecordFile};
-use crate::lookup::request::{Lookup, RequestView};
+use crate::lookup::request::Lookup;
 use crate::publication::ticket::Ticket;
 use crate::record::stored::Stored;
 use crate::record::tail::{Kind, parse_whole};
 use crate::record::vary::{Index, VaryKey};
+use crate::store::Store;
 
 /// A record that was read.
 struct Candidate {
@@ -42,37 +40,41 @@ struct Candidate {
     file_len: u64,
 }
 
-impl Core {
-    pub(crate) fn find_v01(self: &Arc<Self>, lookup: &Lookup<'_>, counters: &Counters) -> Result<Finding, MissReason> {
-        let deadline = Instant::now() + self.call_timeout;
-        let log = self.current_log_v01(deadline).map_err(|why| match why {
-            Unknown::Pending => MissReason::BansPending,
-            Unknown::Outage(outage) => MissReason::Outage(outage),
-        })?;
+impl Lookup<'_> {
+    /// Carries out the look-up with a v0.1 peer.
+    pub(crate) fn run_v01(&self, core: &Arc<Core>, counters: &Counters) -> Result<Finding, MissReason> {
+        let log = core.journal.current_v01()?;
         let view = ReadView::V01 { mark: log.mark() };
-        let ticket = || Some(Ticket::without_lease(Arc::clone(self), lookup.key.clone(), view.clone()));
+        let ticket = || Some(Ticket::without_lease(Arc::clone(core), self.key.clone(), view.clone()));
         let miss = |why| Ok(Finding::Miss(Miss { ticket: ticket(), why }));
-        if lookup.refresh {
+        if self.refresh {
             return miss(MissReason::Refresh);
         }
-        let record = match self.candidate_v01(lookup)? {
+        let record = match self.candidate_v01(&core.store)? {
             Ok(record) => record,
             Err(why) => {
                 Counters::add(&counters.c_damaged, (why == MissReason::Damaged).into());
                 return miss(why);
             }
         };
-        let Stored { mark, head, vary, text, .. } = record.stored;
-        let patterns = Patterns::of(log.bans(), &Patterns::default(), &*self.regexes);
-        if !log.allows(&mark, lookup.key.text(), &head, lookup.client, &patterns) {
-            Counters::add(&counters.c_outlawed, 1);
-            return miss(MissReason::Invalidated);
-        }
-        if head.is_from_the_future(lookup.now) {
+        let Stored { mark, mut head, vary, tags, .. } = record.stored;
+        let digest = self.key.digest();
+        let is_soft = match log.judge(Judged { mark: &mark, digest, tags: &tags }, &head, self.client) {
+            Verdict::Valid => false,
+            Verdict::Stale(at) => {
+                head.end_freshness(at);
+                true
+            }
+            Verdict::Invalid | Verdict::Ahead => {
+                Counters::add(&counters.c_outlawed, 1);
+                return miss(MissReason::Invalidated);
+            }
+        };
+        if head.is_from_the_future(self.now) {
             return miss(MissReason::Expired);
         }
-        let fresh = head.is_fresh(lookup.now);
-        if !fresh && !head.in_grace(lookup.now) && !head.is_renewable(lookup.now) {
+        let is_fresh = !is_soft && head.is_fresh(self.now);
+        if !is_fresh && !head.in_grace(self.now) && !head.is_renewable(self.now) {
             return miss(MissReason::Expired);
         }
         let body_len = record.body.len() as u64;
@@ -94,8 +96,8 @@ impl Core {
             body_len,
             sum: None,
         };
-        let hit = Hit { head, record, waited: false, text, vary, mark, view: view.clone() };
-        if fresh {
+        let hit = Hit { head, record, waited: false, is_fresh, digest, vary, mark, tags, view: view.clone() };
+        if is_fresh {
             return Ok(Finding::Hit(hit));
         }
         let ticket = ticket().map(|ticket| ticket.replacing(&hit.head));
@@ -103,9 +105,9 @@ impl Core {
     }
 
     /// Reads the record that answers a request. The inner error is the reason of a miss; the outer one an outage.
-    fn candidate_v01(&self, lookup: &Lookup<'_>) -> Result<Result<Candidate, MissReason>, MissReason> {
-        let (key, uri) = (lookup.key, lookup.key.uri());
-        let bytes = file::read_uri(self, uri)?;
+    fn candidate_v01(&self, store: &Store) -> Result<Result<Candidate, MissReason>, MissReason> {
+        let (key, uri) = (self.key, self.key.uri());
+        let bytes = file::read_uri(store, uri)?;
         if bytes.is_empty() {
             return Ok(Err(MissReason::Absent));
         }
@@ -115,9 +117,9 @@ impl Core {
         }
         let Some(index) = index_of(&bytes, key.text()) else { return Ok(Err(MissReason::Damaged)) };
         let mut why = MissReason::Absent;
-        for vary in index.specs().iter().filter_map(|spec| spec.key(lookup.request).ok()) {
-            let uri = self.space.uri(&[b"v", &index.variant(&vary)]);
-            let bytes = file::read_uri(self, &uri)?;
+        for vary in index.specs().iter().filter_map(|spec| spec.key(self.request).ok()) {
+            let uri = store.space.uri(&[b"v", &index.variant(&vary)]);
+            let bytes = file::read_uri(store, &uri)?;
             match candidate(&bytes, &uri, key.text(), Some(&vary)) {
                 Ok(candidate) => return Ok(Ok(candidate)),
                 Err(unusable) if !bytes.is_empty() => why = unusable,
@@ -125,14 +127,6 @@ impl Core {
             }
         }
         Ok(Err(why))
-    }
-
-    /// Returns true if no ban and no purge has invalidated a record since it was found.
-    pub(crate) fn is_still_valid_v01(&self, hit: &Hit, request: &dyn RequestView) -> bool {
-        self.current_log_v01(Instant::now() + self.call_timeout).is_ok_and(|log: Log| {
-            let patterns = Patterns::of(log.bans(), &Patterns::default(), &*self.regexes);
-            log.allows(&hit.mark, &hit.text, &hit.head, request, &patterns)
-        })
     }
 }
 

@@ -22,7 +22,7 @@ fn older(file: &[u8]) -> Vec<u8> {
     let text_len = u32::from_be_bytes(head[..4].try_into().unwrap()) as usize;
     let vary = 4 + text_len;
     assert_eq!(head[vary], 0, "it does not vary");
-    // The ban log's nonce and sequence, then the times.
+    // The log's nonce and sequence, then the times.
     let flags = vary + 1 + 24 + 8 + 12;
     assert_eq!(head[flags] & 0x80, 0x80);
     head[flags] &= 0x7f;

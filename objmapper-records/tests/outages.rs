@@ -130,7 +130,7 @@ fn a_store_that_is_not_there_costs_nothing() {
     // A thousand of them in less time than one deadline, also on a busy machine.
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     assert_eq!(cache.counters.c_out_down.load(Relaxed), 1000);
-    assert_eq!(cache.l2.purge(&cache.key("/a"), &cache.counters), Err(Outage::Down));
+    assert_eq!(cache.l2.purge(&cache.key("/a"), false, &cache.counters), Err(Outage::Down));
     assert_eq!(cache.counters.c_purge_failed.load(Relaxed), 1);
     assert!(matches!(cache.l2.state(), State::Down(_)) && !cache.l2.is_up() && cache.l2.instance().is_none());
 
@@ -189,7 +189,7 @@ fn restart(mut site: Site, keeps: bool) {
     let count = |is: fn(&Notice) -> bool| notices.iter().filter(|n| is(n)).count();
     assert_eq!(count(|n| matches!(n, Notice::Down(_))), 1, "{notices:?}");
     assert_eq!(count(|n| matches!(n, Notice::Up(_))), 2, "{notices:?}");
-    assert!(count(|n| matches!(n, Notice::BanDelayed(_))) <= 1, "{notices:?}");
+    assert!(count(|n| matches!(n, Notice::LogDelayed(_))) <= 1, "{notices:?}");
 }
 
 #[test]
@@ -236,7 +236,7 @@ fn an_outage_is_one_notice() {
             }
         }
     };
-    let cache = Cache::over(Connect::With(Arc::new(connector)), PATIENCE, 1, Arc::new(log));
+    let cache = Cache::over(Connect::With(Arc::new(connector)), PATIENCE, 1, Arc::new(log), |_| ());
     let mut outages = 0;
     // The client's own thread may notice a loss first.
     while !by_caller.load(SeqCst) {
@@ -292,7 +292,7 @@ fn peers_that_make_no_sense() {
             let why = cache.get_at(&req("/a"), NOW, Duration::ZERO).why();
             assert_eq!(why, MissReason::Outage(Outage::Down), "{name}");
         }
-        assert!(cache.l2.purge(&cache.key("/a"), &cache.counters).is_err());
+        assert!(cache.l2.purge(&cache.key("/a"), false, &cache.counters).is_err());
     }
 }
 
@@ -320,7 +320,7 @@ fn a_ban_that_was_never_recorded_heals() {
     a.put(&r, head(60.0, &[]), b"new");
     assert_eq!(b.get(&r).body(), b"new");
     let resets =
-        |cache: &Cache| cache.notices.lock().unwrap().iter().filter(|n| matches!(n, Notice::BansReset(_))).count();
+        |cache: &Cache| cache.notices.lock().unwrap().iter().filter(|n| matches!(n, Notice::LogReset(_))).count();
     // One for the first log, one for healing.
     assert_eq!(resets(&a) + resets(&b), 2);
     // Bans work as before.
@@ -336,7 +336,7 @@ fn a_lost_ban_log_invalidates_everything() {
     a.put(&r, head(60.0, &[]), b"old");
     let client = objmapper_client::Client::builder(site.socket()).connect().unwrap();
     let space = objmapper_client::UriSpace::new(&[b"example.com"]).unwrap();
-    let log = space.uri(&[b"bans"]);
+    let log = space.uri(&[b"log"]);
     assert!(client.delete(&log, objmapper_client::IfVersion::Any).unwrap());
     // A cache that knows the bans needs no log. One that comes later does.
     assert_eq!(b.get_at(&r, NOW, PATIENCE).why(), MissReason::Invalidated, "its first look-up: a new log");
@@ -375,7 +375,7 @@ fn many_bans_at_once() {
     for cache in &caches {
         assert_eq!(cache.get(&r).body(), b"body");
         assert_eq!(cache.get(&req("/2/7")).body(), b"x");
-        assert!(!cache.notices.lock().unwrap().iter().any(|n| matches!(n, Notice::BanDelayed(_))));
+        assert!(!cache.notices.lock().unwrap().iter().any(|n| matches!(n, Notice::LogDelayed(_))));
     }
 }
 
@@ -404,7 +404,7 @@ fn a_store_that_stalls() {
     assert!(began.elapsed() < 6 * CALL, "{:?}", began.elapsed());
     assert!(matches!(writer.finish(&a.counters), Outcome::Outage(_)));
     assert!(matches!(a.publish(ticket, &req("/under way"), head(60.0, &[]), b"x"), Outcome::Outage(_)));
-    assert!(a.l2.purge(&a.key("/a"), &a.counters).is_err());
+    assert!(a.l2.purge(&a.key("/a"), false, &a.counters).is_err());
     // The breaker: no look-up waits any more.
     wait_for("down", || !a.l2.is_up());
     let began = Instant::now();
@@ -426,7 +426,7 @@ fn a_store_that_stalls() {
     }
     // Recorded, not healed over: nothing else was invalidated.
     let resets =
-        |cache: &Cache| cache.notices.lock().unwrap().iter().filter(|n| matches!(n, Notice::BansReset(_))).count();
+        |cache: &Cache| cache.notices.lock().unwrap().iter().filter(|n| matches!(n, Notice::LogReset(_))).count();
     assert_eq!(resets(&a) + resets(&direct), 1, "the first log");
     assert_eq!(a.counters.c_out_timeout.load(Relaxed) + a.counters.c_out_down.load(Relaxed) - 1000, 5);
 }
@@ -446,6 +446,6 @@ fn a_full_store_keeps_its_ban_log() {
     }
     assert!(matches!(cache.get(&req("/first")), Got::Miss(_)), "evicted");
     assert_eq!(cache.get(&req("/149")).body(), content);
-    let resets = cache.notices.lock().unwrap().iter().filter(|n| matches!(n, Notice::BansReset(_))).count();
+    let resets = cache.notices.lock().unwrap().iter().filter(|n| matches!(n, Notice::LogReset(_))).count();
     assert_eq!(resets, 1, "the first log only");
 }

@@ -1,8 +1,9 @@
-//! Invariant: a look-up that begins after a purge or a ban of version `v` of a page was acknowledged never finds content
-//! of version `v` or an older one. (A purge is acknowledged when `purge` has returned, a ban when `announce_ban` has.)
+//! Invariant: a look-up that begins after a purge (by key or by tag) or a ban of version `v` of a page was acknowledged never
+//! finds content of version `v` or an older one; after a soft purge it does not find it fresh. (A purge is acknowledged
+//! when it has returned, a ban when `announce_ban` has.)
 //!
 //! Threads that use two caches with one store fetch pages from an origin that counts its versions, publish them, some of
-//! them late, revalidate them, purge them and ban them, all at random for a bounded number of rounds. No body is ever
+//! them late, revalidate them, purge them by key and by tag, hard and soft, and ban them, all at random for a bounded number of rounds. No body is ever
 //! torn either: each is its version's text, over and over.
 
 mod common;
@@ -22,6 +23,8 @@ struct Page {
     version: AtomicU64,
     /// No version up to this one may be found any more.
     invalidated: AtomicU64,
+    /// No version up to this one may be found fresh any more.
+    stale: AtomicU64,
 }
 
 fn text(page: usize, version: u64) -> Vec<u8> {
@@ -51,8 +54,9 @@ impl Rng {
 
 fn run(seed: u64, site: &Site) {
     let caches = [site.cache(), site.cache()];
-    let pages: Vec<_> =
-        (0..PAGES).map(|_| Page { version: AtomicU64::new(1), invalidated: AtomicU64::new(0) }).collect();
+    let pages: Vec<_> = (0..PAGES)
+        .map(|_| Page { version: AtomicU64::new(1), invalidated: AtomicU64::new(0), stale: AtomicU64::new(0) })
+        .collect();
     let hits = AtomicUsize::new(0);
     let conflicts = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -68,7 +72,8 @@ fn run(seed: u64, site: &Site) {
                     let vary: &[&str] = if number.is_multiple_of(2) { &["Vary: X"] } else { &[] };
                     let url = format!("/{number}");
                     let r = req(&url).with("X", ["a", "b"][rng.below(2) as usize]);
-                    match rng.below(20) {
+                    let tag = format!("tag-{number}");
+                    match rng.below(24) {
                         0 => {
                             let version = page.version.fetch_add(1, SeqCst);
                             cache.purge(&url);
@@ -79,7 +84,23 @@ fn run(seed: u64, site: &Site) {
                             cache.ban(&Ban::at(NOW + round as f64).url(EQ, &url));
                             page.invalidated.fetch_max(version, SeqCst);
                         }
+                        2 => {
+                            let version = page.version.fetch_add(1, SeqCst);
+                            cache.l2.purge_tags(&[b"none", tag.as_bytes()], false, &cache.counters).unwrap();
+                            page.invalidated.fetch_max(version, SeqCst);
+                        }
+                        3 => {
+                            let version = page.version.fetch_add(1, SeqCst);
+                            cache.l2.purge_tags(&[tag.as_bytes()], true, &cache.counters).unwrap();
+                            page.stale.fetch_max(version, SeqCst);
+                        }
+                        4 => {
+                            let version = page.version.fetch_add(1, SeqCst);
+                            cache.l2.purge(&cache.key(&url), true, &cache.counters).unwrap();
+                            page.stale.fetch_max(version, SeqCst);
+                        }
                         _ => {
+                            let stale_up_to = page.stale.load(SeqCst);
                             let invalidated = page.invalidated.load(SeqCst);
                             let wait = Duration::from_millis(rng.below(3) * 5);
                             // Some look later, when some records are stale.
@@ -91,7 +112,8 @@ fn run(seed: u64, site: &Site) {
                                 }
                                 version
                             };
-                            let lines: Vec<&str> = [&["ETag: \"x\""], vary].concat();
+                            let tag_line = format!("xkey: all {tag}");
+                            let lines: Vec<&str> = [&["ETag: \"x\"", &tag_line], vary].concat();
                             let late = rng.below(4) == 0;
                             match cache.get_at(&r, now, wait) {
                                 Got::Hit(body, _) => {
@@ -99,6 +121,10 @@ fn run(seed: u64, site: &Site) {
                                     assert!(
                                         version > invalidated,
                                         "seed {seed}: {url} {version}, {invalidated} is invalidated"
+                                    );
+                                    assert!(
+                                        version > stale_up_to,
+                                        "seed {seed}: {url} {version} is fresh, {stale_up_to} is stale"
                                     );
                                     hits.fetch_add(1, SeqCst);
                                 }

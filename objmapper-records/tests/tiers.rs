@@ -27,7 +27,7 @@ fn a_body_that_the_memory_tier_has_no_room_for_goes_on_in_the_disk_tier() {
     };
     let server = Server::start(listen, store.clone()).unwrap();
     let cache = Cache::at(&socket, PATIENCE);
-    cache.put(&req("/first"), head(60.0, &[]), b"so that there is a ban log");
+    cache.put(&req("/first"), head(60.0, &[]), b"so that there is an invalidation log");
     let free = |store: &Store| {
         let tier = store.stats().tiers[0];
         tier.limit - tier.used

@@ -110,7 +110,7 @@ fn a_file_that_is_torn_anywhere_is_a_miss() {
     assert_eq!(whole.len(), 3, "log, index, variant");
     for (bytes, path) in &whole {
         let is_log =
-            *path == peer.path(objmapper_client::UriSpace::new(&[b"example.com"]).unwrap().uri(&[b"bans"]).as_bytes());
+            *path == peer.path(objmapper_client::UriSpace::new(&[b"example.com"]).unwrap().uri(&[b"log"]).as_bytes());
         for at in 0..bytes.len() {
             let mut torn = bytes.clone();
             torn[at] ^= 1 << (at % 8);
@@ -190,7 +190,7 @@ fn at_random(seed: u64, peer: &V01Peer, timeout: Duration) -> (usize, usize) {
                     let vary: &[&str] = if page == 1 { &["Vary: X"] } else { &[] };
                     if below(12) == 0 {
                         let version = version.fetch_add(1, SeqCst);
-                        if cache.l2.purge(&cache.key(&url), &cache.counters).is_ok() {
+                        if cache.l2.purge(&cache.key(&url), false, &cache.counters).is_ok() {
                             invalidated.fetch_max(version, SeqCst);
                             purges.fetch_add(1, SeqCst);
                         }
@@ -254,10 +254,10 @@ fn a_lost_log_is_told() {
     let peer = V01Peer::start();
     let (a, b) = two(&peer);
     a.put(&req("/a"), head(60.0, &[]), b"x");
-    let log = objmapper_client::UriSpace::new(&[b"example.com"]).unwrap().uri(&[b"bans"]);
+    let log = objmapper_client::UriSpace::new(&[b"example.com"]).unwrap().uri(&[b"log"]);
     std::fs::remove_file(peer.path(log.as_bytes())).unwrap();
     assert_eq!(b.get(&req("/a")).why(), MissReason::Invalidated);
     let resets =
-        |cache: &Cache| cache.notices.lock().unwrap().iter().filter(|n| matches!(n, Notice::BansReset(_))).count();
+        |cache: &Cache| cache.notices.lock().unwrap().iter().filter(|n| matches!(n, Notice::LogReset(_))).count();
     assert_eq!((resets(&a), resets(&b)), (1, 1));
 }

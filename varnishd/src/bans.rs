@@ -1,17 +1,19 @@
 //! varnishd's bans (Varnish: `cache/cache_ban.c`): its list, and the hook for new ones.
 //!
-//! The list is walked with varnishd's ban mutex held, under which nothing may block or call varnishd. A spec
-//! consists of bytes without pointers, which their user decodes.
+//! The list is walked with varnishd's ban mutex held, under which nothing may block or call varnishd. A ban's spec
+//! is bytes without pointers; [`crate::ban_spec`] decodes it.
 
 use std::ffi::{c_int, c_uint};
 use std::ptr::null_mut;
 use std::sync::OnceLock;
 
-use varnishd_sys::ban::{BANS_FLAG_COMPLETED, BANS_FLAGS, BANS_HEAD_LEN, BANS_LENGTH, Ban, ban_head, ban_mtx};
+use objmapper_ban::Ban;
+use varnishd_sys::ban::{self, BANS_FLAG_COMPLETED, BANS_FLAGS, BANS_HEAD_LEN, BANS_LENGTH, ban_head, ban_mtx};
 use varnishd_sys::bindings::{Lck__Lock, Lck__Unlock};
 use varnishd_sys::functions::STV__iter;
 use varnishd_sys::stevedore::{BI_NEW, Stevedore, StorageBanInfo};
 
+use crate::ban_spec;
 use crate::cast::has_magic;
 
 /// The event of a new ban.
@@ -71,6 +73,13 @@ pub unsafe fn spec<'a>(ban: *const u8, len: usize) -> Option<&'a [u8]> {
     (!ban.is_null() && len > 0).then(|| unsafe { std::slice::from_raw_parts(ban, len) })
 }
 
+/// Decodes a ban's spec. `None`: the ban is completed, and invalidates nothing. One that cannot be decoded is returned as
+/// a ban that matches everything.
+#[must_use]
+pub fn ban(spec: &[u8]) -> Option<Ban> {
+    ban_spec::decode(spec).unwrap_or_else(|_| Some(Ban::matching_everything(0.0)))
+}
+
 /// varnishd's list of bans, locked.
 pub struct List(());
 
@@ -86,7 +95,7 @@ impl List {
     /// Returns the specs of the bans that objects are still to be tested by, from the newest to the oldest.
     pub fn pending(&self) -> impl Iterator<Item = &[u8]> {
         // SAFETY: the list is read with its mutex held, which `self` does.
-        let mut next: *const Ban = unsafe { ban_head.first };
+        let mut next: *const ban::Ban = unsafe { ban_head.first };
         let bans = std::iter::from_fn(move || {
             // SAFETY: as above; an element is a ban or null.
             let ban = unsafe { has_magic(next).then(|| &*next) }?;

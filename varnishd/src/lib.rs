@@ -11,12 +11,13 @@
 //! | a storage | [`storage`]: the engine's tables; [`objcore`], [`attributes`]: an object; [`iteration`]: its body on the way out; [`lru`], [`worker`], [`counters`] |
 //! | a director | [`director`], [`fetch`], [`response`], [`header`], [`coding`], [`fetch_filters`], [`esi`] |
 //! | a delivery | [`request`], [`delivery`], [`delivery_filters`], [`http1`] |
-//! | all | [`bans`], [`regex`], [`parameters`], [`http`], [`workspace`], [`text`], [`vsl`], [`clock`] |
+//! | all | [`bans`], [`ban_spec`], [`regex`], [`parameters`], [`http`], [`workspace`], [`text`], [`vsl`], [`clock`] |
 //!
 //! This crate knows varnishd and nothing of objmapper: what differs between the two libraries is a parameter. Each of them
 //! links a copy of its own.
 
 pub mod attributes;
+pub mod ban_spec;
 pub mod bans;
 pub mod boundary;
 mod cast;

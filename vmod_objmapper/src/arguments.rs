@@ -11,6 +11,9 @@ const MAX_SOCKET: usize = 107;
 const MAX_PREFIX: usize = 256;
 const MAX_URI: usize = 4096;
 
+/// The limits of `log_size`.
+const LOG_SIZE: std::ops::RangeInclusive<i64> = 64 << 10..=1 << 30;
+
 /// The arguments of a director, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Arguments {
@@ -22,6 +25,8 @@ pub(crate) struct Arguments {
     pub(crate) hold: Duration,
     pub(crate) uncacheable: Duration,
     pub(crate) publish: bool,
+    /// The most bytes of the invalidation log.
+    pub(crate) log_size: u64,
 }
 
 /// The arguments as VCL gives them.
@@ -33,6 +38,7 @@ pub(crate) struct Raw<'a> {
     pub(crate) hold: f64,
     pub(crate) uncacheable: f64,
     pub(crate) publish: bool,
+    pub(crate) log_size: i64,
 }
 
 impl Arguments {
@@ -47,6 +53,7 @@ impl Arguments {
             hold: duration("hold", raw.hold, 1.0, 3600.0, "1s to 1h")?,
             uncacheable: duration("uncacheable", raw.uncacheable, 0.0, 3600.0, "0s to 1h")?,
             publish: raw.publish,
+            log_size: log_size(raw.log_size)?,
         })
     }
 }
@@ -61,6 +68,13 @@ fn duration(name: &str, seconds: f64, min: f64, max: f64, limits: &str) -> Resul
         return Ok(Duration::from_secs_f64(seconds));
     }
     Err(format!("{name} = {seconds}s: {limits} are possible; give {name} another value or leave it out"))
+}
+
+fn log_size(bytes: i64) -> Result<u64, String> {
+    if LOG_SIZE.contains(&bytes) {
+        return Ok(bytes.unsigned_abs());
+    }
+    Err(format!("log_size = {bytes}: 64KB to 1GB are possible; give log_size another value or leave it out"))
 }
 
 fn socket(path: &[u8]) -> Result<Option<PathBuf>, String> {

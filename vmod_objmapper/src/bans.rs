@@ -7,18 +7,18 @@
 use std::sync::OnceLock;
 
 use objmapper_abi::Bytes;
-use objmapper_records::L2;
+use objmapper_records::{Ban, L2};
 use varnishd::bans::{self, List};
 
 use crate::BOUNDARY;
 use crate::engine::{self, Storage};
 
-/// The listener for specs of bans.
-static LISTENER: OnceLock<fn(&[u8])> = OnceLock::new();
+/// The listener for bans.
+static LISTENER: OnceLock<fn(&Ban)> = OnceLock::new();
 
 /// Has `listener` called for every new ban, with varnishd's ban mutex held. The first one stays. Called in
 /// varnishd's CLI thread, as VCL is loaded.
-pub(crate) fn listen(listener: fn(&[u8])) -> Result<(), String> {
+pub(crate) fn listen(listener: fn(&Ban)) -> Result<(), String> {
     static LISTENING: OnceLock<()> = OnceLock::new();
     if LISTENING.get().is_some() {
         return Ok(());
@@ -43,8 +43,8 @@ unsafe extern "C" fn on_ban(spec: Bytes) {
 
 fn announce(spec: &[u8]) {
     BOUNDARY.fallible("on_ban", (), || {
-        if let Some(listener) = LISTENER.get() {
-            listener(spec);
+        if let (Some(listener), Some(ban)) = (LISTENER.get(), bans::ban(spec)) {
+            listener(&ban);
         }
     });
 }
@@ -54,6 +54,8 @@ fn announce(spec: &[u8]) {
 pub(crate) fn announce_present(l2: &L2) {
     let list = List::lock();
     for spec in list.pending() {
-        l2.announce_ban(spec);
+        if let Some(ban) = bans::ban(spec) {
+            l2.announce_ban(&ban);
+        }
     }
 }

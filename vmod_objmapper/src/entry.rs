@@ -82,7 +82,7 @@ unsafe fn purge(ctx: Context<'_>, director: &Director, uri: &[u8]) -> Result<boo
     } else {
         director.l2.key_from_text(arguments::uri(uri)?)
     };
-    let (purged, text) = match director.l2.purge(&key, director.counters()) {
+    let (purged, text) = match director.l2.purge(&key, false, director.counters()) {
         Ok(true) => (true, "purged".to_owned()),
         Ok(false) => (true, "purged (absent)".to_owned()),
         Err(outage) => (false, format!("not purged: {outage}")),
@@ -239,6 +239,7 @@ pub(crate) unsafe extern "C" fn vmod_director__init(
     hold: f64,
     uncacheable: f64,
     publish: VclBool,
+    log_size: i64,
 ) {
     // SAFETY: varnishd's own arguments, in vcl_init.
     unsafe {
@@ -246,7 +247,7 @@ pub(crate) unsafe extern "C" fn vmod_director__init(
             let vcl = VCL.of_slot(vcl);
             let prefix_of_vcl = vcl.prefix.as_deref().unwrap_or(DEFAULT_PREFIX);
             let (socket, prefix, publish) = (bytes(socket), bytes(prefix), publish != 0);
-            let raw = Raw { socket, prefix, deadline, wait, hold, uncacheable, publish };
+            let raw = Raw { socket, prefix, deadline, wait, hold, uncacheable, publish, log_size };
             let name = CStr::from_ptr(name);
             let named = |error| format!("{}: {error}", name.to_string_lossy());
             let arguments = Arguments::parse(&raw, prefix_of_vcl).map_err(named)?;

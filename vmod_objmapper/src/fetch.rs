@@ -11,7 +11,6 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use objmapper_records::{Adopts, Counters, Finding, Hit, Key, Lookup, Stale, Ticket};
-use sha2::{Digest, Sha256};
 use varnishd::clock;
 use varnishd::context::Context;
 use varnishd::fetch::{Busyobj, Conditions};
@@ -79,16 +78,7 @@ pub(crate) fn key(director: &Director, bo: Busyobj<'_>, uri: Option<&[u8]>) -> K
 
 /// Returns the key of a request, with the digest that vcl_hash made, if it has run.
 pub(crate) fn key_of(director: &Director, request: View<'_>, digest: Option<&[u8; 32]>) -> Key {
-    let host = request.header(b"Host");
-    // As the builtin vcl_hash does it: each string is followed by a NUL byte (Varnish: `cache/cache_vrt.c`).
-    let mut builtin = Sha256::new();
-    builtin.update(request.url());
-    builtin.update([0]);
-    builtin.update(host.unwrap_or_default());
-    builtin.update([0]);
-    let builtin = builtin.finalize();
-    let own = digest.filter(|digest| host.is_none() || builtin[..] != digest[..]);
-    director.l2.key(host.unwrap_or_default(), request.url(), own.map(|digest| &digest[..]))
+    director.l2.key(request.header(b"Host"), request.url(), digest)
 }
 
 /// Returns the bodies that the storage engine can adopt.

@@ -34,7 +34,7 @@ same_types! {
     vmod_ignore_busy(_),
     vmod_is_fetch(_, _),
     vmod_deliver(_),
-    vmod_director__init(_, _, _, _, _, _, _, _, _, _, _),
+    vmod_director__init(_, _, _, _, _, _, _, _, _, _, _, _),
     vmod_director__fini(_),
     vmod_director_set_backend(_, _, _),
     vmod_director_backend(_, _),

@@ -91,7 +91,7 @@ pub(crate) fn open(arguments: &Arguments) -> Result<Use, String> {
     let address = StoreAddress::of(arguments)?;
     let key = (address.clone(), arguments.prefix.clone(), arguments.deadline);
     let _making = MAKING.lock();
-    bans::listen(|spec| each(|l2| l2.announce_ban(spec)))?;
+    bans::listen(|ban| each(|l2| l2.announce_ban(ban)))?;
     if let Some(open) = reuse(&key) {
         return Ok(open);
     }
@@ -111,6 +111,9 @@ pub(crate) fn open(arguments: &Arguments) -> Result<Use, String> {
         connections: CONNECTIONS,
         prefix: arguments.prefix.clone(),
         regexes: Arc::new(Compiler),
+        tags: Vec::new(),
+        log_limit: arguments.log_size,
+        follower: None,
         log: Arc::new(move |notice: &Notice| {
             // A store that comes and goes makes such lines again and again.
             match notice {

@@ -72,7 +72,7 @@ impl Word {
     }
 }
 
-/// Returns the slot of a part of the name space with a ban log of its own: FNV-1a-64 of its prefix modulo [`SLOTS`].
+/// Returns the slot of a part of the name space with an invalidation log of its own: FNV-1a-64 of its prefix modulo [`SLOTS`].
 #[must_use]
 pub fn slot_of(prefix: &[u8]) -> u32 {
     (fnv1a(prefix) % u64::from(SLOTS)) as u32 // below SLOTS

@@ -5,7 +5,7 @@
 //! token, and a request with a valid one does not wait.
 //!
 //! A token is `<expiry>-<code>`: when it expires, in milliseconds since 1970, hexadecimal; and the first half of the
-//! HMAC-SHA256 of the expiry, the host and the URL of the fetch. The key is the nonce of the ban log, which each cache of
+//! HMAC-SHA256 of the expiry, the host and the URL of the fetch. The key is the nonce of the invalidation log, which each cache of
 //! the prefix reads from the store, and which nothing else is told. So only a cache of the prefix makes a valid token. One
 //! that leaks, by an origin that repeats its request, is good for the same host and URL until it expires, and for
 //! nothing but not to wait there.
@@ -13,7 +13,7 @@
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
-use crate::space::L2;
+use crate::l2::L2;
 
 /// The lifetime of a token in seconds: what the fetch may take to reach the other cache, whose clock is this machine's.
 const LIFETIME: f64 = 10.0;
@@ -78,14 +78,14 @@ impl L2 {
     /// look-up, and with a v0.1 peer, which has no leases.
     #[must_use]
     pub fn sign_fetch(&self, host: &[u8], url: &[u8], now: f64) -> Option<String> {
-        sign(&self.core.ban_log_nonce()?, host, url, now)
+        sign(&self.core.journal.nonce()?, host, url, now)
     }
 
     /// Returns true if and only if a request for this host and URL is the fetch of a cache with the same store and prefix: it
     /// carries a token of [`Self::sign_fetch`] that has not expired. The store is not asked.
     #[must_use]
     pub fn is_fetch(&self, token: &[u8], host: &[u8], url: &[u8], now: f64) -> bool {
-        self.core.ban_log_nonce().is_some_and(|nonce| verify(&nonce, token, host, url, now))
+        self.core.journal.nonce().is_some_and(|nonce| verify(&nonce, token, host, url, now))
     }
 }
 

@@ -1,11 +1,11 @@
 //! Looking up in a store with extensions.
 //!
-//! In this order: the key's fence is loaded, the current bans are read, the key is looked up with a request for a
-//! lease, an index leads to a variant, and the record is opened and validated. A fresh record that no ban matches is a
-//! hit. A stale one leads to its renewal, which has a lease of its own. A record that is damaged, expired or
-//! invalidated is removed, and the look-up begins again.
+//! In this order: the key's fence is loaded, the invalidation log is read, the key is looked up with a request for a
+//! lease, an index leads to a variant, and the record is opened and validated. A fresh record that the log allows is a
+//! hit. One that is stale, by its age or by a soft purge, leads to its renewal, which has a lease of its own. A record
+//! that is damaged, expired or invalidated is removed, and the look-up begins again.
 //!
-//! Because the fence and the bans are older than the record, a purge or a ban that comes later is noticed: by
+//! Because the fence and the log are older than the record, a purge or a ban that comes later is noticed: by
 //! `Hit::still_valid` before the delivery, and by the commit of what the ticket publishes.
 
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use objmapper_client::{ConnectionState, Entry, Fence, Lease, Leased, ObjUri, Ses
 
 use crate::core::Core;
 use crate::counters::Counters;
-use crate::invalidation::bans::keeper::{BanLogSnapshot, Unknown};
+use crate::invalidation::index::{Judged, Verdict};
+use crate::invalidation::journal::{Position, Unknown};
 use crate::lookup::fetch_token;
 use crate::lookup::finding::{Finding, Miss, MissReason, Stale};
 use crate::lookup::hit::{Hit, ReadView, RecordFile};
@@ -40,7 +41,7 @@ struct Search<'a> {
     session: Arc<Session>,
     /// The key's fence, loaded before anything was looked up.
     fence: Fence,
-    bans: Arc<BanLogSnapshot>,
+    position: Position,
     /// Until when to wait for another cache's fetch; `None`: not at all.
     wait_until: Option<Instant>,
     /// True if the look-up waited for another cache's fetch; `waited_last`: in the last call, so that what was read
@@ -68,6 +69,21 @@ struct Candidate<'a> {
     indexed: bool,
 }
 
+/// The state of a record that the invalidation log judges: the record's own, or that of its renewal.
+struct State {
+    head: Head,
+    mark: Mark,
+    tags: Vec<Box<[u8]>>,
+}
+
+/// Whether a record may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Freshness {
+    Fresh,
+    Stale,
+    Invalid,
+}
+
 impl From<Outage> for MissReason {
     fn from(outage: Outage) -> Self {
         Self::Outage(outage)
@@ -78,14 +94,24 @@ fn miss(why: MissReason) -> Step {
     Step::Done(Finding::Miss(Miss { ticket: None, why }))
 }
 
-impl Core {
-    pub(crate) fn find(self: &Arc<Self>, lookup: &Lookup<'_>, counters: &Counters) -> Finding {
-        let finding = if !self.client.is_up() {
+impl From<Unknown> for MissReason {
+    fn from(why: Unknown) -> Self {
+        match why {
+            Unknown::Pending => Self::BansPending,
+            Unknown::Outage(outage) => Self::Outage(outage),
+        }
+    }
+}
+
+impl Lookup<'_> {
+    /// Carries out the look-up.
+    pub(crate) fn run(&self, core: &Arc<Core>, counters: &Counters) -> Finding {
+        let finding = if !core.store.client.is_up() {
             Err(MissReason::Outage(Outage::Down))
-        } else if let ConnectionState::V01 { .. } = self.client.state() {
-            self.find_v01(lookup, counters)
+        } else if let ConnectionState::V01 { .. } = core.store.client.state() {
+            self.run_v01(core, counters)
         } else {
-            self.search(lookup, counters)
+            Search::run(core, self, counters)
         };
         let finding = finding.unwrap_or_else(|why| Finding::Miss(Miss { ticket: None, why }));
         match &finding {
@@ -108,27 +134,26 @@ impl Core {
         }
         finding
     }
+}
 
-    fn search(self: &Arc<Self>, lookup: &Lookup<'_>, counters: &Counters) -> Result<Finding, MissReason> {
-        let session = self.session()?;
+impl<'a> Search<'a> {
+    fn run(core: &'a Arc<Core>, lookup: &'a Lookup<'a>, counters: &'a Counters) -> Result<Finding, MissReason> {
+        let session = core.store.session()?;
         let fence = session.board().ok_or(Outage::Protocol)?.fence(lookup.key.uri());
-        let bans = self.current_bans(&session).map_err(|why| match why {
-            Unknown::Pending => MissReason::BansPending,
-            Unknown::Outage(outage) => MissReason::Outage(outage),
-        })?;
+        let position = core.journal.current(&session)?;
         // The fetch of another cache: its look-up holds the lease that this one would wait for, or has waited for it.
         let is_fetch = lookup.token.is_some_and(|token| {
             let host = lookup.client.header(b"Host").unwrap_or_default();
-            fetch_token::verify(&bans.log.mark().nonce, token, host, lookup.client.url(), lookup.now)
+            fetch_token::verify(&position.mark.nonce, token, host, lookup.client.url(), lookup.now)
         });
         let wait_until = (!is_fetch && !lookup.wait.is_zero()).then(|| Instant::now() + lookup.wait);
         let mut search = Search {
-            core: self,
+            core,
             lookup,
             counters,
             session,
             fence,
-            bans,
+            position,
             wait_until,
             waited: false,
             waited_last: false,
@@ -148,7 +173,7 @@ impl Search<'_> {
     /// not the time to wait too.
     fn lease(&mut self, uri: &ObjUri<'_>) -> Result<Leased, MissReason> {
         let lease = |wait| {
-            let leased = self.core.client.lease(uri, wait, self.lookup.hold, Want::ENTRY);
+            let leased = self.core.store.client.lease(uri, wait, self.lookup.hold, Want::ENTRY);
             leased.map_err(|why| MissReason::from(Outage::from(&why)))
         };
         let leased = lease(Duration::ZERO)?;
@@ -190,7 +215,7 @@ impl Search<'_> {
 
     fn damaged(&mut self, uri: &ObjUri<'_>, entry: &Entry, why: Malformed) -> Result<(), MissReason> {
         self.why = MissReason::Damaged;
-        Ok(self.core.discard(uri, entry.version, why, self.counters)?)
+        Ok(self.core.store.discard(uri, entry.version, why, self.counters)?)
     }
 
     fn remove(&mut self, uri: &ObjUri<'_>, entry: &Entry, why: MissReason) -> Result<Step, MissReason> {
@@ -198,7 +223,7 @@ impl Search<'_> {
             Counters::add(&self.counters.c_outlawed, 1);
         }
         self.why = why;
-        self.core.evict(uri, entry.version)?;
+        self.core.store.evict(uri, entry.version)?;
         Ok(Step::Again)
     }
 
@@ -227,11 +252,31 @@ impl Search<'_> {
     }
 
     fn view(&self, fence: Fence) -> ReadView {
-        ReadView::Board { session: Arc::clone(&self.session), fence, bans: Arc::clone(&self.bans) }
+        ReadView::Board { session: Arc::clone(&self.session), fence, position: self.position }
     }
 
-    fn allows(&self, mark: &Mark, head: &Head) -> bool {
-        self.bans.log.allows(mark, self.lookup.key.text(), head, self.lookup.client, &self.bans.patterns)
+    /// Judges a record by the invalidation log and by its age. A soft purge shortens the head's ttl.
+    fn judge(&mut self, judged: &mut State) -> Result<Freshness, MissReason> {
+        let by_log = |judged: &State| {
+            let State { mark, tags, head } = judged;
+            let judged = Judged { mark, digest: self.lookup.key.digest(), tags };
+            self.core.journal.judge(judged, head, self.lookup.client)
+        };
+        let mut verdict = by_log(judged);
+        if verdict == Verdict::Ahead {
+            // The look-up has waited for a response that was requested after the log was read.
+            self.position = self.core.journal.current(&self.session)?;
+            verdict = by_log(judged);
+        }
+        Ok(match verdict {
+            Verdict::Valid if judged.head.is_fresh(self.lookup.now) => Freshness::Fresh,
+            Verdict::Valid => Freshness::Stale,
+            Verdict::Stale(at) => {
+                judged.head.end_freshness(at);
+                Freshness::Stale
+            }
+            Verdict::Invalid | Verdict::Ahead => Freshness::Invalid,
+        })
     }
 
     fn look_at_key(&mut self) -> Result<Step, MissReason> {
@@ -268,11 +313,11 @@ impl Search<'_> {
         };
         // A request whose headers exceed the limits has no variant.
         let keys: Vec<VaryKey> = index.specs().iter().filter_map(|spec| spec.key(self.lookup.request).ok()).collect();
-        let variants: Vec<_> = keys.iter().map(|key| self.core.space.uri(&[b"v", &index.variant(key)])).collect();
+        let variants: Vec<_> = keys.iter().map(|key| self.core.store.space.uri(&[b"v", &index.variant(key)])).collect();
         let mut chosen = 0;
         if variants.len() > 1 {
             for (i, uri) in variants.iter().enumerate() {
-                let found = self.core.client.lookup(uri, Want::ENTRY).map_err(|why| Outage::from(&why))?;
+                let found = self.core.store.client.lookup(uri, Want::ENTRY).map_err(|why| Outage::from(&why))?;
                 if found.is_some() {
                     chosen = i;
                     break;
@@ -307,7 +352,7 @@ impl Search<'_> {
     }
 
     fn is_there(&self, uri: &ObjUri<'_>, entry: &Entry) -> Result<bool, MissReason> {
-        let found = self.core.client.lookup(uri, Want::ENTRY).map_err(|why| Outage::from(&why))?;
+        let found = self.core.store.client.lookup(uri, Want::ENTRY).map_err(|why| Outage::from(&why))?;
         Ok(found.is_some_and(|found| found.entry.version == entry.version))
     }
 
@@ -334,15 +379,19 @@ impl Search<'_> {
         if stored.head.is_from_the_future(self.lookup.now) {
             return self.remove(uri, &entry, MissReason::Expired);
         }
+        let mut state = State { head: stored.head.clone(), mark: stored.mark, tags: stored.tags.clone() };
         let candidate = Candidate { uri, entry, opened, stored, indexed: vary.is_some() };
-        if !candidate.stored.head.is_fresh(self.lookup.now) {
-            return self.look_at_renewal(candidate);
+        match self.judge(&mut state)? {
+            Freshness::Fresh => {
+                let hit = self.hit(candidate, state, true)?;
+                Ok(hit.map_or(Step::Again, |hit| Step::Done(Finding::Hit(hit))))
+            }
+            // Its renewal may be newer than what has invalidated it.
+            Freshness::Invalid if candidate.stored.head.is_fresh(self.lookup.now) => {
+                self.remove(uri, &entry, MissReason::Invalidated)
+            }
+            freshness => self.look_at_renewal(candidate, state, freshness),
         }
-        if !self.allows(&candidate.stored.mark, &candidate.stored.head) {
-            return self.remove(uri, &entry, MissReason::Invalidated);
-        }
-        let (head, mark) = (candidate.stored.head.clone(), candidate.stored.mark);
-        Ok(self.hit(candidate, head, mark)?.map_or(Step::Again, |hit| Step::Done(Finding::Hit(hit))))
     }
 
     fn is_usable_stale(&self, head: &Head) -> bool {
@@ -350,19 +399,23 @@ impl Search<'_> {
     }
 
     /// Continues with a record that is not fresh: uses its renewal, waits for one, or returns the ticket to renew it.
-    fn look_at_renewal(&mut self, record: Candidate<'_>) -> Result<Step, MissReason> {
+    fn look_at_renewal(
+        &mut self,
+        record: Candidate<'_>,
+        mut state: State,
+        mut freshness: Freshness,
+    ) -> Result<Step, MissReason> {
         let (uri, entry) = (record.uri, record.entry);
         let target = Target { object: entry.object, version: entry.version };
         let parts = [uri.as_bytes(), &target.object.to_be_bytes(), &target.version.to_be_bytes()];
-        let renewal_uri = self.core.derived(b"n", &parts);
-        let (mut head, mut mark) = (record.stored.head.clone(), record.stored.mark);
+        let renewal_uri = self.core.store.derived(b"n", &parts);
         for _ in 0..ROUNDS {
             match self.lease(&renewal_uri)? {
                 Leased::Present(found) => {
                     let Some(opened) = self.open(&renewal_uri, &found.entry)? else { continue };
                     let renewed = match Stored::decode(opened.head(), true) {
                         Ok(renewed) if !renewed.flags_known => {
-                            self.core.evict(&renewal_uri, found.entry.version)?;
+                            self.core.store.evict(&renewal_uri, found.entry.version)?;
                             continue;
                         }
                         Ok(renewed)
@@ -380,31 +433,32 @@ impl Search<'_> {
                         }
                     };
                     if renewed.head.is_from_the_future(self.lookup.now) {
-                        self.core.evict(&renewal_uri, found.entry.version)?;
+                        self.core.store.evict(&renewal_uri, found.entry.version)?;
                         continue;
                     }
-                    (head, mark) = (renewed.head, renewed.mark);
-                    if head.is_fresh(self.lookup.now) && self.allows(&mark, &head) {
-                        let hit = self.hit(record, head, mark)?;
+                    state = State { head: renewed.head, mark: renewed.mark, tags: renewed.tags };
+                    freshness = self.judge(&mut state)?;
+                    if freshness == Freshness::Fresh {
+                        let hit = self.hit(record, state, true)?;
                         return Ok(hit.map_or(Step::Again, |hit| Step::Done(Finding::Hit(hit))));
                     }
-                    // The renewal's head is read, and is not fresh either. Once it is removed, a look-up can be granted
+                    // The renewal's head is read, and cannot be used as fresh either. Once it is removed, a look-up can be granted
                     // the lease for the next one.
-                    self.core.evict(&renewal_uri, found.entry.version)?;
+                    self.core.store.evict(&renewal_uri, found.entry.version)?;
                 }
                 Leased::Granted(lease) => {
                     if self.waited_last && !self.is_there(uri, &entry)? {
                         return Ok(Step::Again);
                     }
-                    if !self.allows(&mark, &head) {
+                    if freshness == Freshness::Invalid {
                         return self.remove(uri, &entry, MissReason::Invalidated);
                     }
-                    if !self.is_usable_stale(&head) {
+                    if !self.is_usable_stale(&state.head) {
                         return self.remove(uri, &entry, MissReason::Expired);
                     }
                     let vary = record.stored.vary.clone();
                     let (base, indexed) = (entry.version, record.indexed);
-                    let Some(hit) = self.hit(record, head, mark)? else { return Ok(Step::Again) };
+                    let Some(hit) = self.hit(record, state, false)? else { return Ok(Step::Again) };
                     let renews = Renews { target, vary, record_uri: uri.clone(), uri: renewal_uri };
                     let ticket = self.ticket(lease, indexed, base, Some(renews))?.replacing(&hit.head);
                     return Ok(Step::Done(Finding::Stale(Stale { hit, ticket: Some(ticket) })));
@@ -415,10 +469,10 @@ impl Search<'_> {
                         Leased::Refused { retry } => MissReason::Uncacheable(retry),
                         _ => self.why_not_granted(),
                     };
-                    if !self.allows(&mark, &head) || !self.is_usable_stale(&head) {
+                    if freshness == Freshness::Invalid || !self.is_usable_stale(&state.head) {
                         return Ok(miss(why));
                     }
-                    let hit = self.hit(record, head, mark)?;
+                    let hit = self.hit(record, state, false)?;
                     return Ok(hit.map_or(Step::Again, |hit| Step::Done(Finding::Stale(Stale { hit, ticket: None }))));
                 }
             }
@@ -427,8 +481,9 @@ impl Search<'_> {
     }
 
     /// Makes a hit of a record. `None`: its body does not validate, and the record was removed.
-    fn hit(&mut self, record: Candidate<'_>, head: Head, mark: Mark) -> Result<Option<Hit>, MissReason> {
-        let Candidate { uri, entry, opened, stored: Stored { text, vary, .. }, .. } = record;
+    fn hit(&mut self, record: Candidate<'_>, state: State, is_fresh: bool) -> Result<Option<Hit>, MissReason> {
+        let Candidate { uri, entry, opened, stored: Stored { vary, .. }, .. } = record;
+        let State { head, mark, tags } = state;
         let instance = self.session.instance().0;
         let body_len = opened.trailer.body_len;
         let checked = match &head.gzip_bits {
@@ -453,6 +508,7 @@ impl Search<'_> {
         let sum = opened.trailer.sum;
         let file = if bytes.is_some() { None } else { Some(opened.file) };
         let record = RecordFile { uri: uri.clone(), entry, instance, file, bytes, body_len, sum };
-        Ok(Some(Hit { head, record, waited: self.waited, text, vary, mark, view: self.view(self.fence) }))
+        let (waited, digest, view) = (self.waited, self.lookup.key.digest(), self.view(self.fence));
+        Ok(Some(Hit { head, record, waited, is_fresh, digest, vary, mark, tags, view }))
     }
 }

@@ -1,10 +1,8 @@
-//! The result of a look-up, and the check whether it still holds.
+//! The result of a look-up.
 
 use std::time::Duration;
 
-use crate::core::Core;
-use crate::lookup::hit::{Hit, ReadView};
-use crate::lookup::request::RequestView;
+use crate::lookup::hit::Hit;
 use crate::outage::Outage;
 use crate::publication::ticket::Ticket;
 
@@ -33,7 +31,7 @@ pub enum MissReason {
     Waited,
     /// Another cache fetches, and this look-up was not to wait: it is that cache's own fetch, or was told not to.
     Held,
-    /// A ban, a purge or a new ban log has invalidated the record. It was removed.
+    /// A ban, a purge or a new invalidation log has invalidated the record. It was removed.
     Invalidated,
     /// The record does not validate. It was removed.
     Damaged,
@@ -41,7 +39,7 @@ pub enum MissReason {
     Outdated,
     /// The record is too old even for revalidation. It was removed.
     Expired,
-    /// A process has announced a ban, and has not recorded it in time.
+    /// A process has announced a ban, and has not recorded it in time; or this process cannot read the log.
     BansPending,
     /// The record was removed or replaced at each attempt to read it.
     Busy,
@@ -85,26 +83,4 @@ pub struct Stale {
     pub hit: Hit,
     /// The right to publish the origin's response: [`Ticket::renew`] after a 304. Without it nothing can be published.
     pub ticket: Option<Ticket>,
-}
-
-impl Core {
-    /// See [`Hit::still_valid`].
-    pub(crate) fn is_still_valid(&self, hit: &Hit, request: &dyn RequestView) -> bool {
-        match &hit.view {
-            ReadView::Board { session, fence, bans } => {
-                let Some(board) = session.board() else { return false };
-                // The fences of a board that is not in use any more do not move.
-                let current = self.client.session();
-                let in_use = current.and_then(|s| s.board().map(|b| b.id())) == Some(board.id());
-                let allowed = || {
-                    self.is_newest(session, bans)
-                        || self
-                            .current_bans(session)
-                            .is_ok_and(|bans| bans.log.allows(&hit.mark, &hit.text, &hit.head, request, &bans.patterns))
-                };
-                in_use && board.is_current(*fence) && allowed()
-            }
-            ReadView::V01 { .. } => self.is_still_valid_v01(hit, request),
-        }
-    }
 }

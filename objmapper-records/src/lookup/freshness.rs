@@ -15,6 +15,11 @@ impl Head {
         now < self.grace_end()
     }
 
+    /// Ends the time for which it is fresh at `at`, seconds since 1970, if that is earlier. Grace and keep stay.
+    pub(crate) fn end_freshness(&mut self, at: f64) {
+        self.ttl = self.ttl.min((at - self.t_origin).max(0.0) as f32);
+    }
+
     /// Returns the end of grace, seconds since 1970.
     pub(crate) fn grace_end(&self) -> f64 {
         self.t_origin + f64::from(self.ttl) + f64::from(self.grace)

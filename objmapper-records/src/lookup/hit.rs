@@ -1,26 +1,29 @@
 //! A record that was found: its head, its body, and the state of the store that the look-up has read.
 //!
 //! The file of a record never changes, so that it stays readable after the record was removed or replaced.
-//! [`Hit::still_valid`](crate::Hit::still_valid) returns whether it may still be served.
+//! [`Hit::still_valid`] returns whether it may still be served.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use objmapper_client::{Entry, Fence, ObjUri, Session};
 
-use crate::invalidation::bans::keeper::BanLogSnapshot;
+use crate::invalidation::index::{Judged, Verdict};
+use crate::invalidation::journal::Position;
+use crate::l2::L2;
+use crate::lookup::request::RequestView;
 use crate::outage::Outage;
+use crate::record::file_io::read_exact_at;
 use crate::record::head::{BodySum, Head};
-use crate::record::reading::read_exact_at;
 use crate::record::stored::Mark;
 use crate::record::vary::VaryKey;
 
 /// The state of the store that a look-up has read. A publication is valid against the same state.
 #[derive(Debug, Clone)]
 pub(crate) enum ReadView {
-    /// The session, the key's fence on its board, and the bans, all read before the record.
-    Board { session: Arc<Session>, fence: Fence, bans: Arc<BanLogSnapshot> },
-    /// With a v0.1 peer: the newest ban that was read before the record.
+    /// The session, the key's fence on its board, and the position in the invalidation log, all read before the record.
+    Board { session: Arc<Session>, fence: Fence, position: Position },
+    /// With a v0.1 peer: the newest entry of the log that was read before the record.
     V01 { mark: Mark },
 }
 
@@ -33,10 +36,13 @@ pub struct Hit {
     pub record: RecordFile,
     /// True if the look-up waited for another cache's fetch.
     pub waited: bool,
-    /// The key's text.
-    pub(crate) text: Vec<u8>,
+    /// True if it was found fresh: a soft purge ends that.
+    pub(crate) is_fresh: bool,
+    /// The key's digest.
+    pub(crate) digest: [u8; 32],
     pub(crate) vary: Option<VaryKey>,
     pub(crate) mark: Mark,
+    pub(crate) tags: Vec<Box<[u8]>>,
     pub(crate) view: ReadView,
 }
 
@@ -51,6 +57,39 @@ impl Hit {
     #[must_use]
     pub fn in_grace(&self, now: f64) -> bool {
         self.head.in_grace(now)
+    }
+
+    /// Returns what the invalidation log judges of it.
+    pub(crate) fn judged(&self) -> Judged<'_> {
+        Judged { mark: &self.mark, digest: self.digest, tags: &self.tags }
+    }
+
+    /// Returns true if no purge and no ban has invalidated the record since it was found, and no soft purge has made it
+    /// stale. Atomic loads only, if there was none. `client` is that of the [`Lookup`](crate::Lookup).
+    #[must_use]
+    pub fn still_valid(&self, l2: &L2, client: &dyn RequestView) -> bool {
+        let core = &l2.core;
+        let ReadView::Board { session, fence, position } = &self.view else {
+            return self
+                .is_valid_by(|| Some(core.journal.current_v01().ok()?.judge(self.judged(), &self.head, client)));
+        };
+        let Some(board) = session.board() else { return false };
+        // The fences of a board that is not in use any more do not move.
+        let current = core.store.client.session();
+        let in_use = current.and_then(|s| s.board().map(|b| b.id())) == Some(board.id());
+        let judge = || {
+            core.journal.current(session).ok()?;
+            Some(core.journal.judge(self.judged(), &self.head, client))
+        };
+        in_use && board.is_current(*fence) && (core.journal.is_newest(session, position) || self.is_valid_by(judge))
+    }
+
+    fn is_valid_by(&self, judge: impl FnOnce() -> Option<Verdict>) -> bool {
+        match judge() {
+            Some(Verdict::Valid) => true,
+            Some(Verdict::Stale(_)) => !self.is_fresh,
+            Some(Verdict::Invalid | Verdict::Ahead) | None => false,
+        }
     }
 
     /// Returns true if it can be revalidated by a conditional request.

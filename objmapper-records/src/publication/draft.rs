@@ -11,7 +11,7 @@ use crate::core::Core;
 use crate::lookup::hit::ReadView;
 use crate::outage::Outage;
 use crate::publication::outcome::Outcome;
-use crate::publication::writing::write_all_at;
+use crate::record::file_io::write_all_at;
 use crate::record::head::{BodySum, Summer};
 use crate::record::key::Key;
 use crate::record::stored::{Mark, Stored};
@@ -35,7 +35,7 @@ impl ReadView {
     /// Returns the mark of a response that is requested from the origin now.
     pub(crate) fn mark(&self) -> Mark {
         match self {
-            Self::Board { bans, .. } => bans.log.mark(),
+            Self::Board { position, .. } => position.mark,
             Self::V01 { mark } => *mark,
         }
     }
@@ -73,15 +73,15 @@ pub(crate) struct Draft {
 impl Draft {
     pub(crate) fn new(core: &Core, view: &ReadView, expected: Option<u64>) -> Result<Self, Outcome> {
         let (session, _) = view.board()?;
-        let now = core.session()?;
+        let now = core.store.session()?;
         if now.board().map(|board| board.id()) != session.board().map(|board| board.id()) {
             // The store has restarted since: its board is another one, and the fence that was read is void.
             return Err(Outcome::Outage(Outage::Down));
         }
         let reserved = expected.unwrap_or(FIRST_RESERVATION);
-        let mut object = core.client.create(reserved, None, None).map_err(|why| Outage::from(&why))?;
+        let mut object = core.store.client.create(reserved, None, None).map_err(|why| Outage::from(&why))?;
         let file = object.take_fd().ok_or(Outage::Protocol)?;
-        Ok(Self { client: core.client.clone(), object, file, len: 0, reserved, sum: Summer::new() })
+        Ok(Self { client: core.store.client.clone(), object, file, len: 0, reserved, sum: Summer::new() })
     }
 
     pub(crate) fn len(&self) -> u64 {
@@ -152,7 +152,7 @@ pub(crate) enum Failed {
 
 /// Where a response is published.
 #[derive(Debug)]
-pub(crate) enum Place {
+pub(crate) enum Destination {
     /// At the key's URI; the key has no index.
     Key { if_version: IfVersion },
     /// At the URI of a variant. The variant is published first, then entered into the index.
@@ -164,7 +164,7 @@ pub(crate) enum Place {
     },
 }
 
-impl Place {
+impl Destination {
     pub(crate) fn uri<'a>(&'a self, key: &'a Key) -> &'a ObjUri<'static> {
         match self {
             Self::Key { .. } => key.uri(),

@@ -4,4 +4,3 @@ pub(crate) mod draft;
 pub(crate) mod outcome;
 pub(crate) mod publish;
 pub(crate) mod ticket;
-pub(crate) mod writing;

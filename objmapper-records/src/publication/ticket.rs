@@ -4,8 +4,8 @@
 //! with a v0.1 peer, and may have none for a refresh. It ends in one way: published ([`Ticket::writer`],
 //! [`Ticket::seal`], [`Ticket::renew`]), refused ([`Ticket::refuse`], [`Ticket::refuse_error`]), or dropped, after
 //! which the next waiting look-up is granted the lease. Each publication is committed under the fence (v0.1: the mark
-//! in the ban log) that was read before the fetch, so that a response which was requested before a purge is never
-//! published after it.
+//! in the invalidation log) that was read before the fetch, so that a response which was requested before a purge is
+//! never published after it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,10 +14,11 @@ use objmapper_client::{IfVersion, Lease, Leased, ObjUri, Published, Want};
 
 use crate::core::Core;
 use crate::counters::Counters;
+use crate::invalidation::tags::tags_of;
 use crate::lookup::hit::{Hit, ReadView};
 use crate::lookup::request::RequestView;
 use crate::outage::Outage;
-use crate::publication::draft::{Draft, Place};
+use crate::publication::draft::{Destination, Draft};
 use crate::publication::outcome::Outcome;
 use crate::record::head::{BodySum, Head};
 use crate::record::key::Key;
@@ -113,8 +114,8 @@ impl Ticket {
             head.origin = None;
         }
         head.validate(vary.as_ref()).map_err(|_| Outcome::Unmatchable)?;
-        let (text, mark) = (self.key.text().to_vec(), self.view.mark());
-        Ok(Stored { target, text, vary, mark, head, flags_known: true })
+        let (text, mark, tags) = (self.key.text().to_vec(), self.view.mark(), tags_of(&head.headers, &self.core.tags));
+        Ok(Stored { target, text, vary, mark, head, flags_known: true, tags })
     }
 
     fn vary(&self, head: &Head, request: &dyn RequestView) -> Result<Option<VaryKey>, Outcome> {
@@ -174,16 +175,17 @@ impl Ticket {
         let sealed = self.vary(&head, request).and_then(|vary| {
             let (_, fence) = self.view.board()?;
             let stored = self.stored(head, vary, None)?;
-            let place = self.place(stored.vary.as_ref())?;
+            self.check_purges(&stored)?;
+            let destination = self.destination(stored.vary.as_ref())?;
             let tail = stored.tail(body_len, sum).ok_or(Outcome::TooLarge)?;
-            Ok((fence, place, tail))
+            Ok((fence, destination, tail))
         });
         Counters::add(&counters.t_publish_us, began.elapsed().as_micros() as u64);
         match sealed {
-            Ok((fence, place, tail)) => Ok(Sealed {
-                uri: place.uri(&self.key).clone(),
+            Ok((fence, destination, tail)) => Ok(Sealed {
+                uri: destination.uri(&self.key).clone(),
                 ticket: self,
-                place,
+                destination,
                 body_len,
                 tail,
                 expires_ms,
@@ -227,7 +229,7 @@ impl Ticket {
         if !varies_as(renews.vary.as_ref(), head) {
             // The record would answer requests that the origin distinguishes now. If the removal fails, the record is
             // as stale as it was.
-            let _ = self.core.evict(&renews.record_uri, renews.target.version);
+            let _ = self.core.store.evict(&renews.record_uri, renews.target.version);
             return Outcome::Unmatchable;
         }
         let stored = match self.stored(head.clone(), renews.vary, Some(renews.target)) {
@@ -235,6 +237,9 @@ impl Ticket {
             Err(outcome) => return outcome,
         };
         let Some(bytes) = stored.tail(0, None) else { return Outcome::TooLarge };
+        if let Err(outcome) = self.check_purges(&stored) {
+            return outcome;
+        }
         self.put(&renews.uri, &bytes, IfVersion::Any, stored.head.end_ms())
     }
 
@@ -244,7 +249,7 @@ impl Ticket {
         Counters::add(&counters.c_uncacheable, 1);
         if let Some((uri, version)) = self.refreshes.take() {
             // If this fails, it stays for as long as without the refresh.
-            let _ = self.core.evict(&uri, version);
+            let _ = self.core.store.evict(&uri, version);
         }
         let Some(lease) = self.lease.take() else { return };
         let Some(renews) = self.renews.take() else {
@@ -252,11 +257,11 @@ impl Ticket {
             return;
         };
         // Dropped before its end, the lease goes to the next caller, which finds the stale record.
-        if self.core.evict(&renews.record_uri, renews.target.version).is_err() {
+        if self.core.store.evict(&renews.record_uri, renews.target.version).is_err() {
             return;
         }
         if let Ok(Leased::Granted(at_key)) =
-            self.core.client.lease(&renews.record_uri, Duration::ZERO, retry, Want::ENTRY)
+            self.core.store.client.lease(&renews.record_uri, Duration::ZERO, retry, Want::ENTRY)
         {
             at_key.refuse_later(retry);
         }
@@ -364,7 +369,7 @@ impl Writer {
 #[derive(Debug)]
 pub struct Sealed {
     ticket: Ticket,
-    place: Place,
+    destination: Destination,
     body_len: u64,
     /// The URI to commit it under.
     pub uri: ObjUri<'static>,
@@ -389,7 +394,7 @@ impl Sealed {
         let outcome = match published {
             Published::Elsewhere => return Err(self.ticket),
             Published::Done => {
-                self.ticket.committed(self.place).map_or_else(|outcome| outcome, |()| Outcome::Published)
+                self.ticket.committed(self.destination).map_or_else(|outcome| outcome, |()| Outcome::Published)
             }
             Published::Conflict => self.ticket.view.conflict_outcome(),
             Published::Outage(outage) => Outcome::Outage(outage),

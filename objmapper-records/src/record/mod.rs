@@ -1,6 +1,7 @@
 //! The format of a record and of its key: `RECORD.md`.
 
 pub(crate) mod bytes;
+pub(crate) mod file_io;
 pub(crate) mod head;
 pub(crate) mod key;
 pub(crate) mod never_stored;

@@ -3,11 +3,13 @@
 
 use std::os::fd::OwnedFd;
 
+use nix::errno::Errno;
+use nix::sys::stat::fstat;
 use objmapper_client::{Entry, EntryFlags, Error, Session};
-use rustix::io::Errno;
 
 use crate::outage::Outage;
 use crate::record::bytes::Malformed;
+use crate::record::file_io::{read_exact_at, unreadable};
 use crate::record::tail::{Kind, TRAILER_LEN, Trailer, check_body};
 
 /// The bytes that are read first, from the file's end: enough for all but very long heads.
@@ -39,30 +41,6 @@ pub(crate) struct Opened {
     end: Vec<u8>,
 }
 
-/// Reads all of `buf` at an offset.
-pub(crate) fn read_exact_at(file: &OwnedFd, mut buf: &mut [u8], mut offset: u64) -> Result<(), Unreadable> {
-    while !buf.is_empty() {
-        match rustix::io::pread(file, &mut *buf, offset) {
-            Ok(0) => return Err(Malformed("length").into()),
-            Ok(n) => {
-                buf = &mut buf[n..];
-                offset += n as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(unreadable(errno)),
-        }
-    }
-    Ok(())
-}
-
-/// Classifies the error of a system call on a record's file: a shortage or a lack of permission, which passes and
-/// concerns every record, or a file that cannot be read.
-fn unreadable(errno: Errno) -> Unreadable {
-    const PASSES: [Errno; 7] =
-        [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::ACCESS, Errno::PERM, Errno::BADF];
-    if PASSES.contains(&errno) { Unreadable::Outage(Outage::Io) } else { Malformed("file: it cannot be read").into() }
-}
-
 impl Opened {
     /// Opens the file of an entry, and checks its trailer and the checksum of its head.
     pub(crate) fn new(session: &Session, entry: &Entry) -> Result<Self, Unreadable> {
@@ -71,11 +49,11 @@ impl Opened {
             return Err(Malformed("owner").into());
         }
         let file = session.open_entry(entry).map_err(|why| match why {
-            Error::Io { errno, .. } if errno == Errno::NOENT.raw_os_error() => Unreadable::Gone,
-            Error::Io { errno, .. } => unreadable(Errno::from_raw_os_error(errno)),
+            Error::Io { errno, .. } if errno == Errno::ENOENT as i32 => Unreadable::Gone,
+            Error::Io { errno, .. } => unreadable(Errno::from_raw(errno)),
             _ => Unreadable::Outage(Outage::Io),
         })?;
-        let size = rustix::fs::fstat(&file).map_err(unreadable)?.st_size;
+        let size = fstat(&file).map_err(unreadable)?.st_size;
         let size = u64::try_from(size).unwrap_or_default();
         if size != entry.length || size < TRAILER_LEN as u64 {
             return Err(Malformed("length").into());

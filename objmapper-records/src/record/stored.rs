@@ -10,15 +10,17 @@ use crate::record::vary::VaryKey;
 /// not record whether the body was parsed for ESI, do not set it.
 const FLAGS_KNOWN: u8 = 0x80;
 
+/// The optional field with the tags.
+const FIELD_TAGS: u8 = 1;
 /// The optional field with the head as the origin sent it.
 const FIELD_ORIGIN: u8 = 2;
 
-/// A position in a ban log: the record is newer than the bans up to it.
+/// A position in an invalidation log: the record is newer than the entries up to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mark {
     /// The log's nonce.
     pub(crate) nonce: [u8; 16],
-    /// The sequence number of the newest ban when the fetch began.
+    /// The sequence number of the newest entry when the fetch began.
     pub(crate) seq: u64,
 }
 
@@ -42,6 +44,8 @@ pub(crate) struct Stored {
     pub(crate) head: Head,
     /// True if the publisher has recorded all flags of the body. A record without this is not served.
     pub(crate) flags_known: bool,
+    /// The tags, sorted, none twice.
+    pub(crate) tags: Vec<Box<[u8]>>,
 }
 
 impl Stored {
@@ -76,6 +80,14 @@ impl Stored {
             out.push(FIELD_ORIGIN);
             put_bytes(&mut out, &origin.encode());
         }
+        if !self.tags.is_empty() {
+            let mut tags = Vec::new();
+            for tag in &self.tags {
+                put_bytes(&mut tags, tag);
+            }
+            out.push(FIELD_TAGS);
+            put_bytes(&mut out, &tags);
+        }
         out
     }
 
@@ -93,16 +105,33 @@ impl Stored {
         let reason = r.bytes()?.to_vec();
         let headers = Headers::decode(&mut r)?;
         let mut origin = None;
+        let mut tags = Vec::new();
         while !r.is_empty() {
             let (number, field) = (r.u8()?, r.bytes()?);
-            // Other numbers are a newer version's.
-            if number == FIELD_ORIGIN {
-                origin = Some(OriginHead::decode(field)?);
+            match number {
+                FIELD_TAGS => tags = decode_tags(field)?,
+                FIELD_ORIGIN => origin = Some(OriginHead::decode(field)?),
+                // A newer version's.
+                _ => {}
             }
         }
         let (flags, flags_known) = (flags & !FLAGS_KNOWN, flags & FLAGS_KNOWN != 0);
         let head = Head { status, reason, headers, t_origin, ttl, grace, keep, gzip_bits, flags, origin }.clamped();
         head.validate(vary.as_ref())?;
-        Ok(Self { target, text, vary, mark, head, flags_known })
+        Ok(Self { target, text, vary, mark, head, flags_known, tags })
     }
+}
+
+/// Decodes tags, which are sorted, none twice.
+fn decode_tags(field: &[u8]) -> Result<Vec<Box<[u8]>>, Malformed> {
+    let mut r = Reader::new(field);
+    let mut tags: Vec<Box<[u8]>> = Vec::new();
+    while !r.is_empty() {
+        let tag = r.bytes()?;
+        if tags.last().is_some_and(|former| **former >= *tag) {
+            return Err(Malformed("tags"));
+        }
+        tags.push(tag.into());
+    }
+    Ok(tags)
 }

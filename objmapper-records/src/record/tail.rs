@@ -31,8 +31,11 @@ pub(crate) enum Kind {
     Vary = 2,
     /// A new head for a record.
     Renewal = 3,
-    /// A ban log.
-    Bans = 4,
+    // 4 was the ban log, before it held purges.
+    /// The head of an invalidation log.
+    Log = 5,
+    /// A part of an invalidation log.
+    LogPart = 6,
 }
 
 impl TryFrom<u8> for Kind {
@@ -43,7 +46,8 @@ impl TryFrom<u8> for Kind {
             1 => Self::Record,
             2 => Self::Vary,
             3 => Self::Renewal,
-            4 => Self::Bans,
+            5 => Self::Log,
+            6 => Self::LogPart,
             _ => return Err(Malformed("trailer")),
         })
     }

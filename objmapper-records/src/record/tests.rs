@@ -67,17 +67,31 @@ fn a_stored() -> impl Strategy<Value = Stored> {
         "[a-z]{0,20}".prop_map(|v| Some(vary_key("X, accept-language", &[("x", &v)]))),
     ];
     let target = proptest::option::of(any::<(u64, u64)>());
-    (target, any::<Vec<u8>>(), vary, any::<([u8; 16], u64, bool)>(), a_head()).prop_map(
-        |(target, text, vary, (nonce, seq, flags_known), mut head)| {
+    (
+        target,
+        any::<Vec<u8>>(),
+        vary,
+        any::<([u8; 16], u64, bool)>(),
+        a_head(),
+        proptest::collection::btree_set(any::<Vec<u8>>(), 0..3),
+    )
+        .prop_map(|(target, text, vary, (nonce, seq, flags_known), mut head, tags)| {
             if let Some(vary) = &vary
                 && !vary.spec().is_empty()
             {
                 assert!(head.headers.push(&[b"Vary: ", vary.spec()].concat()));
             }
             let target = target.map(|(object, version)| Target { object, version });
-            Stored { target, text, vary, mark: Mark { nonce, seq }, head, flags_known }
-        },
-    )
+            Stored {
+                target,
+                text,
+                vary,
+                mark: Mark { nonce, seq },
+                head,
+                flags_known,
+                tags: tags.into_iter().map(Box::from).collect(),
+            }
+        })
 }
 
 fn file(stored: &Stored, body: &[u8]) -> Vec<u8> {
@@ -159,6 +173,7 @@ fn limits() {
             origin: None,
         },
         flags_known: true,
+        tags: Vec::new(),
     };
     assert_eq!(read(&file(&stored, b"")), Err(Malformed("number")), "a time that is none");
     // The sum of a body whose publisher made none.
@@ -324,7 +339,7 @@ fn the_head_of_the_origin() {
     };
     let stored = |origin| {
         let (text, mark) = (b"t".to_vec(), Mark { nonce: [0; 16], seq: 0 });
-        Stored { target: None, text, vary: None, mark, head: head(origin), flags_known: true }
+        Stored { target: None, text, vary: None, mark, head: head(origin), flags_known: true, tags: Vec::new() }
     };
     let good = stored(Some(origin.clone()));
     assert_eq!(Stored::decode(&good.encode(), false), Ok(good.clone()));

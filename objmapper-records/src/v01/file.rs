@@ -3,22 +3,25 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::stat::fstat;
+use nix::unistd::ftruncate;
 use objmapper_client::{Error, ObjUri, V01Object, V01Tier};
 
-use crate::core::Core;
 use crate::outage::Outage;
-use crate::publication::writing::write_all_at;
+use crate::record::file_io::write_all_at;
 use crate::record::tail::{MAX_TAIL, MAX_V01_BODY};
+use crate::store::Store;
 
 /// Attempts to get a file that is deleted at the same time.
 const ROUNDS: usize = 4;
 
 /// Returns the file of a URI; the store creates it if there is none.
-pub(super) fn get(core: &Core, uri: &ObjUri<'_>) -> Result<V01Object, Outage> {
+pub(super) fn get(store: &Store, uri: &ObjUri<'_>) -> Result<V01Object, Outage> {
     let mut outcome = Err(Outage::Io);
     for _ in 0..ROUNDS {
-        match core.client.get_or_create(uri, V01Tier::Default) {
+        match store.client.get_or_create(uri, V01Tier::Default) {
             Ok(object) => return Ok(object),
             // Two clients have created it at once, and this file has been replaced.
             Err(why @ Error::Unlinked) => outcome = Err(Outage::from(&why)),
@@ -31,7 +34,7 @@ pub(super) fn get(core: &Core, uri: &ObjUri<'_>) -> Result<V01Object, Outage> {
 
 /// Reads all of a file. Of a file that is longer than any record returns one byte, which is no record.
 pub(super) fn read(file: &V01Object) -> Result<Vec<u8>, Outage> {
-    let size = rustix::fs::fstat(file).map_err(|_| Outage::Io)?.st_size;
+    let size = fstat(file).map_err(|_| Outage::Io)?.st_size;
     let size = usize::try_from(size).unwrap_or_default();
     if size > MAX_V01_BODY + MAX_TAIL {
         return Ok(vec![0]);
@@ -43,8 +46,8 @@ pub(super) fn read(file: &V01Object) -> Result<Vec<u8>, Outage> {
 }
 
 /// Reads all of a URI's file; empty if it was absent.
-pub(super) fn read_uri(core: &Core, uri: &ObjUri<'_>) -> Result<Vec<u8>, Outage> {
-    read(&get(core, uri)?)
+pub(super) fn read_uri(store: &Store, uri: &ObjUri<'_>) -> Result<Vec<u8>, Outage> {
+    read(&get(store, uri)?)
 }
 
 /// A file that this process has locked for writing.
@@ -69,7 +72,7 @@ impl<'a> Locked<'a> {
         loop {
             match set_lock(file, libc::F_WRLCK) {
                 Ok(()) => break,
-                Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES | nix::errno::Errno::EINTR) => {}
+                Err(Errno::EAGAIN | Errno::EACCES | Errno::EINTR) => {}
                 Err(_) => return Err(Outage::Io),
             }
             let now = Instant::now();
@@ -85,7 +88,7 @@ impl<'a> Locked<'a> {
     }
 
     fn is_linked(&self) -> Result<bool, Outage> {
-        Ok(rustix::fs::fstat(self.0).map_err(|_| Outage::Io)?.st_nlink > 0)
+        Ok(fstat(self.0).map_err(|_| Outage::Io)?.st_nlink > 0)
     }
 
     pub(super) fn read(&self) -> Result<Vec<u8>, Outage> {
@@ -94,17 +97,17 @@ impl<'a> Locked<'a> {
 
     /// Replaces its content. The trailer is written last, so that no part of a record is taken for one.
     pub(super) fn write(&self, bytes: &[u8]) -> Result<(), Outage> {
-        rustix::fs::ftruncate(self.0, 0).map_err(|errno| Outage::from(&std::io::Error::from(errno)))?;
+        ftruncate(self.0, 0).map_err(|errno| Outage::from(&std::io::Error::from(errno)))?;
         write_all_at(self.0, bytes, 0).inspect_err(|_| {
             // Whether or not this succeeds, the file is no record.
-            let _ = rustix::fs::ftruncate(self.0, 0);
+            let _ = ftruncate(self.0, 0);
         })
     }
 
     /// Returns true if the store gives this file, with `len` bytes, for `uri`.
-    pub(super) fn is_found(&self, core: &Core, uri: &ObjUri<'_>, len: usize) -> Result<bool, Outage> {
-        let found = get(core, uri)?;
-        let (ours, theirs) = (rustix::fs::fstat(self.0), rustix::fs::fstat(&found));
+    pub(super) fn is_found(&self, store: &Store, uri: &ObjUri<'_>, len: usize) -> Result<bool, Outage> {
+        let found = get(store, uri)?;
+        let (ours, theirs) = (fstat(self.0), fstat(&found));
         let (ours, theirs) = (ours.map_err(|_| Outage::Io)?, theirs.map_err(|_| Outage::Io)?);
         Ok((ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino) && theirs.st_size == len as i64)
     }

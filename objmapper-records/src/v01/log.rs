@@ -1,73 +1,105 @@
-//! The ban log in a v0.1 store: rewritten in place under its lock, read anew each time.
+//! The invalidation log in a v0.1 store: one file, rewritten in place under its lock, read anew each time.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::file::{Locked, get, read};
 use crate::config::Notice;
-use crate::core::Core;
-use crate::invalidation::bans::keeper::{Unknown, random};
-use crate::invalidation::bans::log::Log;
-use crate::invalidation::bans::spec::Ban;
+use crate::invalidation::codec::LogEntry;
+use crate::invalidation::entry::Invalidation;
+use crate::invalidation::file::{LogFile, Unusable};
+use crate::invalidation::index::Index;
+use crate::invalidation::journal::{Journal, Unknown};
 use crate::outage::Outage;
-use crate::record::tail::{Kind, parse_whole, tail};
+use crate::record::head::Summer;
+use crate::record::tail::{Kind, MAX_TAIL, TRAILER_LEN, parse_whole, tail};
 
 /// Attempts to change the log while its file is deleted or replaced.
 const ROUNDS: usize = 8;
+/// The most bytes of entries: the log is one file.
+const MAX_LEN: u64 = (MAX_TAIL - TRAILER_LEN - (128 << 10)) as u64;
 
-impl Core {
-    fn parse_log_v01(&self, bytes: &[u8]) -> Option<Log> {
-        let (trailer, head, _) = parse_whole(bytes).ok()?;
-        if trailer.kind == Kind::Bans { Log::decode(head, &self.space.prefix()).ok() } else { None }
-    }
-
-    /// Returns all bans in the log, those of this process included.
-    pub(super) fn current_log_v01(&self, deadline: Instant) -> Result<Log, Unknown> {
-        self.bans.wait_own(deadline)?;
-        let bytes = read(&get(self, self.bans.uri())?)?;
-        match self.parse_log_v01(&bytes) {
-            Some(log) => Ok(log),
-            // Another process may be writing it: it is read again under the lock.
-            None => Ok(self.change_log_v01(deadline, |_| ())?),
+impl Journal {
+    /// `None`: it is damaged or absent.
+    fn parse_v01(&self, bytes: &[u8]) -> Result<Option<LogFile>, Outage> {
+        let Ok((trailer, head, _)) = parse_whole(bytes) else { return Ok(None) };
+        if trailer.kind != Kind::Log {
+            return Ok(None);
+        }
+        match LogFile::decode(head, &self.store.space.prefix()) {
+            Ok(file) => Ok(Some(file)),
+            Err(Unusable::Damaged(_)) => Ok(None),
+            Err(Unusable::Newer(version)) => {
+                self.log_newer(version);
+                Err(Outage::Protocol)
+            }
         }
     }
 
-    /// Adds bans to the log, which is begun anew if it was lost.
-    pub(crate) fn append_v01(&self, bans: &[Ban]) -> Result<(), Outage> {
-        let deadline = Instant::now() + self.call_timeout;
-        self.change_log_v01(deadline, |log| bans.iter().for_each(|ban| log.append(ban.clone()))).map(|_| ())
+    /// Returns the log, with all that this process has appended.
+    pub(crate) fn current_v01(&self) -> Result<Index, Unknown> {
+        let deadline = Instant::now() + self.store.call_timeout;
+        self.wait_own(deadline)?;
+        let bytes = read(&get(&self.store, &self.uri)?)?;
+        let file = match self.parse_v01(&bytes)? {
+            Some(file) => file,
+            // Another process may be writing it: it is read again under the lock.
+            None => self.change_v01(deadline, |_| ())?,
+        };
+        Ok(Index::of(&file, &*self.regexes))
     }
 
-    fn change_log_v01(&self, deadline: Instant, change: impl Fn(&mut Log)) -> Result<Log, Outage> {
-        let uri = self.bans.uri();
+    /// Appends entries, each with its time, to the log, which is begun anew if it was lost.
+    pub(crate) fn append_v01(&self, entries: &[(f64, Arc<Invalidation>)]) -> Result<(), Outage> {
+        let deadline = Instant::now() + self.store.call_timeout;
+        let append = |file: &mut LogFile| {
+            let mut index = Index::of(file, &*self.regexes);
+            for (at, what) in entries {
+                let entry = LogEntry::new(index.last + 1, *at, self.origin, (**what).clone());
+                index.insert(Arc::new(entry), &*self.regexes);
+            }
+            if let Some((floor, at)) = index.floor_for(self.limit.min(MAX_LEN)) {
+                let dropped = index.entries_after(0).take_while(|entry| entry.seq <= floor).count() as u64;
+                self.has_trimmed(dropped, self.limit.min(MAX_LEN));
+                index.raise_floor(floor, at);
+            }
+            (file.floor, file.floor_at, file.last) = (index.floor, index.floor_at, index.last);
+            file.entries = index.entries_after(0).cloned().collect();
+        };
+        self.change_v01(deadline, append).map(|_| ())
+    }
+
+    fn change_v01(&self, deadline: Instant, change: impl Fn(&mut LogFile)) -> Result<LogFile, Outage> {
         // A log that was written, and lost before another process could read it, is written again unchanged.
         let mut lost = None;
         for _ in 0..ROUNDS {
-            let file = get(self, uri)?;
-            let Some(locked) = Locked::new(&file, deadline)? else { continue };
-            let former = self.parse_log_v01(&locked.read()?);
-            let log = match (former.clone(), lost.take()) {
-                (None, Some(log)) => log,
+            let object = get(&self.store, &self.uri)?;
+            let Some(locked) = Locked::new(&object, deadline)? else { continue };
+            let former = self.parse_v01(&locked.read()?)?;
+            let file = match (former.clone(), lost.take()) {
+                (None, Some(file)) => file,
                 (there, _) => {
                     let is_new = there.is_none();
-                    let mut log =
-                        there.map_or_else(|| Ok(Log::new(&self.space.prefix(), random()?)), Ok::<_, Outage>)?;
+                    let mut file = match there {
+                        Some(file) => file,
+                        None => self.new_file()?,
+                    };
                     if is_new {
-                        (self.log)(&Notice::BansReset("there was no ban log".into()));
+                        (self.store.log)(&Notice::LogReset("there was no invalidation log".into()));
                     }
-                    change(&mut log);
-                    log
+                    change(&mut file);
+                    file
                 }
             };
-            if former.as_ref() == Some(&log) {
-                return Ok(log);
+            if former.as_ref() == Some(&file) {
+                return Ok(file);
             }
-            let bytes =
-                tail(Kind::Bans, log.encode(), 0, Some(crate::record::head::Summer::new().sum())).ok_or(Outage::Io)?;
+            let bytes = tail(Kind::Log, file.encode(), 0, Some(Summer::new().sum())).ok_or(Outage::Io)?;
             locked.write(&bytes)?;
-            if locked.is_found(self, uri, bytes.len())? {
-                return Ok(log);
+            if locked.is_found(&self.store, &self.uri, bytes.len())? {
+                return Ok(file);
             }
-            lost = Some(log);
+            lost = Some(file);
         }
         Err(Outage::Io)
     }

@@ -2,33 +2,20 @@
 
 use std::time::Instant;
 
-use objmapper_client::IfVersion;
-
 use super::file::{Locked, get};
 use super::{index_of, kind_of};
-use crate::core::Core;
-use crate::invalidation::bans::keeper::{Unknown, random};
-use crate::invalidation::bans::spec::Ban;
+use crate::invalidation::index::{Judged, Verdict};
+use crate::invalidation::journal::{Unknown, random};
 use crate::outage::Outage;
 use crate::publication::outcome::Outcome;
 use crate::publication::ticket::Ticket;
 use crate::record::head::Summer;
-use crate::record::key::Key;
 use crate::record::stored::Stored;
 use crate::record::tail::{Kind, MAX_V01_BODY, parse_whole, tail};
 use crate::record::vary::{Index, Spec};
 
 /// Attempts to publish while the file is deleted or replaced.
 const ROUNDS: usize = 4;
-
-impl Core {
-    /// Appends the purge to the ban log, then deletes the file.
-    pub(crate) fn purge_v01(&self, key: &Key) -> Result<bool, Outage> {
-        self.append_v01(&[Ban::of_key(key.text())])?;
-        // The record is invalidated already. The deletion only saves room; if it hits a newer record, that is a miss.
-        Ok(self.client.delete(key.uri(), IfVersion::Any).unwrap_or(false))
-    }
-}
 
 impl Ticket {
     /// Publishes a body.
@@ -41,18 +28,19 @@ impl Ticket {
 
     fn write_v01(&self, mut stored: Stored, body: &[u8]) -> Result<Outcome, Outcome> {
         let core = &self.core;
-        let deadline = Instant::now() + core.call_timeout;
-        let log = core.current_log_v01(deadline).map_err(|why| match why {
+        let deadline = Instant::now() + core.store.call_timeout;
+        let log = core.journal.current_v01().map_err(|why| match why {
             Unknown::Pending => Outage::Timeout,
             Unknown::Outage(outage) => outage,
         })?;
-        if log.has_purged(&stored.mark, self.key.text()) {
+        let judged = Judged { mark: &stored.mark, digest: self.key.digest(), tags: &stored.tags };
+        if log.judge_purges(judged) != Verdict::Valid {
             return Ok(Outcome::Conflict);
         }
         let mut sum = Summer::new();
         sum.update(body);
         for _ in 0..ROUNDS {
-            let at_key = get(core, self.key.uri())?;
+            let at_key = get(&core.store, self.key.uri())?;
             let Some(at_key) = Locked::new(&at_key, deadline)? else { continue };
             let there = at_key.read()?;
             let index = index_of(&there, self.key.text());
@@ -68,7 +56,7 @@ impl Ticket {
                 None => Index::new(self.key.text(), random()?),
             };
             let changed = index.add_spec_of(&vary);
-            let variant = get(core, &core.space.uri(&[b"v", &index.variant(&vary)]))?;
+            let variant = get(&core.store, &core.store.space.uri(&[b"v", &index.variant(&vary)]))?;
             let Some(variant) = Locked::new(&variant, deadline)? else { continue };
             let outcome = write(&variant, &variant.read()?, &stored, body, &sum)?;
             if changed {

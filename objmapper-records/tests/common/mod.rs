@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use objmapper_records::{
     Config, Connect, Counters, Finding, Head, Headers, Hit, Key, L2, Log, Lookup, Miss, MissReason, Notice, Outcome,
-    Regex, Regexes, RequestView, Stale, Ticket,
+    Regex, Regexes, RequestView, Stale, Subject, Test, TextOper, Ticket,
 };
 use objmapper_server::net::{ListenConfig, Server};
 use objmapper_server::store::{DiskTier, MemoryTier, Store, StoreConfig};
@@ -94,87 +94,28 @@ pub(crate) fn head(ttl: f32, lines: &[&str]) -> Head {
     }
 }
 
-/// A ban as varnishd encodes it, built test by test.
-pub(crate) struct Ban {
-    tests: Vec<u8>,
-    flags: u8,
-    time: f64,
-}
+/// A ban, built test by test.
+pub(crate) struct Ban(pub(crate) objmapper_records::Ban);
 
-pub(crate) const EQ: u8 = 0x10;
-pub(crate) const NEQ: u8 = 0x11;
-pub(crate) const MATCH: u8 = 0x12;
-pub(crate) const NMATCH: u8 = 0x13;
-pub(crate) const GT: u8 = 0x14;
+pub(crate) const EQ: TextOper = TextOper::Equal;
+pub(crate) const MATCH: TextOper = TextOper::Match;
 
 impl Ban {
     pub(crate) fn at(time: f64) -> Self {
-        Self { tests: Vec::new(), flags: 0, time }
+        Self(objmapper_records::Ban { time, timeless: true, tests: Vec::new() })
     }
 
-    fn lump(&mut self, bytes: &[u8]) {
-        while !self.tests.len().is_multiple_of(8) {
-            self.tests.push(0xff);
-        }
-        self.tests.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
-        self.tests.extend_from_slice(&[0; 4]);
-        self.tests.extend_from_slice(bytes);
-    }
-
-    fn text(mut self, oper: u8, text: &str) -> Self {
-        self.lump(&[text.as_bytes(), &[0]].concat());
-        self.tests.push(oper);
-        if matches!(oper, MATCH | NMATCH) {
-            self.lump(b"\xff\xff compiled \x00");
-        }
+    fn text(mut self, subject: Subject, oper: TextOper, text: &str) -> Self {
+        self.0.tests.push(Test::Text { subject, oper, text: text.into() });
         self
     }
 
-    fn header(mut self, arg: u8, name: &str, oper: u8, text: &str) -> Self {
-        self.tests.push(arg);
-        self.tests.push(name.len() as u8 + 1);
-        self.tests.extend_from_slice(name.as_bytes());
-        self.tests.extend_from_slice(b":\0");
-        self.text(oper, text)
+    pub(crate) fn url(self, oper: TextOper, text: &str) -> Self {
+        self.text(Subject::Url, oper, text)
     }
 
-    pub(crate) fn url(mut self, oper: u8, text: &str) -> Self {
-        self.flags |= 1;
-        self.tests.push(0x18);
-        self.text(oper, text)
-    }
-
-    pub(crate) fn req_http(mut self, name: &str, oper: u8, text: &str) -> Self {
-        self.flags |= 9;
-        self.header(0x19, name, oper, text)
-    }
-
-    pub(crate) fn obj_http(mut self, name: &str, oper: u8, text: &str) -> Self {
-        self.flags |= 10;
-        self.header(0x1a, name, oper, text)
-    }
-
-    pub(crate) fn status(mut self, oper: u8, text: &str) -> Self {
-        self.flags |= 2;
-        self.tests.push(0x1b);
-        self.text(oper, text)
-    }
-
-    /// 0x1c ttl, 0x1d age, 0x1e grace, 0x1f keep
-    pub(crate) fn duration(mut self, arg: u8, oper: u8, seconds: f64) -> Self {
-        self.flags |= 0x12 | if arg <= 0x1d { 0x20 } else { 0 };
-        self.tests.push(arg);
-        self.lump(&seconds.to_be_bytes());
-        self.tests.push(oper);
-        self
-    }
-
-    pub(crate) fn spec(&self) -> Vec<u8> {
-        let mut spec = self.time.to_be_bytes().to_vec();
-        spec.extend_from_slice(&(self.tests.len() as u32 + 16).to_be_bytes());
-        spec.extend_from_slice(&[self.flags, 0, 0, 0]);
-        spec.extend_from_slice(&self.tests);
-        spec
+    pub(crate) fn obj_http(self, name: &str, oper: TextOper, text: &str) -> Self {
+        self.text(Subject::ObjectHeader(name.into()), oper, text)
     }
 }
 
@@ -309,28 +250,43 @@ impl Cache {
     }
 
     pub(crate) fn not_connected(socket: &Path, timeout: Duration) -> Self {
+        Self::with(socket, |config| config.call_timeout = timeout)
+    }
+
+    pub(crate) fn with(socket: &Path, change: impl FnOnce(&mut Config)) -> Self {
         let notices = Arc::new(Mutex::new(Vec::new()));
         let told = Arc::clone(&notices);
-        let log = move |notice: &Notice| told.lock().unwrap().push(notice.clone());
-        Self { notices, ..Self::over(Connect::Socket(socket.into()), timeout, 2, Arc::new(log)) }
+        let log: Log = Arc::new(move |notice: &Notice| told.lock().unwrap().push(notice.clone()));
+        let store = Connect::Socket(socket.into());
+        Self { notices, ..Self::over(store, PATIENCE, 2, log, change) }
     }
 
     /// A cache whose notices `log` receives.
-    pub(crate) fn over(store: Connect, timeout: Duration, connections: usize, log: Log) -> Self {
-        let l2 = L2::open(Config {
+    pub(crate) fn over(
+        store: Connect,
+        call_timeout: Duration,
+        connections: usize,
+        log: Log,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        let mut config = Config {
             store,
-            call_timeout: timeout,
+            call_timeout,
             connections,
             prefix: b"cdn://example.com".to_vec(),
             regexes: Arc::new(Pcre),
+            tags: vec![b"xkey".to_vec(), b"Surrogate-Key".to_vec()],
+            log_limit: Config::LOG_LIMIT,
+            follower: None,
             log,
-        })
-        .unwrap();
+        };
+        change(&mut config);
+        let l2 = L2::open(config).unwrap();
         Self { l2, counters: Arc::default(), notices: Arc::default() }
     }
 
     pub(crate) fn key(&self, url: &str) -> Key {
-        self.l2.key(b"www", url.as_bytes(), None)
+        self.l2.key(Some(b"www"), url.as_bytes(), None)
     }
 
     /// Looks up without waiting for another fetch.
@@ -354,7 +310,7 @@ impl Cache {
 
     fn look_up(&self, req: &Req, now: f64, wait: Duration, token: Option<&str>, refresh: bool) -> Got {
         let token = token.map(str::as_bytes);
-        let key = self.l2.key(b"www", &req.url, None);
+        let key = self.l2.key(Some(b"www"), &req.url, None);
         let hold = PATIENCE;
         let lookup = Lookup { key: &key, request: req, client: req, wait, token, hold, now, refresh, adopts: None };
         match self.l2.find(&lookup, &self.counters) {
@@ -386,11 +342,11 @@ impl Cache {
 
     /// Announces a ban.
     pub(crate) fn ban(&self, ban: &Ban) {
-        self.l2.announce_ban(&ban.spec());
+        self.l2.announce_ban(&ban.0);
     }
 
     pub(crate) fn purge(&self, url: &str) -> bool {
-        self.l2.purge(&self.key(url), &self.counters).unwrap()
+        self.l2.purge(&self.key(url), false, &self.counters).unwrap()
     }
 }
 

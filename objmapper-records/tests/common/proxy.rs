@@ -1,17 +1,13 @@
 //! Stands between a cache and its store, and can stall: connections stay, nothing is answered, as with SIGSTOP.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
-};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 pub(crate) struct Proxy {
     dir: tempfile::TempDir,
@@ -51,34 +47,34 @@ impl Proxy {
 fn forward(from: &UnixStream, to: &UnixStream, stalled: &AtomicBool) {
     let mut buf = vec![0; 64 << 10];
     loop {
-        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = recvmsg(from, &mut [IoSliceMut::new(&mut buf)], &mut control, RecvFlags::CMSG_CLOEXEC);
-        let Ok(received) = received else { break };
-        let fds: Vec<OwnedFd> = control
-            .drain()
+        let mut space = nix::cmsg_space!([RawFd; 253]);
+        let mut pieces = [IoSliceMut::new(&mut buf)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let Ok(received) = recvmsg::<()>(from.as_raw_fd(), &mut pieces, Some(&mut space), flags) else { break };
+        let fds: Vec<OwnedFd> = received
+            .cmsgs()
+            .unwrap()
             .filter_map(|message| match message {
-                RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+                ControlMessageOwned::ScmRights(fds) => Some(fds),
                 _ => None,
             })
             .flatten()
+            // SAFETY: the kernel has just made it for this process, and nothing else owns it.
+            .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
             .collect();
-        if received.bytes == 0 {
+        let bytes = received.bytes;
+        if bytes == 0 {
             break;
         }
         while stalled.load(SeqCst) {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        if !borrowed.is_empty() {
-            assert!(control.push(SendAncillaryMessage::ScmRights(&borrowed)));
-        }
-        let mut rest = &buf[..received.bytes];
+        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let mut control = if raw.is_empty() { vec![] } else { vec![ControlMessage::ScmRights(&raw)] };
+        let mut rest = &buf[..bytes];
         // The descriptors belong to the last byte: a message that has them is small, and sent as a whole.
         while !rest.is_empty() {
-            match sendmsg(to, &[IoSlice::new(rest)], &mut control, SendFlags::NOSIGNAL) {
+            match sendmsg::<()>(to.as_raw_fd(), &[IoSlice::new(rest)], &control, MsgFlags::MSG_NOSIGNAL, None) {
                 Ok(sent) => {
                     rest = &rest[sent..];
                     control.clear();

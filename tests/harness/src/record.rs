@@ -11,7 +11,7 @@ const TRAILER: usize = 48;
 /// Bytes of the trailer that its checksum covers.
 const COVERED: usize = 32;
 
-/// A record that is no index, renewal or ban log.
+/// A record that is no index, renewal or invalidation log.
 #[derive(Debug, Clone)]
 pub struct Record {
     /// The body.
@@ -20,7 +20,7 @@ pub struct Record {
     pub text: Vec<u8>,
     /// The Vary spec and values, if there are.
     pub vary: Option<(Vec<u8>, Vec<u8>)>,
-    /// The ban log's nonce (16 bytes) and sequence (u64).
+    /// The invalidation log's nonce (16 bytes) and sequence (u64).
     pub mark: [u8; 24],
     /// When the origin made it.
     pub t_origin: f64,

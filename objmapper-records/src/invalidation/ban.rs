@@ -1,12 +1,10 @@
-//! Whether a ban matches a record: the rules of `ban_evaluate()` (Varnish: `cache/cache_ban.c`).
+//! Whether a ban matches a response: the rules of `ban_evaluate()` (Varnish: `cache/cache_ban.c`).
 //!
 //! A test that cannot be evaluated matches: on a header that the record or the request to the origin lacks because of
 //! this cache, or with a pattern that cannot be compiled.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use objmapper_ban::{Ban, DurationOf, NumberOper, Subject, Test, TextOper};
 
-use crate::invalidation::bans::spec::{Ban, DurationOf, NumberOper, Subject, Test, TextOper};
 use crate::lookup::request::RequestView;
 use crate::record::head::Head;
 use crate::record::never_stored::is_never_stored;
@@ -37,55 +35,53 @@ const FILTERED: &[&str] = &[
     "Accept-Encoding",
 ];
 
-/// Compiled patterns, by their text. The value is `None` for one that cannot be compiled.
-#[derive(Default, Clone)]
-pub(crate) struct Patterns(HashMap<Vec<u8>, Option<Arc<dyn Regex>>>);
+/// The tests of a ban with their patterns compiled.
+pub(crate) struct CompiledBan {
+    time: f64,
+    tests: Vec<CompiledTest>,
+}
 
-impl std::fmt::Debug for Patterns {
+struct CompiledTest {
+    test: Test,
+    /// `None`: the test has no pattern, or one that cannot be compiled.
+    regex: Option<Box<dyn Regex>>,
+}
+
+impl std::fmt::Debug for CompiledBan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Patterns({})", self.0.len())
+        f.debug_list().entries(self.tests.iter().map(|compiled| &compiled.test)).finish()
     }
 }
 
-impl Patterns {
-    /// Compiles the patterns of `bans`; reuses those that `former` has.
-    pub(crate) fn of<'a>(bans: impl Iterator<Item = &'a Ban>, former: &Self, regexes: &dyn Regexes) -> Self {
-        let mut patterns = HashMap::new();
-        for test in bans.flat_map(|ban| &ban.tests) {
-            if let Test::Text { oper: TextOper::Match | TextOper::NoMatch, text, .. } = test {
-                let regex = || match former.0.get(text) {
-                    Some(regex) => regex.clone(),
-                    None => regexes.compile(text).map(Arc::from),
-                };
-                patterns.entry(text.clone()).or_insert_with(regex);
-            }
-        }
-        Self(patterns)
+impl CompiledBan {
+    pub(crate) fn new(ban: &Ban, regexes: &dyn Regexes) -> Self {
+        let compile = |test: &Test| {
+            let regex = match test {
+                Test::Text { oper: TextOper::Match | TextOper::NoMatch, text, .. } => regexes.compile(text),
+                _ => None,
+            };
+            CompiledTest { test: test.clone(), regex }
+        };
+        Self { time: ban.time, tests: ban.tests.iter().map(compile).collect() }
     }
 
-    /// Returns true if the pattern matches; `None` if it cannot be compiled, or gave up.
-    fn is_match(&self, pattern: &[u8], subject: &[u8]) -> Option<bool> {
-        self.0.get(pattern)?.as_ref()?.is_match(subject)
+    /// Returns true if it matches a response and the request that it would answer. A test that cannot be evaluated
+    /// matches.
+    pub(crate) fn matches(&self, head: &Head, request: &dyn RequestView) -> bool {
+        self.tests.iter().all(|CompiledTest { test, regex }| match test {
+            Test::Text { subject, oper, text } => text_matches(subject, *oper, text, regex.as_deref(), head, request),
+            Test::Number { subject, oper, number } => number_matches(*subject, *oper, *number, self.time, head),
+        })
     }
-}
-
-/// Returns true if a ban matches a response and the request that it would answer. A test that cannot be evaluated
-/// matches.
-pub(crate) fn matches(ban: &Ban, key: &[u8], head: &Head, request: &dyn RequestView, patterns: &Patterns) -> bool {
-    ban.tests.iter().all(|test| match test {
-        Test::Text { subject, oper, text } => text_matches(subject, *oper, text, head, request, patterns),
-        Test::Key(text) => text == key,
-        Test::Number { subject, oper, number } => number_matches(*subject, *oper, *number, ban.time, head),
-    })
 }
 
 fn text_matches(
     subject: &Subject,
     oper: TextOper,
     text: &[u8],
+    regex: Option<&dyn Regex>,
     head: &Head,
     request: &dyn RequestView,
-    patterns: &Patterns,
 ) -> bool {
     let status;
     let found = match subject {
@@ -106,17 +102,16 @@ fn text_matches(
             status = format!("{:03}", head.status % 1000);
             Some(status.as_bytes())
         }
-        // A duration is compared with a number only.
-        Subject::Duration(_) => return true,
     };
+    let is_match = |found: &[u8]| regex.and_then(|regex| regex.is_match(found));
     match (oper, found) {
         // An absent header is not equal to anything, and neither matches nor does not match.
         (TextOper::Equal | TextOper::Match | TextOper::NoMatch, None) => false,
         (TextOper::NotEqual, None) => true,
         (TextOper::Equal, Some(found)) => found == text,
         (TextOper::NotEqual, Some(found)) => found != text,
-        (TextOper::Match, Some(found)) => patterns.is_match(text, found).unwrap_or(true),
-        (TextOper::NoMatch, Some(found)) => !patterns.is_match(text, found).unwrap_or(false),
+        (TextOper::Match, Some(found)) => is_match(found).unwrap_or(true),
+        (TextOper::NoMatch, Some(found)) => !is_match(found).unwrap_or(false),
     }
 }
 
