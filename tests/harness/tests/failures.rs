@@ -143,6 +143,9 @@ impl Both {
             connections: 1,
             prefix: b"cdn://example.com".to_vec(),
             regexes: Arc::new(NoRegexes),
+            tags: Vec::new(),
+            log_limit: Config::LOG_LIMIT,
+            follower: None,
             log: Arc::new(|_| {}),
         })?;
         Ok(Self { engine, l2, director: Counters::default(), urls: AtomicU64::new(0) })
@@ -206,7 +209,7 @@ impl Both {
     /// The right to publish, and the request that it is for.
     fn ticket(&self) -> Result<(Ticket, Get)> {
         let request = Get(format!("/{}", self.urls.fetch_add(1, Relaxed)));
-        let key = self.l2.key(b"www", request.0.as_bytes(), None);
+        let key = self.l2.key(Some(b"www"), request.0.as_bytes(), None);
         let (wait, hold) = (Duration::ZERO, BOUND);
         let (client, refresh, adopts) = (&request, false, None);
         let lookup =
