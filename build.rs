@@ -27,13 +27,13 @@ pub const BRANCHES: &[Branch] = &[
         product: "Varnish",
         tarname: "varnish",
         version: (8, 0),
-        capabilities: &["hdr_t", "strands_magic", "vai", "vsc_allocv"],
+        capabilities: &["hdr_t", "hsh_withdraw", "strands_magic", "vai", "vsc_allocv"],
     },
     Branch {
         product: "Vinyl Cache",
         tarname: "vinyl-cache",
         version: (9, 0),
-        capabilities: &["hdr_t", "strands_magic", "vai", "vsc_allocv", "vsl_alloc"],
+        capabilities: &["hdr_t", "hsh_withdraw", "strands_magic", "vai", "vsc_allocv", "vsl_alloc"],
     },
 ];
 
@@ -42,11 +42,12 @@ pub const BRANCHES: &[Branch] = &[
 /// | capability | |
 /// |---|---|
 /// | `hdr_t` | names of headers (`H_Date`) are pointers, not arrays |
+/// | `hsh_withdraw` | a busy objcore is taken back by a function of its own, and giving one back does not say how many requests to wake |
 /// | `strands_magic` | `struct strands` begins with a magic number |
 /// | `vai` | `struct obj_methods` ends with `vai_init`, `struct vdp` with four `io_*` |
 /// | `vsc_allocv` | the function that makes counters is variadic, and another one takes the `va_list` |
 /// | `vsl_alloc` | a function makes a log with memory of its own |
-pub const CAPABILITIES: &[&str] = &["hdr_t", "strands_magic", "vai", "vsc_allocv", "vsl_alloc"];
+pub const CAPABILITIES: &[&str] = &["hdr_t", "hsh_withdraw", "strands_magic", "vai", "vsc_allocv", "vsl_alloc"];
 
 /// The pkg-config modules that may name it. Debian's Vinyl Cache has both names for the same file.
 const MODULES: &[&str] = &["varnishapi", "vinylapi"];

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::invalidation::entry::Follower;
+use crate::invalidation::entry::{Follower, Origin};
 use crate::regex::Regexes;
 
 /// How the store is reached.
@@ -116,6 +116,12 @@ pub struct Config {
     /// The most bytes of the invalidation log. Beyond it the oldest entries are dropped, and with them all records that
     /// are older than they are.
     pub log_limit: u64,
+    /// Names this instance in the entries that it appends; `None`: a random one. Instances of one process that have the same
+    /// origin are one to a follower: it is given nothing that one of them appended.
+    pub origin: Option<Origin>,
+    /// Since when the follower wants to know what was invalidated, seconds since 1970; `None`: from now on, because it has
+    /// nothing yet.
+    pub since: Option<f64>,
     /// Receives what other instances invalidated; `None`: not of interest.
     pub follower: Option<Arc<dyn Follower>>,
     /// Receives notices for the operator.

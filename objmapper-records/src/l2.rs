@@ -120,7 +120,7 @@ impl L2 {
             .connect_timeout(config.call_timeout)
             .on_event(announcer(Arc::clone(&config.log), Arc::clone(&woken)))
             .build()?;
-        let since = now();
+        let since = config.since.unwrap_or_else(now);
         let store = Arc::new(Store {
             client,
             space,
@@ -129,8 +129,8 @@ impl L2 {
             log: config.log,
             damaged_lines: RateLimited::new(10, Duration::from_secs(60)),
         });
-        let journal =
-            Journal::new(Arc::clone(&store), config.regexes, config.log_limit).map_err(|_| OpenError::Random)?;
+        let journal = Journal::new(Arc::clone(&store), config.regexes, config.log_limit, config.origin)
+            .map_err(|_| OpenError::Random)?;
         let journal = Arc::new(journal);
         let _ = woken.set(Arc::downgrade(&journal));
         let core = Arc::new(Core { store, journal: Arc::clone(&journal), tags: config.tags });

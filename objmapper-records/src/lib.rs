@@ -33,7 +33,7 @@ mod v01;
 
 pub use config::{Config, Connect, Log, Notice};
 pub use counters::Counters;
-pub use invalidation::entry::{Entry, Follower, Invalidation};
+pub use invalidation::entry::{Entry, Follower, Invalidation, Origin};
 pub use invalidation::tags::split_tags;
 pub use l2::{L2, OpenError, State};
 pub use lookup::finding::{Finding, Miss, MissReason, Stale};

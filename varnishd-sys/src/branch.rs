@@ -5,7 +5,8 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 use core::ptr::null;
 
 use crate::bindings::{
-    H_If_Modified_Since, H_If_None_Match, hdr_t, strands, vdp, vdp_bytes_f, vdp_fini_f, vdp_init_f, vsl_log,
+    H_If_Modified_Since, H_If_None_Match, hdr_t, objcore, strands, vdp, vdp_bytes_f, vdp_fini_f, vdp_init_f, vsl_log,
+    worker,
 };
 
 /// A header's name as varnishd's functions take it. The types decide: with the wrong one of the two this does not compile.
@@ -92,4 +93,45 @@ pub unsafe fn init_log(vsl: *mut vsl_log) {
     unsafe {
         crate::bindings::VSL_Setup(vsl, core::ptr::null_mut(), 0)
     };
+}
+
+#[cfg(varnishd_has = "hsh_withdraw")]
+unsafe extern "C" {
+    fn HSH_DerefObjCore(wrk: *mut worker, oc: *mut *mut objcore) -> c_int;
+    fn HSH_Withdraw(wrk: *mut worker, oc: *mut *mut objcore);
+}
+
+#[cfg(not(varnishd_has = "hsh_withdraw"))]
+unsafe extern "C" {
+    fn HSH_DerefObjCore(wrk: *mut worker, oc: *mut *mut objcore, rushmax: c_int) -> c_int;
+}
+
+/// Gives a reference to an object back (Varnish: `cache/cache_hash.c`); the last one frees it.
+///
+/// # Safety
+/// `wrk` must be the calling thread's worker, and `oc` an objcore of which the caller holds a reference.
+pub unsafe fn deref_object(wrk: *mut worker, mut oc: *mut objcore) {
+    // SAFETY: by contract. No request is woken, as by varnishd itself where no object has become available.
+    unsafe {
+        #[cfg(varnishd_has = "hsh_withdraw")]
+        HSH_DerefObjCore(wrk, &raw mut oc);
+        #[cfg(not(varnishd_has = "hsh_withdraw"))]
+        HSH_DerefObjCore(wrk, &raw mut oc, 0);
+    }
+}
+
+/// Takes a busy objcore back that no fetch has begun for, and wakes one request that waits for it, as varnishd does after a
+/// purge (Varnish: `cache/cache_req_fsm.c`, `cnt_purge`).
+///
+/// # Safety
+/// `wrk` must be the calling thread's worker, and `oc` a busy objcore without an object, of which the caller holds the only
+/// reference.
+pub unsafe fn withdraw(wrk: *mut worker, mut oc: *mut objcore) {
+    // SAFETY: by contract.
+    unsafe {
+        #[cfg(varnishd_has = "hsh_withdraw")]
+        HSH_Withdraw(wrk, &raw mut oc);
+        #[cfg(not(varnishd_has = "hsh_withdraw"))]
+        HSH_DerefObjCore(wrk, &raw mut oc, 1);
+    }
 }

@@ -1,8 +1,9 @@
 //! Functions that varnishd exports but whose headers it does not install.
 
-use core::ffi::{c_char, c_int};
+use core::ffi::{c_char, c_int, c_uint};
 
-use crate::bindings::{boc, objcore, vtim_real, worker};
+use crate::bindings::{boc, objcore, req, vtim_dur, vtim_real, worker};
+use crate::objhead::ObjHead;
 use crate::stevedore::{Lru, Stevedore};
 
 unsafe extern "C" {
@@ -30,6 +31,23 @@ unsafe extern "C" {
     pub fn HSH_DerefBoc(wrk: *mut worker, oc: *mut objcore);
     /// Makes an object unavailable to look-ups and has the expiry thread drop it.
     pub fn HSH_Kill(oc: *mut objcore);
+
+    /// Takes a reference to an object that has one already.
+    pub fn HSH_Ref(oc: *mut objcore);
+    /// Finds the objhead of a request, and what is to be done. With `hash_always_miss` it is made if there is none, gets a
+    /// new, busy objcore, and `HSH_MISS` (0) is returned: of the request nothing else is then looked at but its worker, head,
+    /// digest, and that it waits for nothing.
+    pub fn HSH_Lookup(req: *mut req, found: *mut *mut objcore, busy: *mut *mut objcore) -> c_uint;
+    /// Purges the objects of an objhead, but for busy ones: all durations 0 takes them away; else each duration that is
+    /// not NaN is reduced. Returns their number. The worker's `aws` is used.
+    pub fn HSH_Purge(
+        wrk: *mut worker,
+        oh: *mut ObjHead,
+        now: vtim_real,
+        ttl: vtim_dur,
+        grace: vtim_dur,
+        keep: vtim_dur,
+    ) -> c_uint;
 
     /// Adds a worker's counters to the global ones, and clears them (Varnish: `cache/cache_pool.c`).
     pub fn Pool_Sumstat(wrk: *const worker);

@@ -17,6 +17,7 @@ pub mod branch;
 pub mod functions;
 pub mod http1;
 pub mod obj_methods;
+pub mod objhead;
 pub mod stevedore;
 pub mod version;
 pub mod vsc;

@@ -92,17 +92,26 @@ impl List {
         List(())
     }
 
-    /// Returns the specs of the bans that objects are still to be tested by, from the newest to the oldest.
-    pub fn pending(&self) -> impl Iterator<Item = &[u8]> {
+    /// All bans, from the newest to the oldest.
+    fn bans(&self) -> impl Iterator<Item = &ban::Ban> {
         // SAFETY: the list is read with its mutex held, which `self` does.
         let mut next: *const ban::Ban = unsafe { ban_head.first };
-        let bans = std::iter::from_fn(move || {
+        std::iter::from_fn(move || {
             // SAFETY: as above; an element is a ban or null.
             let ban = unsafe { has_magic(next).then(|| &*next) }?;
             next = ban.list.next;
             Some(ban)
-        });
-        bans.filter_map(|ban| {
+        })
+    }
+
+    /// Returns for each ban the first of the objects that were last tested by it, or null.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = *const varnishd_sys::objcore> {
+        self.bans().map(|ban| ban.objcore.first.cast_const())
+    }
+
+    /// Returns the specs of the bans that objects are still to be tested by, from the newest to the oldest.
+    pub fn pending(&self) -> impl Iterator<Item = &[u8]> {
+        self.bans().filter_map(|ban| {
             // SAFETY: a spec has a head, in which its length stands; it is not freed while the list is locked.
             let spec = unsafe {
                 let head = std::slice::from_raw_parts(ban.spec, BANS_HEAD_LEN);

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | every callback | [`boundary`]: no panic crosses into C; `cast`: no pointer is trusted before its magic number is checked; [`raw`]: types of signatures; [`context`], [`private`] |
 //! | a storage | [`storage`]: the engine's tables; [`objcore`], [`attributes`]: an object; [`iteration`]: its body on the way out; [`lru`], [`worker`], [`counters`] |
+//! | the cache | [`object`], [`object_events`], [`present`], [`purge`], [`ban_commit`]: objects of any storage: news of them, those that are there, how they leave |
 //! | a director | [`director`], [`fetch`], [`response`], [`header`], [`coding`], [`fetch_filters`], [`esi`] |
 //! | a delivery | [`request`], [`delivery`], [`delivery_filters`], [`http1`] |
 //! | all | [`bans`], [`ban_spec`], [`regex`], [`parameters`], [`http`], [`workspace`], [`text`], [`vsl`], [`clock`] |
@@ -17,6 +18,7 @@
 //! links a copy of its own.
 
 pub mod attributes;
+pub mod ban_commit;
 pub mod ban_spec;
 pub mod bans;
 pub mod boundary;
@@ -37,8 +39,12 @@ pub mod http1;
 pub mod iteration;
 pub mod lru;
 pub mod objcore;
+pub mod object;
+pub mod object_events;
 pub mod parameters;
+pub mod present;
 pub mod private;
+pub mod purge;
 pub mod raw;
 pub mod regex;
 pub mod request;

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ptr::null_mut;
 
-use varnishd_sys::bindings::{THR_GetWorker, VSL_Flush, WRK_BgThread, pthread_join, pthread_t, vsl_log};
+use varnishd_sys::bindings::{THR_GetWorker, VSL_Flush, WRK_BgThread, WS_Init, pthread_join, pthread_t, vsl_log};
 use varnishd_sys::branch::init_log;
 use varnishd_sys::functions::Pool_Sumstat;
 use varnishd_sys::vsc;
@@ -16,6 +16,9 @@ use varnishd_sys::vsc;
 use crate::boundary::infallible;
 use crate::cast::{has_magic, worker_ref};
 use crate::raw::RawWorker;
+
+/// Bytes of a background thread's workspace, in which a purge keeps the objects of a key that it works on.
+const WORKSPACE: usize = 4 << 10;
 
 /// The calling thread's worker, for `'a`.
 #[derive(Clone, Copy)]
@@ -111,11 +114,13 @@ unsafe extern "C" fn background(wrk: *mut RawWorker, run: *mut c_void) -> *mut c
         // SAFETY: `start` leaked it, for this call.
         let run = unsafe { Box::from_raw(run.cast::<Run>()) };
         let mut log = MaybeUninit::<vsl_log>::zeroed();
-        // SAFETY: a log buffer of varnishd's own making, set before the worker is used for anything that logs, as in
-        // cache_expire.c; it outlives its use below.
+        let mut workspace = [0_u64; WORKSPACE / 8];
+        // SAFETY: a log buffer of varnishd's own making and a workspace, set before the worker is used for anything that needs
+        // them, as in cache_expire.c and cache_wrk.c; they outlive their use below.
         unsafe {
             init_log(log.as_mut_ptr());
             (*wrk).vsl = log.as_mut_ptr();
+            WS_Init((&raw mut (*wrk).aws).cast(), c"wrk".as_ptr(), workspace.as_mut_ptr().cast(), WORKSPACE as u32);
         }
         // SAFETY: this thread's worker.
         run(unsafe { Worker::new(wrk) });

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use objmapper_records::split_tags;
+
 /// The prefix of directors that are given none.
 pub(crate) const DEFAULT_PREFIX: &[u8] = b"varnish";
 
@@ -10,6 +12,9 @@ pub(crate) const DEFAULT_PREFIX: &[u8] = b"varnish";
 const MAX_SOCKET: usize = 107;
 const MAX_PREFIX: usize = 256;
 const MAX_URI: usize = 4096;
+/// Headers that name tags, and the length of a name: varnishd's own limit in bans.
+const MAX_TAG_HEADERS: usize = 8;
+const MAX_HEADER_NAME: usize = 126;
 
 /// The limits of `log_size`.
 const LOG_SIZE: std::ops::RangeInclusive<i64> = 64 << 10..=1 << 30;
@@ -27,6 +32,10 @@ pub(crate) struct Arguments {
     pub(crate) publish: bool,
     /// The most bytes of the invalidation log.
     pub(crate) log_size: u64,
+    /// Whether what other caches invalidate is invalidated in varnishd's own cache.
+    pub(crate) follow: bool,
+    /// The headers that name a response's tags.
+    pub(crate) tags: Vec<Vec<u8>>,
 }
 
 /// The arguments as VCL gives them.
@@ -39,6 +48,8 @@ pub(crate) struct Raw<'a> {
     pub(crate) uncacheable: f64,
     pub(crate) publish: bool,
     pub(crate) log_size: i64,
+    pub(crate) follow: bool,
+    pub(crate) tags: &'a [u8],
 }
 
 impl Arguments {
@@ -54,6 +65,8 @@ impl Arguments {
             uncacheable: duration("uncacheable", raw.uncacheable, 0.0, 3600.0, "0s to 1h")?,
             publish: raw.publish,
             log_size: log_size(raw.log_size)?,
+            follow: raw.follow,
+            tags: tag_headers(raw.tags)?,
         })
     }
 }
@@ -102,6 +115,33 @@ pub(crate) fn prefix(name: &str, text: &[u8]) -> Result<Vec<u8>, String> {
         ));
     }
     Ok(text.to_vec())
+}
+
+/// The names of the headers that name tags, divided by white space or commas.
+fn tag_headers(text: &[u8]) -> Result<Vec<Vec<u8>>, String> {
+    let mut names: Vec<Vec<u8>> = Vec::new();
+    for name in split_tags(text) {
+        let is_token = name.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b));
+        if !is_token || name.len() > MAX_HEADER_NAME {
+            return Err(format!(
+                "tags = \"{}\": \"{}\" is no name of a header (at most {MAX_HEADER_NAME} bytes); give names of response \
+                 headers, for example \"xkey\" or \"Surrogate-Key, Cache-Tag\"",
+                text.escape_ascii(),
+                name.escape_ascii()
+            ));
+        }
+        if !names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+            names.push(name.to_vec());
+        }
+    }
+    if names.len() > MAX_TAG_HEADERS {
+        return Err(format!(
+            "tags = \"{}\": {} headers, at most {MAX_TAG_HEADERS} are possible; name fewer",
+            text.escape_ascii(),
+            names.len()
+        ));
+    }
+    Ok(names)
 }
 
 /// Checks a URI that stands for a record.

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 
 use objmapper_abi::Bytes;
 use objmapper_records::{Ban, L2};
+use varnishd::ban_commit::is_adding;
 use varnishd::bans::{self, List};
 
 use crate::BOUNDARY;
@@ -43,6 +44,10 @@ unsafe extern "C" fn on_ban(spec: Bytes) {
 
 fn announce(spec: &[u8]) {
     BOUNDARY.fallible("on_ban", (), || {
+        // A ban of another cache is in the log already.
+        if is_adding() {
+            return;
+        }
         if let (Some(listener), Some(ban)) = (LISTENER.get(), bans::ban(spec)) {
             listener(&ban);
         }

@@ -16,6 +16,7 @@ use varnishd::director;
 use varnishd::raw::Backend;
 
 use crate::arguments::Arguments;
+use crate::l1::Tagging;
 use crate::store::Use;
 use crate::store_address::StoreKey;
 
@@ -32,6 +33,8 @@ pub(crate) struct Director {
     pub(crate) arguments: Arguments,
     pub(crate) l2: Use,
     counters: Segment<Counters>,
+    /// Has the objects of its tags known as long as it lives.
+    _tagging: Option<Tagging>,
 }
 
 /// A director in the list of all.
@@ -57,6 +60,7 @@ pub(crate) fn show_state(store: &StoreKey, up: bool) {
 impl Director {
     /// Returns a director for varnishd's own, which its VCL gives this name, and varnishd's CLI `full_name`.
     pub(crate) fn new(dir: Backend, (name, full_name): (&CStr, &CStr), arguments: Arguments, l2: Use) -> Director {
+        let tagging = Tagging::begin(&arguments.tags);
         Director {
             magic: DIRECTOR_MAGIC,
             dir: AtomicPtr::new(dir.cast_mut().cast()),
@@ -65,6 +69,7 @@ impl Director {
             arguments,
             l2,
             counters: Segment::new(c"OBJM", full_name),
+            _tagging: tagging,
         }
     }
 

@@ -22,7 +22,7 @@ use crate::ffi::vmod_objmapper_director;
 use crate::publish::Answer;
 use crate::transaction::{self, Status};
 use crate::wishes::{self, Wish};
-use crate::{director_callbacks, fetch};
+use crate::{director_callbacks, fetch, invalidate};
 
 /// What a VCL has beyond its directors. Written in vcl_init, where one thread alone uses the VCL, and only read later.
 #[derive(Default)]
@@ -75,20 +75,15 @@ unsafe fn key(ctx: Context<'_>, director: &Director) -> Result<objmapper_records
 
 /// # Safety
 /// As for [`key`].
-unsafe fn purge(ctx: Context<'_>, director: &Director, uri: &[u8]) -> Result<bool, String> {
+unsafe fn purge(ctx: Context<'_>, director: &Director, uri: &[u8], soft: bool) -> Result<bool, String> {
     let key = if uri.is_empty() {
         // SAFETY: by contract.
         unsafe { key(ctx, director) }?
     } else {
         director.l2.key_from_text(arguments::uri(uri)?)
     };
-    let (purged, text) = match director.l2.purge(&key, false, director.counters()) {
-        Ok(true) => (true, "purged".to_owned()),
-        Ok(false) => (true, "purged (absent)".to_owned()),
-        Err(outage) => (false, format!("not purged: {outage}")),
-    };
-    ctx.log().decision(&format!("{} {text} {}", director.name, key.text().escape_ascii()));
-    Ok(purged)
+    // SAFETY: by contract.
+    Ok(unsafe { invalidate::key(ctx, director, &key, soft) })
 }
 
 fn status(status: Option<Status>) -> VclString {
@@ -210,16 +205,32 @@ pub(crate) unsafe extern "C" fn vmod_deliver(ctx: *const RawContext) {
 
 /// `objmapper.purge()`
 #[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn vmod_purge(ctx: *const RawContext, vcl: *mut RawPrivate) -> VclBool {
+pub(crate) unsafe extern "C" fn vmod_purge(ctx: *const RawContext, vcl: *mut RawPrivate, soft: VclBool) -> VclBool {
     // SAFETY: varnishd's own arguments, in a client request or a fetch.
     unsafe {
         boundary::vcl(ctx, "objmapper.purge()", 0, || {
             let ctx = Context::new(ctx);
             let mut all = true;
             for director in directors(vcl) {
-                all &= purge(ctx, director, b"")?;
+                all &= purge(ctx, director, b"", soft != 0)?;
             }
             Ok(VclBool::from(all))
+        })
+    }
+}
+
+/// `objmapper.purge_tags()`
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn vmod_purge_tags(
+    ctx: *const RawContext,
+    vcl: *mut RawPrivate,
+    tags: VclString,
+    soft: VclBool,
+) -> i64 {
+    // SAFETY: varnishd's own arguments, in a client request or a fetch.
+    unsafe {
+        boundary::vcl(ctx, "objmapper.purge_tags()", -1, || {
+            invalidate::tags(Context::new(ctx), directors(vcl), bytes(tags), soft != 0)
         })
     }
 }
@@ -240,14 +251,17 @@ pub(crate) unsafe extern "C" fn vmod_director__init(
     uncacheable: f64,
     publish: VclBool,
     log_size: i64,
+    follow: VclBool,
+    tags: VclString,
 ) {
     // SAFETY: varnishd's own arguments, in vcl_init.
     unsafe {
         boundary::vcl(ctx, "objmapper.director()", (), || {
             let vcl = VCL.of_slot(vcl);
             let prefix_of_vcl = vcl.prefix.as_deref().unwrap_or(DEFAULT_PREFIX);
-            let (socket, prefix, publish) = (bytes(socket), bytes(prefix), publish != 0);
-            let raw = Raw { socket, prefix, deadline, wait, hold, uncacheable, publish, log_size };
+            let (socket, prefix, tags) = (bytes(socket), bytes(prefix), bytes(tags));
+            let (publish, follow) = (publish != 0, follow != 0);
+            let raw = Raw { socket, prefix, deadline, wait, hold, uncacheable, publish, log_size, follow, tags };
             let name = CStr::from_ptr(name);
             let named = |error| format!("{}: {error}", name.to_string_lossy());
             let arguments = Arguments::parse(&raw, prefix_of_vcl).map_err(named)?;
@@ -348,11 +362,12 @@ pub(crate) unsafe extern "C" fn vmod_director_purge(
     ctx: *const RawContext,
     object: *mut vmod_objmapper_director,
     uri: VclString,
+    soft: VclBool,
 ) -> VclBool {
     // SAFETY: varnishd's own arguments, in a client request or a fetch.
     unsafe {
         boundary::vcl(ctx, "objmapper.purge()", 0, || {
-            purge(Context::new(ctx), director(object), bytes(uri)).map(VclBool::from)
+            purge(Context::new(ctx), director(object), bytes(uri), soft != 0).map(VclBool::from)
         })
     }
 }

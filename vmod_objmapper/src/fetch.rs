@@ -16,11 +16,13 @@ use varnishd::context::Context;
 use varnishd::fetch::{Busyobj, Conditions};
 use varnishd::header::Header;
 use varnishd::http::View;
+use varnishd::object::address_of;
 
 use crate::director::Director;
 use crate::engine::{self, Storage};
 use crate::filter::{OBSERVER, SOURCE, Serving};
 use crate::head;
+use crate::l1;
 use crate::pending::PendingPublish;
 use crate::publish::Answer;
 use crate::request::Request;
@@ -52,6 +54,8 @@ pub(crate) unsafe fn get_response(ctx: Context<'_>, director: &Director) -> bool
             format!("director {name} has no backend: call {name}.set_backend() in vcl_init")
         }
         Ok((false, uri)) => {
+            let uri_digest = uri.as_deref().map(|uri| director.l2.key_from_text(uri).digest());
+            l1::in_flight::begin(address_of(bo.object()), bo.digest(), uri_digest);
             let fetch = Fetch { ctx, bo, director };
             fetch.unsign();
             if let Some(why) = fetch.bypass_reason() {

@@ -23,6 +23,8 @@ mod fetch;
 mod ffi;
 mod filter;
 mod head;
+mod invalidate;
+mod l1;
 mod pending;
 mod publish;
 mod regex;

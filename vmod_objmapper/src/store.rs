@@ -18,9 +18,10 @@ use objmapper_records::{Config, Connect, L2, Notice};
 use parking_lot::{Mutex, RwLock};
 
 use crate::arguments::Arguments;
+use crate::l1::logs::{self, Link};
 use crate::regex::Compiler;
 use crate::store_address::{StoreAddress, StoreKey};
-use crate::{bans, director, operator};
+use crate::{bans, director, l1, operator};
 
 /// The connections of each: as many calls of an objmapperd can be under way at once, without waiting for one another.
 const CONNECTIONS: usize = 4;
@@ -35,6 +36,8 @@ const IDLE_GRACE: Duration = Duration::from_secs(10);
 /// A second level that is open.
 struct Open {
     l2: Arc<L2>,
+    /// What follows its log. It ends behind the second level.
+    _link: Link,
     directors: usize,
     /// Since when it has none.
     idle_since: Option<Instant>,
@@ -89,12 +92,16 @@ fn reuse(key: &StoreKey) -> Option<Use> {
 /// Returns the second level for a director's arguments.
 pub(crate) fn open(arguments: &Arguments) -> Result<Use, String> {
     let address = StoreAddress::of(arguments)?;
-    let key = (address.clone(), arguments.prefix.clone(), arguments.deadline);
+    let key = (address.clone(), arguments.prefix.clone(), arguments.deadline, arguments.tags.clone());
     let _making = MAKING.lock();
     bans::listen(|ban| each(|l2| l2.announce_ban(ban)))?;
+    l1::start();
+    let log = (address.clone(), arguments.prefix.clone());
+    logs::wish(&log, arguments.follow);
     if let Some(open) = reuse(&key) {
         return Ok(open);
     }
+    let link = Link::begin(&log);
     let store = match &address {
         StoreAddress::Socket(path) => Connect::Socket(path.clone()),
         StoreAddress::Embedded(storage) => {
@@ -111,9 +118,11 @@ pub(crate) fn open(arguments: &Arguments) -> Result<Use, String> {
         connections: CONNECTIONS,
         prefix: arguments.prefix.clone(),
         regexes: Arc::new(Compiler),
-        tags: Vec::new(),
+        tags: arguments.tags.clone(),
         log_limit: arguments.log_size,
-        follower: None,
+        origin: Some(l1::origin()?),
+        since: link.since(),
+        follower: Some(link.follower()),
         log: Arc::new(move |notice: &Notice| {
             // A store that comes and goes makes such lines again and again.
             match notice {
@@ -132,7 +141,7 @@ pub(crate) fn open(arguments: &Arguments) -> Result<Use, String> {
         }),
     })
     .map_err(|error| format!("socket {address}, prefix \"{}\": {error}", arguments.prefix.escape_ascii()))?;
-    let open = Open { l2: l2.clone(), directors: 1, idle_since: None };
+    let open = Open { l2: l2.clone(), _link: link, directors: 1, idle_since: None };
     OPEN.write().get_or_insert_default().insert(key.clone(), open);
     bans::announce_present(&l2);
     Ok(Use { l2, key })

@@ -41,5 +41,5 @@ impl StoreAddress {
     }
 }
 
-/// The key of a second level: store, prefix, deadline.
-pub(crate) type StoreKey = (StoreAddress, Vec<u8>, Duration);
+/// The key of a second level: store, prefix, deadline, headers that name tags.
+pub(crate) type StoreKey = (StoreAddress, Vec<u8>, Duration, Vec<Vec<u8>>);

@@ -2,6 +2,9 @@
 
 use objmapper_ban::{Ban, Subject, Test};
 
+use super::journal::random;
+use crate::outage::Outage;
+
 /// What an entry of the invalidation log invalidates.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Invalidation {
@@ -57,6 +60,20 @@ pub struct Entry {
     pub at: f64,
     /// What it invalidates.
     pub what: Invalidation,
+}
+
+/// Names who appended an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin(pub(crate) [u8; 16]);
+
+impl Origin {
+    /// Makes one that no other process has.
+    ///
+    /// # Errors
+    /// The system gives no random bytes.
+    pub fn random() -> Result<Self, Outage> {
+        random().map(Self)
+    }
 }
 
 /// Receives the entries that other instances appended: in order, each once, as soon as it is in the log.

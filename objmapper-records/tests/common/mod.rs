@@ -277,6 +277,8 @@ impl Cache {
             regexes: Arc::new(Pcre),
             tags: vec![b"xkey".to_vec(), b"Surrogate-Key".to_vec()],
             log_limit: Config::LOG_LIMIT,
+            origin: None,
+            since: None,
             follower: None,
             log,
         };

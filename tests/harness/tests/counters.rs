@@ -77,6 +77,7 @@ fn varnishstat_shows_what_the_source_says() -> Result<()> {
     compare(&shown, "OBJM.s0.", engine, &memory)?;
     compare(&shown, "OBJM.s1.", engine, &memory)?;
     compare(&shown, "OBJM.boot.om.", director, &memory)?;
+    compare(&shown, "OBJM_L1.follow.", objmapper_tags::Counters::description().definitions(), &memory)?;
     // A value in its place, in the middle of the segment.
     ensure!(shown["counters"]["OBJM.s1.g_happy"]["value"] == 1, "{shown}");
     ensure!(shown["counters"]["OBJM.boot.om.g_up"]["value"] == 1, "{shown}");

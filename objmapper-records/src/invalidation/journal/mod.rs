@@ -25,7 +25,7 @@ use objmapper_log::RateLimited;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::config::Notice;
-use crate::invalidation::entry::Invalidation;
+use crate::invalidation::entry::{Invalidation, Origin};
 use crate::invalidation::file::LogFile;
 use crate::invalidation::index::{Index, Judged, Verdict};
 use crate::lookup::request::RequestView;
@@ -161,11 +161,16 @@ impl std::fmt::Debug for Journal {
 }
 
 impl Journal {
-    pub(crate) fn new(store: Arc<Store>, regexes: Arc<dyn Regexes>, limit: u64) -> Result<Self, Outage> {
+    pub(crate) fn new(
+        store: Arc<Store>,
+        regexes: Arc<dyn Regexes>,
+        limit: u64,
+        origin: Option<Origin>,
+    ) -> Result<Self, Outage> {
         Ok(Self {
             uri: store.space.uri(&[b"log"]),
             slot: Board::slot(&store.space.prefix()),
-            origin: random()?,
+            origin: origin.map_or_else(random, |Origin(origin)| Ok(origin))?,
             limit,
             regexes,
             queue: Mutex::default(),

@@ -1,0 +1,27 @@
+//! The beginning of `struct objhead` (Varnish: `bin/varnishd/cache/cache_objhead.h`, which is not installed): all objects of one
+//! digest.
+
+use core::ffi::{c_int, c_uint};
+
+use crate::bindings::lock;
+
+/// `OBJHEAD_MAGIC`.
+pub const OBJHEAD_MAGIC: c_uint = 0x1b96_615d;
+
+/// The beginning of `struct objhead`, the same in every branch that can be built for.
+#[repr(C)]
+pub struct ObjHead {
+    /// [`OBJHEAD_MAGIC`].
+    pub magic: c_uint,
+    /// References to it. Written with `mtx` held.
+    pub refcnt: c_int,
+    /// Held by whoever changes an object's flags and references. varnishd takes its ban mutex with this one held, so that
+    /// a thread that holds the ban mutex may only try.
+    pub mtx: lock,
+}
+
+const _: () = {
+    use core::mem::offset_of;
+    assert!(offset_of!(ObjHead, refcnt) == 4);
+    assert!(offset_of!(ObjHead, mtx) == 8);
+};
