@@ -42,7 +42,7 @@ pub const BRANCHES: &[Branch] = &[
 /// | capability | |
 /// |---|---|
 /// | `hdr_t` | names of headers (`H_Date`) are pointers, not arrays |
-/// | `hsh_withdraw` | a busy objcore is taken back by a function of its own, and giving one back does not say how many requests to wake |
+/// | `hsh_withdraw` | a function of its own takes a busy object back, the one that gives a reference back does not say how many requests to wake, and an object of an earlier process is not entered as a busy one |
 /// | `strands_magic` | `struct strands` begins with a magic number |
 /// | `vai` | `struct obj_methods` ends with `vai_init`, `struct vdp` with four `io_*` |
 /// | `vsc_allocv` | the function that makes counters is variadic, and another one takes the `va_list` |

@@ -20,7 +20,7 @@ fn main() {
         // What a director and its fetch filter need.
         .allowlist_type("busyobj|req|http|http_conn|body_status|vfp|vfp_ctx|vfp_entry|vfp_status|vrt_ctx|vrt_endpoint|director|vcldir|vdi_methods|vmod_priv|vmod_priv_methods|VSL_tag_e|obj_flags|objcore_flags|director_state_e|stream_close|ws|txt|vre|vre_limits|lock|stevedore|vcl")
         .allowlist_function("VDI_.*|VFP_.*|HTTP_.*|http_.*|VRE_.*|VRT_(priv_task|priv_task_get|AddDirector|DelDirector|Assign_Backend|Healthy|DirectorResolve|fail|handling|GetHdr|SetHdr|Format_Proxy|vsl|INT_string|INT_Strands2)|VSL.*|WS_.*|Obj(Has|Get|Set|Check|Iterate|Copy|Subscribe|Unsubscribe).*|EXP_.*|RFC2616_.*|VTIM_.*|Lck__.*|THR_.*|BAN_(Time|FindBan|Build|AddTest|Commit|Abandon)|VBO_.*|VBF_Get_Filter_List|VCL_(Rel|Ref|StackVFP)")
-        .allowlist_var("OEV_.*|BS_.*|VFP_.*|HTTP_.*|HTTPH_.*|H_If_(None_Match|Modified_Since)|VRE_.*|SC_.*|SLT_.*|OF_.*|(BUSYOBJ|REQ|BOC|DIRECTOR|VCLDIR|VDI_METHODS|VRT_CTX|VMOD_PRIV_METHODS|WS|VRE|VFP|VFP_CTX|VFP_ENTRY|HTTP|HTTP_CONN)_MAGIC|VDI_.*|DIR_S_.*|VCL_MET_.*")
+        .allowlist_var("DIGEST_LEN|OEV_.*|BS_.*|VFP_.*|HTTP_.*|HTTPH_.*|H_If_(None_Match|Modified_Since)|VRE_.*|SC_.*|SLT_.*|OF_.*|(BUSYOBJ|REQ|BOC|DIRECTOR|VCLDIR|VDI_METHODS|VRT_CTX|VMOD_PRIV_METHODS|WS|VRE|VFP|VFP_CTX|VFP_ENTRY|HTTP|HTTP_CONN)_MAGIC|VDI_.*|DIR_S_.*|VCL_MET_.*")
         // What a delivery filter needs.
         .allowlist_type("VCL_(BACKEND|BOOL|BYTES|DURATION|INT|REAL|STRANDS|STRING|TIME)|vdp|vdp_ctx|vdp_entry|vdp_action|transport|vcl_event_e")
         .allowlist_function("VDP_(bytes|Push)|VCL_StackVDP|VRT_(Add|Remove)Filter|VRT_(r|l)_resp_filters|VAS_errtxt")

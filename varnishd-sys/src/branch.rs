@@ -135,3 +135,19 @@ pub unsafe fn withdraw(wrk: *mut worker, mut oc: *mut objcore) {
         HSH_DerefObjCore(wrk, &raw mut oc, 1);
     }
 }
+
+/// Enters an object of an earlier process into the cache: see [`HSH_Insert`](crate::functions::HSH_Insert).
+///
+/// # Safety
+/// `wrk` must be the calling thread's worker, `oc` come from `ObjNew`, with an object and one reference, and `ban` be in varnishd's
+/// list, with a hold on it.
+pub unsafe fn insert_object(wrk: *mut worker, digest: &[u8; 32], oc: *mut objcore, ban: *mut crate::ban::Ban) {
+    // SAFETY: by contract; no other thread knows the objcore yet.
+    unsafe {
+        #[cfg(varnishd_has = "hsh_withdraw")]
+        {
+            (*oc).flags &= !(crate::bindings::OC_F_BUSY as u8);
+        }
+        crate::functions::HSH_Insert(wrk, digest.as_ptr().cast(), oc, ban);
+    }
+}

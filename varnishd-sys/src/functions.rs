@@ -1,7 +1,8 @@
 //! Functions that varnishd exports but whose headers it does not install.
 
-use core::ffi::{c_char, c_int, c_uint};
+use core::ffi::{c_char, c_int, c_uint, c_void};
 
+use crate::ban::Ban;
 use crate::bindings::{boc, objcore, req, vtim_dur, vtim_real, worker};
 use crate::objhead::ObjHead;
 use crate::stevedore::{Lru, Stevedore};
@@ -48,6 +49,16 @@ unsafe extern "C" {
         grace: vtim_dur,
         keep: vtim_dur,
     ) -> c_uint;
+
+    /// Makes an objcore that is busy, with a boc and without references (Varnish: `cache/cache_obj.c`).
+    pub fn ObjNew(wrk: *const worker) -> *mut objcore;
+    /// Enters an object of an earlier process, to which there is one reference, at the head of the list of its digest, tested by
+    /// `ban` and all older ones, and hands it to the expiry thread. In Varnish 7.7 it must be busy, later it must not.
+    pub fn HSH_Insert(wrk: *mut worker, digest: *const c_void, oc: *mut objcore, ban: *mut Ban);
+
+    /// Puts specs of bans, one after the other, into the list at the places that their times say (Varnish:
+    /// `cache/cache_ban.c`). In the CLI thread; a spec that is none, or of the future, is asserted at some time.
+    pub fn BAN_Reload(specs: *const u8, len: c_uint);
 
     /// Adds a worker's counters to the global ones, and clears them (Varnish: `cache/cache_pool.c`).
     pub fn Pool_Sumstat(wrk: *const worker);

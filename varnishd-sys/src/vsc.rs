@@ -151,11 +151,27 @@ const N_OBJECT_INDEX: usize = 34;
 /// # Safety
 /// `wrk` must be the valid worker that varnishd handed to the calling thread.
 pub unsafe fn one_object_less(wrk: *mut worker) {
+    // SAFETY: by contract.
+    unsafe { count_objects(wrk, u64::MAX) };
+}
+
+/// Counts an object that an earlier process has kept, as `STV_NewObject` counts a new one.
+///
+/// # Safety
+/// As for [`one_object_less`].
+pub unsafe fn one_object_more(wrk: *mut worker) {
+    // SAFETY: by contract.
+    unsafe { count_objects(wrk, 1) };
+}
+
+/// # Safety
+/// As for [`one_object_less`].
+unsafe fn count_objects(wrk: *mut worker, more: u64) {
     // SAFETY: `wrk` is valid by contract; `wrk->stats` points to this worker's own VSC_main_wrk for as long as it
     // runs (cache_wrk.c), no other thread writes it, and `n_object` is at this index in the release
     // that this was compiled for, which is the one that runs (`version::check`).
     unsafe {
         let stats = (*wrk).stats.cast::<u64>().add(N_OBJECT_INDEX);
-        stats.write(stats.read().wrapping_sub(1));
+        stats.write(stats.read().wrapping_add(more));
     }
 }

@@ -13,8 +13,10 @@ use varnishd_sys::bindings::{Lck__Lock, Lck__Unlock};
 use varnishd_sys::functions::STV__iter;
 use varnishd_sys::stevedore::{BI_NEW, Stevedore, StorageBanInfo};
 
+use crate::ban_reload;
 use crate::ban_spec;
 use crate::cast::has_magic;
+use crate::objcore::Objcore;
 
 /// The event of a new ban.
 pub const NEW: c_uint = BI_NEW;
@@ -80,6 +82,17 @@ pub fn ban(spec: &[u8]) -> Option<Ban> {
     ban_spec::decode(spec).unwrap_or_else(|_| Some(Ban::matching_everything(0.0)))
 }
 
+/// The spec of a ban in varnishd's list, which is locked, or whose bans are held back.
+pub(crate) fn spec_of(ban: &ban::Ban) -> &[u8] {
+    // SAFETY: a spec has a head, in which its length stands; it is not freed while the list is locked.
+    unsafe {
+        let head = std::slice::from_raw_parts(ban.spec, BANS_HEAD_LEN);
+        let mut len = [0; 4];
+        len.copy_from_slice(&head[BANS_LENGTH..BANS_LENGTH + 4]);
+        std::slice::from_raw_parts(ban.spec, (u32::from_be_bytes(len) as usize).max(BANS_HEAD_LEN))
+    }
+}
+
 /// varnishd's list of bans, locked.
 pub struct List(());
 
@@ -109,16 +122,20 @@ impl List {
         self.bans().map(|ban| ban.objcore.first.cast_const())
     }
 
-    /// Returns the specs of the bans that objects are still to be tested by, from the newest to the oldest.
+    /// The time of the newest ban that an object was tested by. `None`: a ban has taken it out of the cache.
+    #[must_use]
+    pub fn tested_until(&self, object: Objcore<'_>) -> Option<f64> {
+        // SAFETY: the object is lent; its ban changes with the mutex held, which `self` does, and is not freed before.
+        unsafe {
+            let ban: *const ban::Ban = (*object.as_ptr()).ban.cast();
+            has_magic(ban).then(|| ban_reload::time(spec_of(&*ban))).flatten()
+        }
+    }
+
+    /// The specs of the bans that objects are still to be tested by, from the newest to the oldest.
     pub fn pending(&self) -> impl Iterator<Item = &[u8]> {
         self.bans().filter_map(|ban| {
-            // SAFETY: a spec has a head, in which its length stands; it is not freed while the list is locked.
-            let spec = unsafe {
-                let head = std::slice::from_raw_parts(ban.spec, BANS_HEAD_LEN);
-                let mut len = [0; 4];
-                len.copy_from_slice(&head[BANS_LENGTH..BANS_LENGTH + 4]);
-                std::slice::from_raw_parts(ban.spec, (u32::from_be_bytes(len) as usize).max(BANS_HEAD_LEN))
-            };
+            let spec = spec_of(ban);
             let completed = (ban.flags | u32::from(spec[BANS_FLAGS])) & BANS_FLAG_COMPLETED != 0;
             (!completed).then_some(spec)
         })
@@ -130,4 +147,15 @@ impl Drop for List {
         // SAFETY: locked by `lock`, in this thread.
         unsafe { Lck__Unlock(&raw mut ban_mtx, c"objmapper bans".as_ptr(), 0) };
     }
+}
+
+/// The specs in a list that varnishd has exported: one after the other, the oldest first.
+pub fn exported(mut list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let len = list.get(BANS_LENGTH..BANS_LENGTH + 4)?.first_chunk::<4>()?;
+        let len = usize::try_from(u32::from_be_bytes(*len)).ok().filter(|len| *len >= BANS_HEAD_LEN)?;
+        let (spec, rest) = list.split_at_checked(len)?;
+        list = rest;
+        Some(spec)
+    })
 }

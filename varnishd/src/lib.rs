@@ -9,7 +9,7 @@
 //! |---|---|
 //! | every callback | [`boundary`]: no panic crosses into C; `cast`: no pointer is trusted before its magic number is checked; [`raw`]: types of signatures; [`context`], [`private`] |
 //! | a storage | [`storage`]: the engine's tables; [`objcore`], [`attributes`]: an object; [`iteration`]: its body on the way out; [`lru`], [`worker`], [`counters`] |
-//! | the cache | [`object`], [`object_events`], [`present`], [`purge`], [`ban_commit`]: objects of any storage: news of them, those that are there, how they leave |
+//! | the cache | [`object`], [`object_events`], [`present`], [`purge`], [`ban_commit`], [`synthetic`]: objects of any storage: news of them, those that are there, how they leave; [`ban_reload`], [`reload`]: bans and objects of an earlier process |
 //! | a director | [`director`], [`fetch`], [`response`], [`header`], [`coding`], [`fetch_filters`], [`esi`] |
 //! | a delivery | [`request`], [`delivery`], [`delivery_filters`], [`http1`] |
 //! | all | [`bans`], [`ban_spec`], [`regex`], [`parameters`], [`http`], [`workspace`], [`text`], [`vsl`], [`clock`] |
@@ -19,6 +19,7 @@
 
 pub mod attributes;
 pub mod ban_commit;
+pub mod ban_reload;
 pub mod ban_spec;
 pub mod bans;
 pub mod boundary;
@@ -47,9 +48,11 @@ pub mod private;
 pub mod purge;
 pub mod raw;
 pub mod regex;
+pub mod reload;
 pub mod request;
 pub mod response;
 pub mod storage;
+pub mod synthetic;
 pub mod text;
 pub mod vsl;
 pub mod worker;

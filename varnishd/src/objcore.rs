@@ -21,6 +21,7 @@ use varnishd_sys::bindings::{
     ObjGetLen, storeobj,
 };
 use varnishd_sys::functions::HSH_Kill;
+use varnishd_sys::objhead::{OBJHEAD_MAGIC, ObjHead};
 
 use crate::cast::checked_objcore;
 use crate::raw::{RawBoc, RawObjcore, RawStorage};
@@ -156,6 +157,21 @@ impl<'a> Objcore<'a> {
                 keep: (&raw const (*oc).keep).read_volatile(),
             }
         }
+    }
+
+    /// Returns the key; `None` if the object is in no index.
+    pub fn digest(self) -> Option<[u8; 32]> {
+        // SAFETY: a referenced object; one that has an objhead holds a reference to it, whose key does not change.
+        unsafe {
+            let head: *const ObjHead = (*self.as_ptr()).objhead.cast();
+            (!head.is_null() && (*head).magic == OBJHEAD_MAGIC).then(|| (*head).digest)
+        }
+    }
+
+    /// Returns which attributes the object has, as varnishd notes them: a bit for each. Does not change after the fetch.
+    pub fn attribute_bits(self) -> u16 {
+        // SAFETY: a referenced object.
+        unsafe { (*self.as_ptr()).oa_present }
     }
 
     /// Sets the object's times.

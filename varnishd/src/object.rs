@@ -12,6 +12,7 @@ use varnishd_sys::branch::deref_object;
 use varnishd_sys::functions::{HSH_Kill, HSH_Ref};
 
 use crate::cast::checked_objcore;
+use crate::objcore::Objcore;
 use crate::text::text;
 use crate::worker::Worker;
 
@@ -52,6 +53,13 @@ impl<'a> Object<'a> {
         // SAFETY: by contract.
         unsafe { checked_objcore(oc) };
         Object(oc, PhantomData)
+    }
+
+    /// Returns the same object, as a storage sees it.
+    #[must_use]
+    pub fn objcore(&self) -> Objcore<'a> {
+        // SAFETY: what was checked, and is lent for as long.
+        unsafe { Objcore::new(self.0) }
     }
 
     /// Its address.

@@ -32,3 +32,15 @@ pub fn idle_send_timeout() -> f64 {
     // SAFETY: as in `fetch_chunks`; varnishd sets the pointer before it loads a VCL.
     unsafe { (&raw const (*cache_param).idle_send_timeout).read_volatile() }
 }
+
+/// Returns how long varnishd's manager waits for its child to start, in seconds: `startup_timeout`, or `cli_timeout` if that is
+/// longer.
+pub fn start_timeout() -> f64 {
+    // SAFETY: as in `fetch_chunks`.
+    unsafe {
+        let params = cache_param;
+        let startup = (&raw const (*params).startup_timeout).read_volatile();
+        let cli = (&raw const (*params).cli_timeout).read_volatile();
+        startup.max(cli)
+    }
+}

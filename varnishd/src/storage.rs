@@ -17,8 +17,8 @@ use varnishd_sys::obj_methods::{
     ObjBocDone, ObjExtend, ObjFree, ObjGetAttr, ObjGetSpace, ObjIterator, ObjMethods, ObjSetAttr, ObjSlim, ObjTrimStore,
 };
 use varnishd_sys::stevedore::{
-    STEVEDORE_MAGIC, StorageAllocBuf, StorageAllocObj, StorageBanInfo, StorageClose, StorageFreeBuf, StorageInit,
-    StorageOpen, StoragePanic, TailqEntry, VarBool, VarBytes,
+    STEVEDORE_MAGIC, StorageAllocBuf, StorageAllocObj, StorageBanExport, StorageBanInfo, StorageClose, StorageFreeBuf,
+    StorageInit, StorageOpen, StoragePanic, TailqEntry, VarBool, VarBytes,
 };
 use varnishd_sys::version;
 
@@ -86,8 +86,10 @@ pub struct StorageCallbacks {
     pub close: StorageClose,
     /// Allocates an object.
     pub allocate: StorageAllocObj,
-    /// A ban came or went.
+    /// A ban came or went. Not 0 asks for the whole list.
     pub ban: StorageBanInfo,
+    /// All bans, from the oldest to the newest.
+    pub all_bans: StorageBanExport,
     /// Describes an object for a panic message.
     pub panic: StoragePanic,
     /// Allocates a plain buffer.
@@ -113,7 +115,7 @@ impl StorageCallbacks {
             close: Some(self.close),
             allocobj: Some(self.allocate),
             baninfo: Some(self.ban),
-            banexport: None,
+            banexport: Some(self.all_bans),
             panic: Some(self.panic),
             allocbuf: Some(self.allocate_buffer),
             freebuf: Some(self.free_buffer),
@@ -139,6 +141,13 @@ pub fn register(table: &'static RawStorage, name: Option<&'static CStr>) {
     // SAFETY: storage/mgt_stevedore.c copies the structure; the strings and tables that it points to are static. varnishd never
     // unloads the library.
     unsafe { STV_Register(table, name.map_or(null(), CStr::as_ptr)) };
+}
+
+/// Returns the product and the branch that this library was built for, as in `varnish 7.7`.
+pub fn branch() -> String {
+    let release = version::compiled_for();
+    let branch: Vec<&str> = release.version.split('.').take(2).collect();
+    format!("{} {}", release.product, branch.join("."))
 }
 
 /// Compares the varnishd around this library with the one that it was built for.
