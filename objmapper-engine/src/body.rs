@@ -72,6 +72,11 @@ fn find_piece(view: MutexGuard<'_, View>, offset: u64) -> Result<At, NoSpan> {
 }
 
 impl Body {
+    /// Makes a settled body.
+    pub(crate) fn of(view: View) -> Body {
+        Body { writer: Mutex::default(), view: Mutex::new(view) }
+    }
+
     /// Locks the view.
     pub(crate) fn view(&self) -> MutexGuard<'_, View> {
         self.view.lock()

@@ -198,6 +198,73 @@ pub struct Counters {
     /// Connections to objmapper made again
     #[counter]
     pub c_reconnects: AtomicU64,
+    /// 1 while objects are kept for the next start ('persist')
+    ///
+    /// 0 without 'persist', while the directory cannot be written, and after a removal could not be written: then nothing is
+    /// kept until varnishd starts its child again.
+    #[gauge]
+    pub g_persisting: AtomicU64,
+    /// Objects that the next start finds
+    #[gauge]
+    pub g_persisted: AtomicU64,
+    /// Bytes of segments: heads and small bodies that the next start finds, and the room of removed ones
+    #[gauge(format = "bytes")]
+    pub g_persist_bytes: AtomicU64,
+    /// Objects written for the next start
+    #[counter]
+    pub c_persisted: AtomicU64,
+    /// Bytes of heads and small bodies written for the next start
+    ///
+    /// Records that are copied forward from mostly empty segments are among them.
+    #[counter(format = "bytes")]
+    pub b_persisted: AtomicU64,
+    /// Objects not kept for the next start: the disk is slower than they come
+    #[counter]
+    pub c_persist_backlog: AtomicU64,
+    /// Objects not kept for the next start: their head and their body in heap are too large
+    #[counter]
+    pub c_persist_large: AtomicU64,
+    /// Objects not kept for the next start: their body is not in one place
+    ///
+    /// It begins in objmapper and continues in heap, or cannot be read: see 'c_mixed' and 'c_fallback_*'.
+    #[counter]
+    pub c_persist_mixed: AtomicU64,
+    /// Errors: input or output on what is kept for the next start
+    #[counter]
+    pub c_err_persist: AtomicU64,
+    /// Objects that this start found
+    #[counter]
+    pub c_reloaded: AtomicU64,
+    /// Bytes of the objects that this start found
+    #[counter(format = "bytes")]
+    pub b_reloaded: AtomicU64,
+    /// Milliseconds that it took to find them
+    #[gauge]
+    pub g_reload_ms: AtomicU64,
+    /// Objects that this start dropped: expired
+    #[counter]
+    pub c_reload_expired: AtomicU64,
+    /// Objects that this start dropped: above 'size'
+    ///
+    /// The newest are loaded first.
+    #[counter]
+    pub c_reload_size: AtomicU64,
+    /// Objects that this start dropped: damaged, or of the future
+    #[counter]
+    pub c_reload_damaged: AtomicU64,
+    /// Objects that this start dropped: their body is not in the store
+    #[counter]
+    pub c_reload_lost: AtomicU64,
+    /// Objects that this start dropped: loading took too long
+    ///
+    /// Half of 'startup_timeout', or of 'cli_timeout' if that is longer.
+    #[counter]
+    pub c_reload_late: AtomicU64,
+    /// Times that this start discarded everything
+    ///
+    /// 1: the storage started empty although objects had been kept. The child's log says why.
+    #[counter]
+    pub c_reload_discarded: AtomicU64,
     /// Errors: input or output on a body's file, or no descriptors or memory
     ///
     /// A body's file that finds its disk full is no error, but counted as 'c_fallback_full'.

@@ -151,7 +151,8 @@ impl Engine {
     fn publish_own(&self, draft: &mut DraftFile, lengths: Lengths) -> Result<StoredBody, Failure> {
         let key = self.new_key();
         let uri = format!("{}/{key:x}", self.uri_base);
-        self.backing.publish(draft, Name::Own(&uri), lengths, key)
+        let name = if self.options.persist { Name::Kept(&uri) } else { Name::Own(&uri) };
+        self.backing.publish(draft, name, lengths, key)
     }
 
     /// Tests whether the store takes bodies again, with one of the smallest size that goes there.

@@ -26,6 +26,7 @@ pub mod maintenance;
 pub mod maps;
 mod memory;
 pub mod options;
+pub mod persist;
 pub mod publish;
 pub mod record;
 mod registry;

@@ -16,6 +16,8 @@ pub struct Options {
     pub socket: Option<PathBuf>,
     /// `dir`: the embedded store keeps bodies in this directory. Default: none, in memory.
     pub dir: Option<PathBuf>,
+    /// `persist`: whether objects survive the end of varnishd. Default: they do not.
+    pub persist: bool,
     /// `damaged`: what becomes of the index in `dir` if it cannot be used. Default: it is kept aside.
     pub damaged: Damaged,
     /// `threshold`: a body of more bytes than this lives in objmapper. Default: 64 KiB.
@@ -56,6 +58,7 @@ impl Default for Options {
             size: UNLIMITED,
             socket: None,
             dir: None,
+            persist: false,
             damaged: Damaged::Keep,
             threshold: 64 << 10,
             fallback_heap: None,
@@ -126,6 +129,18 @@ impl Options {
                 "dir needs a size: give the bytes that the directory may hold, as in objmapper,10G,dir=…".to_owned()
             ));
         }
+        if options.persist && options.socket.is_some() {
+            return Err(bad(
+                "persist \"on\": needs a dir; what objmapperd keeps (socket=) is shared, and not this varnishd's own: use \
+                 objmapper,SIZE,dir=…,persist=on, or the VMOD's director"
+                    .to_owned(),
+            ));
+        }
+        if options.persist && options.dir.is_none() {
+            return Err(bad(
+                "persist \"on\": needs a dir, where objects are kept, as in objmapper,10G,dir=…,persist=on".to_owned(),
+            ));
+        }
         if options.dir.is_none() && seen.contains(&"damaged") {
             return Err(bad(
                 "damaged needs a dir: it says what becomes of an index there that cannot be used".to_owned()
@@ -176,6 +191,13 @@ impl Options {
                 absolute(key, value)?;
                 self.dir = Some(value.into());
             }
+            "persist" => {
+                self.persist = match value {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(bad(format!("persist \"{value}\": must be on or off"))),
+                }
+            }
             "damaged" => {
                 self.damaged = match value {
                     "keep" => Damaged::Keep,
@@ -221,7 +243,8 @@ impl Options {
     }
 }
 
-const KEYS: &str = "size, socket, dir, damaged, threshold, fallback_heap, fds, maps, prefix, timeout, zero_copy";
+const KEYS: &str =
+    "size, socket, dir, persist, damaged, threshold, fallback_heap, fds, maps, prefix, timeout, zero_copy";
 
 fn absolute(key: &str, value: &str) -> Result<(), BadOption> {
     if value.starts_with('/') { Ok(()) } else { Err(bad(format!("{key} \"{value}\": must be an absolute path"))) }

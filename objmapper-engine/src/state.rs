@@ -61,6 +61,8 @@
 //! | [`Body::part`], [`Body::part_for_kernel`] | readers | each | |
 //! | [`Body::give_back`] | the only reader | each; of a file while the writer does nothing | later |
 //!
+//! A body that an earlier process has kept begins as `Settled` or `Stored` (`persist/body.rs`).
+//!
 //! A transition that is not drawn is a defect of this crate; [`View::enter`] asserts that in debug builds.
 
 use std::fs::File;
@@ -213,6 +215,11 @@ pub(crate) struct View {
 }
 
 impl View {
+    /// Makes the view of a settled body that an earlier process has kept.
+    pub(crate) fn restored(state: State, pieces: SmallVec<[Piece; 1]>, len: u64) -> View {
+        View { state, pieces, len, ..View::default() }
+    }
+
     /// Returns the state.
     #[inline]
     pub(crate) fn state(&self) -> &State {

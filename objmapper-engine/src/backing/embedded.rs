@@ -64,6 +64,11 @@ impl Embedded {
                 reservation.number = None;
                 Ok(self.stored(key, entry.object, lengths, false))
             }
+            Name::Kept(_) => {
+                let entry = self.session.commit(number, commit).map_err(failure)?;
+                reservation.number = None;
+                Ok(StoredBody { kept: true, ..self.stored(key, entry.object, lengths, false) })
+            }
             Name::Record { expires, fence, .. } => {
                 commit.expires = expires;
                 commit.fence = Some(fence);
@@ -81,7 +86,7 @@ impl Embedded {
 
     fn stored(&self, key: u64, object: u64, lengths: Lengths, shared: bool) -> StoredBody {
         let Lengths { body: body_len, file: file_len } = lengths;
-        StoredBody { key, object, body_len, file_len, shared, home: Home::Embedded(self.tier.clone()) }
+        StoredBody { key, object, body_len, file_len, kept: false, shared, home: Home::Embedded(self.tier.clone()) }
     }
 
     pub(super) fn pin(
@@ -118,6 +123,37 @@ impl Embedded {
         }
     }
 
+    /// Pins a body that an earlier process kept.
+    pub(super) fn restore(
+        &self,
+        uri: &[u8],
+        object: u64,
+        lengths: Lengths,
+        key: u64,
+    ) -> Result<Option<StoredBody>, Failure> {
+        let found = self.session.lookup(uri, true).map_err(failure)?;
+        let wanted = |entry: &Entry| {
+            entry.object == object
+                && entry.length == lengths.file
+                && entry.tier == self.tier_kind
+                && !entry.is_foreign()
+        };
+        match found {
+            Some(entry) if wanted(&entry) => {
+                Ok(Some(StoredBody { kept: true, ..self.stored(key, object, lengths, false) }))
+            }
+            Some(entry) => {
+                self.session.release(&[entry.object]);
+                Ok(None)
+            }
+            None => Ok(None),
+        }
+    }
+
+    pub(super) fn uri(&self, stored: &StoredBody) -> Option<Arc<[u8]>> {
+        self.session.pinned_uri(stored.object)
+    }
+
     fn unpin(&self, object: u64) {
         self.pins.release((0, object), |(_, object)| self.session.release(&[object]));
     }
@@ -129,6 +165,8 @@ impl Embedded {
     pub(super) fn release(&self, stored: &StoredBody) {
         if stored.shared {
             self.unpin(stored.object);
+        } else if stored.kept {
+            self.session.discard(stored.object);
         } else {
             self.session.release(&[stored.object]);
         }

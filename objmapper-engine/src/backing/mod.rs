@@ -79,6 +79,8 @@ pub struct StoredBody {
     pub(crate) body_len: u64,
     /// Bytes of the file: longer than the body by a record's tail.
     pub(crate) file_len: u64,
+    /// Set for a body that stays when this process ends: whoever releases it deletes it.
+    kept: bool,
     /// Set for a record: its URI is known to other caches, and several bodies may need its pin.
     shared: bool,
     home: Home,
@@ -89,6 +91,8 @@ pub struct StoredBody {
 pub(crate) enum Name<'a> {
     /// A URI of its own, known to this process alone. The body ends with this session or pin.
     Own(&'a str),
+    /// A URI of its own, known to this process alone. The body stays when this process ends.
+    Kept(&'a str),
     /// The URI of a record: other caches find it, and it stays when this process ends.
     Record {
         /// The URI.
@@ -103,7 +107,7 @@ pub(crate) enum Name<'a> {
 impl<'a> Name<'a> {
     fn uri(&self) -> &'a [u8] {
         match *self {
-            Name::Own(uri) => uri.as_bytes(),
+            Name::Own(uri) | Name::Kept(uri) => uri.as_bytes(),
             Name::Record { uri, .. } => uri,
         }
     }
@@ -275,6 +279,29 @@ impl Backing {
             Backing::Embedded(store) => store.pin(uri, object, lengths, key),
             Backing::Remote(store) => store.pin(uri, object, lengths, key),
             Backing::Absent(why) => Err(Failure::new(Outage::Down, why)),
+        }
+    }
+
+    /// Pins a body that an earlier process kept, or adopted, under `uri`. `None`: it is not there any more.
+    pub(crate) fn restore(
+        &self,
+        uri: &[u8],
+        object: u64,
+        lengths: Lengths,
+        key: u64,
+        kept: bool,
+    ) -> Result<Option<StoredBody>, Failure> {
+        match self {
+            Backing::Embedded(store) if kept => store.restore(uri, object, lengths, key),
+            _ => self.pin(uri, object, lengths, key),
+        }
+    }
+
+    /// Returns the URI of a body of the store in this process.
+    pub(crate) fn uri(&self, stored: &StoredBody) -> Option<Arc<[u8]>> {
+        match self {
+            Backing::Embedded(store) => store.uri(stored),
+            Backing::Remote(_) | Backing::Absent(_) => None,
         }
     }
 

@@ -180,7 +180,8 @@ impl Remote {
         let uri = ObjUri::parse(name.uri()).map_err(|error| Failure::new(Outage::Protocol, error))?;
         let mut options = CommitOptions { want: Want { pin: true, ..Want::ENTRY }, ..CommitOptions::default() };
         match name {
-            Name::Own(_) => {
+            // Only the store in this process keeps bodies: options refuse the rest.
+            Name::Own(_) | Name::Kept(_) => {
                 options.ephemeral = true;
                 let entry = self.commit(reservation, &uri, lengths, options)?;
                 Ok(stored(reservation.private.session(), &entry, reservation.memory_epoch, lengths, key, false))
@@ -331,7 +332,7 @@ fn stored(
     shared: bool,
 ) -> StoredBody {
     let home = Home::Remote(session.clone(), entry.tier, memory_epoch);
-    StoredBody { key, object: entry.object, body_len: lengths.body, file_len: lengths.file, shared, home }
+    StoredBody { key, object: entry.object, body_len: lengths.body, file_len: lengths.file, kept: false, shared, home }
 }
 
 impl Reservation {

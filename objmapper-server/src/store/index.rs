@@ -60,6 +60,16 @@ impl Index {
         self.shard(uri).map.read().get(uri).cloned()
     }
 
+    /// Returns all objects whose URIs begin with `prefix`, in no order.
+    pub(crate) fn with_prefix(&self, prefix: &[u8]) -> Vec<Arc<Object>> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let map = shard.map.read();
+            found.extend(map.objects.values().filter(|object| object.uri.starts_with(prefix)).cloned());
+        }
+        found
+    }
+
     /// Enters the objects that a restart found, in the order of their ids. Of two objects of one URI
     /// the newer is entered and the older is returned. [`Index::complete_order`] makes the order for listings later, because
     /// sorting a million URIs would delay the start.

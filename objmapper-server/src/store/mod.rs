@@ -10,6 +10,7 @@
 //! | `session` | a client's session, its pins, and what replies gave it that it may not have read |
 //! | `lease`, `fill` | leases on missing URIs; the store's own answer to one, before its client's |
 //! | `board` | counters shared with clients; the fences that order commits with deletes |
+//! | `kept` | bodies that a client in this process keeps over a restart |
 //! | `maintenance` | the store's threads |
 //! | `stats`, `diagnostics`, `error` | figures; counters and log lines of failures; errors |
 //!
@@ -44,6 +45,7 @@ mod diagnostics;
 mod error;
 mod fill;
 mod index;
+mod kept;
 mod lease;
 mod lookup;
 mod maintenance;

@@ -93,7 +93,9 @@ impl Inner {
             }
             session.pins.insert(object.id, Pin::new(object.clone()));
         }
+        // Without a grace time no client resumes the session after a restart.
         if object.tier.is_persistent()
+            && !self.session_grace.is_zero()
             && let Err(e) = object.tier.record(vec![Op::Pin(session.token, object.id)])
         {
             self.diagnostics.note_unsaved(&format_args!("a pin of object {:016x}", object.id), &e);

@@ -141,6 +141,11 @@ impl Tier {
         // Objects refer to their tier, so what refers to objects goes first.
         self.order.clear();
         self.recovery.clear();
+        self.mark_clean();
+    }
+
+    /// Writes bodies and journal to disk, and marks the journal as clean.
+    pub(super) fn mark_clean(&self) {
         let Some(journal) = &self.journal else { return };
         let closed = self
             .files
