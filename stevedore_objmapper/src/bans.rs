@@ -12,6 +12,7 @@ use varnishd::bans::NEW;
 use varnishd::raw::RawStorage;
 
 use crate::BOUNDARY;
+use crate::persist;
 use crate::storage;
 
 /// The listener: an [`OnBan`], or null.
@@ -22,8 +23,12 @@ pub(crate) fn set_listener(listener: Option<OnBan>) {
     LISTENER.store(listener.map_or(std::ptr::null_mut(), |listener| listener as *mut c_void), Release);
 }
 
-/// Called for each storage and ban, with varnishd's ban mutex held. Returns 0: varnishd need not export its list.
+/// Called for each storage and ban, with varnishd's ban mutex held. Not 0 asks for the whole list.
 pub(crate) unsafe extern "C" fn on_ban(stv: *const RawStorage, event: c_uint, ban: *const u8, len: c_uint) -> c_int {
+    let export = BOUNDARY.fallible("on_ban", false, || {
+        // SAFETY: varnishd's copy of our storage, after `open`; its bytes are lent for the call.
+        unsafe { event == NEW && persist::ban(stv, ban, len) }
+    });
     BOUNDARY.fallible("on_ban", (), || {
         // Once per ban, however many storages there are.
         if event != NEW || !std::ptr::eq(stv, storage::first()) {
@@ -38,5 +43,11 @@ pub(crate) unsafe extern "C" fn on_ban(stv: *const RawStorage, event: c_uint, ba
             unsafe { listener(Bytes { ptr, len: len as usize }) };
         }
     });
-    0
+    c_int::from(export)
+}
+
+/// Called for each storage with all bans, from the oldest to the newest, and varnishd's ban mutex held.
+pub(crate) unsafe extern "C" fn on_all_bans(stv: *const RawStorage, bans: *const u8, len: c_uint) {
+    // SAFETY: as for `on_ban`.
+    BOUNDARY.fallible("on_all_bans", (), || unsafe { persist::replace_bans(stv, bans, len) });
 }

@@ -21,6 +21,7 @@ use varnishd::{lru, parameters};
 
 use crate::BOUNDARY;
 use crate::object::object_of;
+use crate::persist;
 use crate::transit;
 
 /// How often one request for room waits for the background thread before it fails.
@@ -114,6 +115,11 @@ pub(crate) unsafe extern "C" fn objbocdone(wrk: *mut RawWorker, oc: *mut RawObjc
         let (oc, wrk) = unsafe { (Objcore::new(oc), Worker::new(wrk)) };
         // SAFETY: varnishd's object of ours, off which the boc was taken: it is ours alone.
         let ((engine, object), keep) = unsafe { (object_of(oc), oc.is_to_be_cached(boc)) };
+        if object.kept.is_reloaded() {
+            // SAFETY: there was no fetch, and the object was not added before.
+            unsafe { lru::add(oc, wrk) };
+            return;
+        }
         let settled = object.body.settle(engine, keep, oc.expose());
         // What marks a response as uncacheable stays for its time, and its body was for one request only. If that is over, or
         // there was none (a fetch in the background), nothing will free the body before.
@@ -121,6 +127,9 @@ pub(crate) unsafe extern "C" fn objbocdone(wrk: *mut RawWorker, oc: *mut RawObjc
             object.body.slim(engine);
         }
         object.settled();
+        if keep && settled {
+            persist::keep(oc, engine, object);
+        }
         // SAFETY: the fetch has ended with this call.
         unsafe { lru::add(oc, wrk) };
         if !settled {

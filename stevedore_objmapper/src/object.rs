@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
 use objmapper_engine::body::Body;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::heap::HeapChunk;
+use objmapper_engine::persist::{Record, RecordParts};
 use parking_lot::Mutex;
 use varnishd::attributes::{Attribute, FIXED_SIZE, LENGTH};
 use varnishd::boundary::infallible;
@@ -29,6 +30,7 @@ use varnishd::worker::Worker;
 
 use crate::BOUNDARY;
 use crate::announcement;
+use crate::persist::{self, Kept};
 use crate::storage::engine_of;
 
 const OBJECT_MAGIC: u32 = 0x6f62_6d70;
@@ -75,6 +77,8 @@ pub(crate) struct Object {
     leaving: AtomicBool,
     /// `COMES_IN`; once the body is settled, `IN_HEAP` or `IN_FILE`.
     settled: AtomicU8,
+    /// What is written of it for the next start.
+    pub(crate) kept: Kept,
     pub(crate) body: Body,
 }
 
@@ -91,7 +95,74 @@ impl Object {
             esidata: Mutex::new(None),
             leaving: AtomicBool::new(false),
             settled: AtomicU8::new(COMES_IN),
+            kept: Kept::default(),
             body: Body::default(),
+        }
+    }
+
+    /// Makes an object of what an earlier process has kept: its attributes, and its settled body. `None`: the storage has no room
+    /// for it, or the record makes no sense.
+    pub(crate) fn restored(engine: &Engine, record: &Record<'_>, body: Body) -> Result<Object, Body> {
+        let variable = record.vary.len() + record.headers.len();
+        let Some(size) = HEAD.checked_add(variable).map(|size| size.next_multiple_of(8)) else { return Err(body) };
+        if record.fixed.len() != FIXED_SIZE || u32::try_from(size).is_err() {
+            return Err(body);
+        }
+        let Some(head) = HeapChunk::alloc(&engine.account, size) else { return Err(body) };
+        let esidata = if record.esidata.is_empty() {
+            None
+        } else {
+            match HeapChunk::alloc(&engine.account, record.esidata.len()) {
+                Some(chunk) => Some(chunk),
+                None => {
+                    head.free(&engine.account);
+                    return Err(body);
+                }
+            }
+        };
+        let object = Object { kept: Kept::restored(), body, ..Object::new(head) };
+        let copy = |bytes: &[u8], to: NonNull<u8>| {
+            // SAFETY: as many bytes of the new head, or of the new chunk, which nothing else knows yet.
+            unsafe { to.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        };
+        copy(record.fixed, object.at(0));
+        for (variable, bytes) in [(&object.vary, record.vary), (&object.headers, record.headers)] {
+            if let Some(room) = object.set_variable(variable, bytes.len()) {
+                copy(bytes, room);
+            }
+        }
+        if let Some(chunk) = esidata {
+            copy(record.esidata, chunk.ptr());
+            *object.esidata.lock() = Some(chunk);
+        }
+        object.settled();
+        Ok(object)
+    }
+
+    /// Frees an object that varnishd does not know.
+    pub(crate) fn free(self, engine: &Engine) {
+        self.body.slim(engine);
+        self.free_esidata(engine);
+        self.head.free(&engine.account);
+    }
+
+    /// Its attributes, for a record.
+    ///
+    /// # Safety
+    /// The fetch must have ended, and the object not be slimmed during `'a`: its attributes do not change any more.
+    pub(crate) unsafe fn attributes<'a>(&self) -> RecordParts<'a> {
+        let bytes = |(at, len): (NonNull<u8>, usize)| {
+            // SAFETY: an attribute's bytes, which the fetch has written; they stay by contract.
+            unsafe { std::slice::from_raw_parts(at.as_ptr(), len) }
+        };
+        let variable = |attr| self.get(attr).map_or(&[][..], bytes);
+        RecordParts {
+            fixed: bytes((self.at(0), FIXED_SIZE)),
+            vary: variable(Attribute::Vary),
+            headers: variable(Attribute::Headers),
+            esidata: variable(Attribute::EsiData),
+            uri: &[],
+            body: Default::default(),
         }
     }
 
@@ -279,6 +350,8 @@ pub(crate) unsafe extern "C" fn objfree(wrk: *mut RawWorker, oc: *mut RawObjcore
         let (oc, wrk) = unsafe { (Objcore::new(oc), Worker::new(wrk)) };
         // SAFETY: an object of ours; the last reference to it is this thread's.
         let (engine, object) = unsafe { object_of(oc) };
+        // Before the body goes.
+        persist::forget(oc, object);
         object.body.slim(engine);
         object.free_esidata(engine);
         // SAFETY: as above.
@@ -308,6 +381,8 @@ pub(crate) unsafe extern "C" fn objslim(_wrk: *mut RawWorker, oc: *mut RawObjcor
         let oc = unsafe { Objcore::new(oc) };
         // SAFETY: as above.
         let (engine, object) = unsafe { object_of(oc) };
+        // Before the body goes.
+        persist::forget(oc, object);
         object.free_esidata(engine);
         object.body.slim(engine);
         // An eviction has set the flag in this thread. (Set by another one meanwhile, it may be missed.)

@@ -28,7 +28,8 @@ pub(crate) unsafe extern "C" fn panic(to: *mut RawText, oc: *const RawObjcore) {
                     _ => "nowhere".to_owned(),
                 };
                 format!(
-                    "objmapper = {object:p} {{head = {}, body = {{len = {len}, in = {kept_in}}}}},\n",
+                    "objmapper = {object:p} {{{}head = {}, body = {{len = {len}, in = {kept_in}}}}},\n",
+                    if object.kept.is_reloaded() { "of an earlier process, " } else { "" },
                     object.head_size()
                 )
             }

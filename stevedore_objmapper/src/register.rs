@@ -39,6 +39,7 @@ static ENGINE: RawStorage = StorageCallbacks {
     close: storage::close,
     allocate: object::allocobj,
     ban: bans::on_ban,
+    all_bans: bans::on_all_bans,
     panic: panic::panic,
     allocate_buffer: buffer::allocbuf,
     free_buffer: buffer::freebuf,

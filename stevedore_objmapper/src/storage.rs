@@ -4,10 +4,11 @@
 //! background thread, which `close` stops. Both run in one thread before there are workers, and what they make is only read later: what
 //! may change is behind a mutex.
 
-use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::atomic::AtomicPtr;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, OnceLock};
@@ -19,6 +20,7 @@ use objmapper_engine::counters::Counters;
 use objmapper_engine::engine::Engine;
 use objmapper_engine::maintenance::Maintenance;
 use objmapper_engine::options::Options;
+use objmapper_engine::persist::{self, Loading, Persistence};
 use objmapper_server::net::InProcess;
 use objmapper_server::store::{
     DiskTier, MemoryMount, MemoryTier, MountAccess, MountKind, ShmDirectory, Store, StoreConfig, TierKind,
@@ -28,17 +30,21 @@ use varnishd::boundary::infallible;
 use varnishd::counters::{MallocCounters, Segment, is_first_child, malloc_counters};
 use varnishd::lru::Lru;
 use varnishd::raw::RawStorage;
-use varnishd::storage::{self, arguments, parse_bytes};
+use varnishd::storage::{self, arguments, branch, parse_bytes};
 use varnishd::worker::BackgroundThread;
 
 use crate::BOUNDARY;
 use crate::maintenance;
+use crate::reload;
 
 /// For tests: options that every storage gets which does not set them itself.
 const OPTIONS: &str = "OBJMAPPER_OPTIONS";
 
 /// The number of drafts at a time; they are limited by RLIMIT_NOFILE, too.
 const MAX_DRAFTS: usize = 1 << 20;
+
+/// varnishd's storage for objects that are not cached.
+const TRANSIENT: &CStr = c"Transient";
 
 /// The time within which the manager counts the child that it has forked.
 const BEHIND_FORK: Duration = Duration::from_secs(1);
@@ -67,6 +73,8 @@ struct Storage {
     store: OnceLock<Store>,
     /// Serves it, from the first request for a connection on.
     server: Mutex<Option<InProcess>>,
+    /// Keeps objects for the next start.
+    persistence: OnceLock<Persistence>,
 }
 
 // The engine counts in the memory of varnishd's own counters.
@@ -138,6 +146,10 @@ pub(crate) unsafe extern "C" fn init(stv: *mut RawStorage, ac: c_int, av: *const
             Ok(options) => options,
             Err(error) => refuse(&format!("{prefix} {error}")),
         };
+        // SAFETY: as above; varnishd has set the name.
+        if options.persist && unsafe { storage::Storage::new(stv) }.ident() == TRANSIENT {
+            refuse(&format!("{prefix} persist \"on\": what is in Transient is never kept, leave it out"));
+        }
         let in_memory = options.socket.is_none() && options.dir.is_none();
         let mount = in_memory.then(|| MemoryMount::detached(store_limit(&options), MountAccess::AnyUser));
         let storage = Storage {
@@ -149,6 +161,7 @@ pub(crate) unsafe extern "C" fn init(stv: *mut RawStorage, ac: c_int, av: *const
             background: Mutex::new(None),
             store: OnceLock::new(),
             server: Mutex::new(None),
+            persistence: OnceLock::new(),
         };
         // SAFETY: called to initialise this storage.
         unsafe { storage::set_private(stv, Box::into_raw(Box::new(storage)).cast::<c_void>()) };
@@ -190,18 +203,60 @@ pub(crate) unsafe extern "C" fn open(stv: *mut RawStorage) {
                 Backing::Absent(message)
             }
         });
+        let mut options = storage.options.clone();
+        let loading =
+            if matches!(backing, Backing::Embedded(_)) { open_kept(&ident_text, &options, counters) } else { None };
+        options.persist = loading.is_some();
+        if !options.persist {
+            persist::forget(&ident_text, &options);
+            if let Some(store) = storage.store.get() {
+                let _ = store.discard_unpinned(persist::URI_PREFIX.as_bytes());
+            }
+        }
         let nonce = RandomState::new().build_hasher().finish();
-        let uri_base = format!("{}/{ident_text}/{nonce:016x}", storage.options.prefix);
-        let account = Account::new(storage.options.size, sma);
-        let engine =
-            Engine::new(&ident_text, storage.options.clone(), account, counters, backing, maintenance, uri_base);
+        let uri_base = if options.persist {
+            format!("{}{nonce:016x}", persist::URI_PREFIX)
+        } else {
+            format!("{}/{ident_text}/{nonce:016x}", options.prefix)
+        };
+        let account = Account::new(options.size, sma);
+        let engine = Engine::new(&ident_text, options, account, counters, backing, maintenance, uri_base);
         let engine = storage.engine.get_or_init(|| engine);
         let lru = Lru::alloc();
         // SAFETY: called to open this storage.
         unsafe { storage::set_lru(stv, lru) };
+        if let (Some(loading), Some(store)) = (loading, storage.store.get()) {
+            // SAFETY: called to open this storage, whose engine and list of objects are there.
+            let started = unsafe { reload::load(stv, &ident_text, engine, store, loading, &storage.persistence) };
+            if let Err(error) = started {
+                objmapper_engine::log::line(&ident_text, &format!("persist: nothing is kept: {error}"));
+            }
+        }
         *storage.background.lock() = Some(maintenance::start(engine, lru));
         let _ = FIRST.compare_exchange(std::ptr::null_mut(), stv, Release, Acquire);
     });
+}
+
+/// Opens what was kept of a storage. A directory that cannot be used does not keep varnishd from serving.
+fn open_kept(ident: &str, options: &Options, counters: &'static Counters) -> Option<Loading> {
+    // Records and bans are the same in all releases of a branch.
+    persist::open(ident, options, branch(), counters).unwrap_or_else(|error| {
+        let dir = options.dir.as_deref().unwrap_or(Path::new("")).display();
+        objmapper_engine::log::line(
+            ident,
+            &format!("persist: nothing is kept until varnishd starts its child again: dir \"{dir}\": {error}"),
+        );
+        None
+    })
+}
+
+/// Returns what keeps the objects of a storage for the next start, if anything does.
+///
+/// # Safety
+/// As for [`engine_of`].
+pub(crate) unsafe fn persistence_of(storage: storage::Storage<'_>) -> Option<&'static Persistence> {
+    // SAFETY: by contract.
+    unsafe { storage_of(storage) }.persistence.get()
 }
 
 /// Why a storage has no store.
@@ -296,6 +351,9 @@ pub(crate) unsafe extern "C" fn close(stv: *const RawStorage, pass: c_int) {
         if let (Some(engine), Some(thread)) = (storage.engine.get(), thread) {
             engine.maintenance.stop();
             thread.join();
+            if let (Some(persistence), Some(store)) = (storage.persistence.get(), storage.store.get()) {
+                persistence.close(store);
+            }
             // Without a connection, objmapperd gives our bodies up after its grace time.
             if let Err(why) = engine.backing().detach() {
                 objmapper_engine::log::line(

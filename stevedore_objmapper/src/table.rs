@@ -58,7 +58,7 @@ unsafe fn ours<'a>(stv: *const c_void) -> Option<Storage<'a>> {
 ///
 /// # Safety
 /// `oc` must be null or an objcore that the caller references.
-unsafe fn object_of_ours<'a>(oc: *const c_void) -> Option<(Objcore<'a>, Storage<'a>)> {
+pub(crate) unsafe fn object_of_ours<'a>(oc: *const c_void) -> Option<(Objcore<'a>, Storage<'a>)> {
     if oc.is_null() {
         return None;
     }
