@@ -24,7 +24,7 @@ ifeq ($(filter $(VARNISH),$(VARNISHES)),)
 $(error VARNISH=$(VARNISH) is not known: $(VARNISHES), or nothing for the installed Varnish)
 endif
 ifneq ($(filter install uninstall bench profile lint cache-tests,$(MAKECMDGOALS)),)
-$(error VARNISH=$(VARNISH) is for build, test, in-flight, demo and conformance: $(filter install uninstall bench profile lint cache-tests,$(MAKECMDGOALS)) uses the installed Varnish)
+$(error VARNISH=$(VARNISH) is for build, test, in-flight, persist-rounds, demo and conformance: $(filter install uninstall bench profile lint cache-tests,$(MAKECMDGOALS)) uses the installed Varnish)
 endif
 RELEASE := $(TARGET)/$(VARNISH)/release
 # In front of a command: with that product's programs, headers and build.
@@ -40,7 +40,7 @@ vmoddir     ?= $(call varnish_var,vmoddir)
 vcldir      ?= $(call varnish_var,vcldir)
 sbindir     ?= $(call varnish_var,sbindir)
 
-.PHONY: help setup setup-bench build test in-flight demo install uninstall lint conformance cache-tests bench profile clean
+.PHONY: help setup setup-bench build test in-flight persist-rounds demo install uninstall lint conformance cache-tests bench profile clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -67,6 +67,10 @@ endif
 in-flight: build ## for MINUTES=10: bodies that go while their pages are on the way to slow readers
 	$(WITH) OBJM_IN_FLIGHT_SECONDS=$$(( $(or $(MINUTES),10) * 20 )) \
 	    $(CARGO) test --locked -p objmapper-harness --test in_flight -- --nocapture --test-threads=1
+
+persist-rounds: build ## ROUNDS=200: varnishd is killed at random moments, and nothing stale or torn is found afterwards
+	$(WITH) OBJM_PERSIST_ROUNDS=$(or $(ROUNDS),200) \
+	    $(CARGO) test --locked -p objmapper-harness --test persist_rounds -- --nocapture
 
 lint: ## format, clippy and documentation, with warnings as errors
 	$(CARGO) fmt --all --check

@@ -15,6 +15,7 @@ pub mod mount;
 pub mod needs;
 pub mod objmapperd;
 pub mod outage;
+pub mod persist;
 pub mod proc;
 pub mod process;
 pub mod product;

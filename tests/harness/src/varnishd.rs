@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::arrangement::Arrangement;
-use crate::process::Process;
+use crate::process::{Process, wait_for};
 
 /// What a varnishd is started with.
 #[derive(Debug)]
@@ -139,6 +142,35 @@ impl Varnishd {
         Ok(())
     }
 
+    /// Kills manager and child at once, as the end of their machine's power does, but for the kernel's memory.
+    pub fn kill(self) -> Result<()> {
+        let child = self.child_pid()?;
+        // The manager must not start another child.
+        self.process.signal(Signal::SIGSTOP)?;
+        kill(Pid::from_raw(i32::try_from(child)?), Signal::SIGKILL)?;
+        self.process.kill()?;
+        // The kernel has closed what the child had open when its parent, whoever that is now, can have its status.
+        wait_for("the child to be gone", Duration::from_secs(20), || {
+            Ok((!Path::new(&format!("/proc/{child}/fd")).exists() || is_zombie(child)).then_some(()))
+        })
+    }
+
+    /// Kills the child, and waits until the manager has started another one that takes connections.
+    pub fn kill_child(&self) -> Result<()> {
+        let child = self.child_pid()?;
+        kill(Pid::from_raw(i32::try_from(child)?), Signal::SIGKILL)?;
+        self.wait_other_child(child)
+    }
+
+    /// Waits until the manager has started another child than this one, and it takes connections.
+    pub fn wait_other_child(&self, child: u32) -> Result<()> {
+        wait_for("another child", Duration::from_secs(60), || {
+            let other = self.child_pid().ok().filter(|pid| *pid != child);
+            Ok(other.filter(|_| TcpStream::connect(self.address).is_ok()))
+        })?;
+        Ok(())
+    }
+
     /// A CLI command's answer; an error when the CLI refuses it.
     pub fn cli(&self, command: &[&str]) -> Result<String> {
         varnishadm(&self.workdir, command)
@@ -190,6 +222,10 @@ impl Varnishd {
         let output = Command::new("varnishlog").arg("-n").arg(&self.workdir).args(["-d", "-g", "request"]).output()?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
+}
+
+fn is_zombie(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
 }
 
 fn varnishadm(workdir: &Path, command: &[&str]) -> Result<String> {
