@@ -4,6 +4,7 @@
 //! What went wrong is a [`Failure`](failure::Failure), which is the exit code, too.
 
 mod argument;
+mod ban;
 mod check;
 mod connection;
 mod failure;
@@ -63,6 +64,7 @@ fn run(options: &Options, out: &mut Out) -> Result<(), Failure> {
         Command::Delete(arguments) => object::delete(&store, arguments, out),
         Command::Purge(arguments) => purge::url(options, &store, arguments, out),
         Command::PurgeTag(arguments) => purge::tags(options, arguments, out),
+        Command::Ban(arguments) => ban::run(options, arguments, out),
         Command::Verify(arguments) => verify::run(&store, arguments, out),
         // Handled above.
         Command::Check(_) | Command::Completion { .. } => Ok(()),

@@ -59,6 +59,8 @@ pub(crate) enum Command {
     Purge(PurgeArguments),
     /// Invalidate the records with one of these tags (surrogate keys), as a purge by a cache does
     PurgeTag(PurgeTagArguments),
+    /// Invalidate the records that a ban expression matches, such as 'req.url ~ ^/news && obj.status == 200'
+    Ban(BanArguments),
     /// Read all objects, and compare the checksums of records
     Verify(VerifyArguments),
     /// Find out whether this user can use the store, and what to change if not
@@ -167,6 +169,13 @@ pub(crate) struct PurgeTagArguments {
     /// Leave the records for grace and revalidation: their ttl ends now
     #[arg(long)]
     pub(crate) soft: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BanArguments {
+    /// The expression, as of varnishd's command `ban`; best in quotes
+    #[arg(required = true, value_name = "EXPRESSION", allow_hyphen_values = true)]
+    pub(crate) expression: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -15,7 +15,7 @@ use crate::store::Store;
 use crate::text::printable;
 
 /// Opens the records as a cache does.
-fn open(options: &Options) -> Result<Arc<L2>, Failure> {
+pub(crate) fn open(options: &Options) -> Result<Arc<L2>, Failure> {
     let config = Config {
         store: Connect::Socket(options.socket.clone()),
         call_timeout: options.timeout,

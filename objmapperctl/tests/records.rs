@@ -101,6 +101,13 @@ fn a_purge_by_tag_and_a_ban_are_named() {
     }
     daemon.ctl(&["show", "h/banned"]).expect(0, &["invalidated: ban req.url ~ ^/ban, made "]);
     daemon.ctl(&["purge", "--soft", "h/banned"]).expect(0, &["softly"]);
+
+    cache.publish(&req("/other"), head(1.0, [3600.0, 0.0, 0.0], &["X: 1"]), BODY);
+    daemon.ctl(&["ban", "obj.http.X == 2"]).expect(0, &["banned obj.http.X == 2"]);
+    assert!(matches!(cache.find(&req("/other")), Finding::Hit(_)));
+    daemon.ctl(&["ban", "obj.http.X == 1 && req.url ~ ^/o"]).expect(0, &["banned obj.http.X == 1 && req.url ~ ^/o"]);
+    assert!(matches!(cache.find(&req("/other")), Finding::Miss(_)));
+    daemon.ctl(&["ban", "req.uri ~ ^/o"]).expect(2, &["req.uri", "req.url"]);
 }
 
 /// The file of the object at a URI.

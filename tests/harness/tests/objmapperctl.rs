@@ -76,6 +76,11 @@ fn what_a_varnishd_published_is_shown_banned_purged_and_verified() -> Result<()>
     operator.expect(1, &["show", &format!("site.example{path}")])?;
     ensure!(status(&stage.miss(&path)?) == "miss", "it was purged");
 
+    // The operator's ban is in the same log, which varnishd follows for its own cache.
+    let path = stage.published(SIZES[3])?;
+    operator.expect(0, &["ban", &format!("req.url ~ ^{}$", path.replace('?', "[?]"))])?;
+    ensure!(status(&stage.miss(&path)?) == "miss", "it was banned");
+
     let path = stage.published(SIZES[0])?;
     let object = operator.show(&path)?["object"].as_u64().context("no object")?;
     damage(&stage.daemon.as_ref().context("no objmapperd")?.bodies(), object)?;
