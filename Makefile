@@ -31,7 +31,7 @@ RELEASE := $(TARGET)/$(VARNISH)/release
 WITH    := . $(TARGET)/$(VARNISH)/env && OBJM_BUILD_DIR=$(abspath $(RELEASE))
 BUILD   := . $(TARGET)/$(VARNISH)/env && CARGO_TARGET_DIR=$(TARGET)/$(VARNISH)
 endif
-BUILT   := -p stevedore_objmapper -p vmod_objmapper -p objmapper-server
+BUILT   := -p stevedore_objmapper -p vmod_objmapper -p objmapper-server -p objmapperctl
 
 # Where `make install` puts things: as the installed Varnish or Vinyl Cache says. DESTDIR and these can be given.
 varnish_var  = $(shell pkg-config --variable=$(1) varnishapi 2>/dev/null || pkg-config --variable=$(1) vinylapi)
@@ -39,6 +39,7 @@ enginedir   ?= $(patsubst %/vmods,%,$(vmoddir))
 vmoddir     ?= $(call varnish_var,vmoddir)
 vcldir      ?= $(call varnish_var,vcldir)
 sbindir     ?= $(call varnish_var,sbindir)
+bindir      ?= $(call varnish_var,bindir)
 
 .PHONY: help setup setup-bench build test in-flight persist-rounds demo install uninstall lint conformance cache-tests bench profile clean
 
@@ -51,9 +52,9 @@ ifneq ($(VARNISH),)
 	@scripts/setup-vinyl.sh $(TARGET)/$(VARNISH)
 endif
 
-build: $(if $(VARNISH),setup) ## release build: the engine, the VMOD, objmapperd in target/release
+build: $(if $(VARNISH),setup) ## release build: the engine, the VMOD, objmapperd, objmapperctl in target/release
 	$(BUILD) $(CARGO) build --release --locked $(BUILT)
-	@ls -l $(RELEASE)/libstevedore_objmapper.so $(RELEASE)/libvmod_objmapper.so $(RELEASE)/objmapperd
+	@ls -l $(RELEASE)/libstevedore_objmapper.so $(RELEASE)/libvmod_objmapper.so $(RELEASE)/objmapperd $(RELEASE)/objmapperctl
 
 # What knows no varnishd is not tested again for another one; the guide is about Debian's Varnish.
 test: setup build ## unit, integration and varnishtest cases; VARNISH=vinyl-9.0: those with varnishd, with that
@@ -102,15 +103,17 @@ profile: build ## instructions, system calls, locks and allocations per hit, bes
 install: ## into the installed Varnish's directories, below DESTDIR
 	@test -n "$(vmoddir)" || { echo "pkg-config finds neither varnishapi nor vinylapi: run 'make setup'" >&2; exit 1; }
 	@test -f $(RELEASE)/objmapperd || { echo "nothing built: run 'make build' first" >&2; exit 1; }
-	install -d $(DESTDIR)$(enginedir) $(DESTDIR)$(vmoddir) $(DESTDIR)$(vcldir) $(DESTDIR)$(sbindir)
+	install -d $(DESTDIR)$(enginedir) $(DESTDIR)$(vmoddir) $(DESTDIR)$(vcldir) $(DESTDIR)$(sbindir) $(DESTDIR)$(bindir)
 	install -m 644 $(RELEASE)/libstevedore_objmapper.so $(DESTDIR)$(enginedir)/
 	install -m 644 $(RELEASE)/libvmod_objmapper.so $(DESTDIR)$(vmoddir)/
 	install -m 755 $(RELEASE)/objmapperd $(DESTDIR)$(sbindir)/
+	install -m 755 $(RELEASE)/objmapperctl $(DESTDIR)$(bindir)/
 	install -m 644 vcl/*.vcl $(DESTDIR)$(vcldir)/
 
 uninstall: ## remove what install put there
 	rm -f $(DESTDIR)$(enginedir)/libstevedore_objmapper.so $(DESTDIR)$(vmoddir)/libvmod_objmapper.so
-	rm -f $(DESTDIR)$(sbindir)/objmapperd $(addprefix $(DESTDIR)$(vcldir)/,$(notdir $(wildcard vcl/*.vcl)))
+	rm -f $(DESTDIR)$(sbindir)/objmapperd $(DESTDIR)$(bindir)/objmapperctl
+	rm -f $(addprefix $(DESTDIR)$(vcldir)/,$(notdir $(wildcard vcl/*.vcl)))
 
 clean: ## remove what was built
 	$(CARGO) clean

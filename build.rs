@@ -3,9 +3,16 @@
 //!
 //! It is compiled as the library `objmapper-build`, which the `build.rs` of each crate calls. [`BRANCHES`] is the only place
 //! that names branches: code asks for a capability, and only in `varnishd-sys`.
+//!
+//! The programs take [`emit_version`] from it, and need no Varnish.
 
 use std::fmt;
 use std::path::PathBuf;
+
+#[path = "objmapper-build/src/version.rs"]
+mod version;
+
+pub use version::emit_version;
 
 /// A branch of Varnish whose private structures `varnishd-sys` declares.
 #[derive(Debug, PartialEq, Eq)]

@@ -3,6 +3,8 @@
 //! The types carry no format. Crate `varnishd` decodes varnishd's form into them, `objmapper-records` writes them into
 //! the invalidation log and evaluates them.
 
+use std::fmt;
+
 /// The left side of a test whose right side is a text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Subject {
@@ -104,5 +106,60 @@ impl Ban {
     #[must_use]
     pub fn is_duplicate_of(&self, other: &Self) -> bool {
         self.timeless && other.timeless && self.tests == other.tests
+    }
+}
+
+/// As an operator writes it, such as `req.url ~ ^/a && obj.status != 200`. What is not printable is escaped.
+impl fmt::Display for Ban {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.tests.is_empty() {
+            return f.write_str("of everything");
+        }
+        for (index, test) in self.tests.iter().enumerate() {
+            if index > 0 {
+                f.write_str(" && ")?;
+            }
+            write!(f, "{test}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Test {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text { subject, oper, text } => {
+                match subject {
+                    Subject::Url => f.write_str("req.url")?,
+                    Subject::RequestHeader(name) => write!(f, "req.http.{}", name.escape_ascii())?,
+                    Subject::ObjectHeader(name) => write!(f, "obj.http.{}", name.escape_ascii())?,
+                    Subject::Status => f.write_str("obj.status")?,
+                }
+                let oper = match oper {
+                    TextOper::Equal => "==",
+                    TextOper::NotEqual => "!=",
+                    TextOper::Match => "~",
+                    TextOper::NoMatch => "!~",
+                };
+                write!(f, " {oper} {}", text.escape_ascii())
+            }
+            Self::Number { subject, oper, number } => {
+                let subject = match subject {
+                    DurationOf::Ttl => "obj.ttl",
+                    DurationOf::Age => "obj.age",
+                    DurationOf::Grace => "obj.grace",
+                    DurationOf::Keep => "obj.keep",
+                };
+                let oper = match oper {
+                    NumberOper::Equal => "==",
+                    NumberOper::NotEqual => "!=",
+                    NumberOper::Greater => ">",
+                    NumberOper::GreaterOrEqual => ">=",
+                    NumberOper::Less => "<",
+                    NumberOper::LessOrEqual => "<=",
+                };
+                write!(f, "{subject} {oper} {number}s")
+            }
+        }
     }
 }

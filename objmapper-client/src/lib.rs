@@ -63,7 +63,7 @@ pub use error::{Error, OpName, ProtocolError, Result};
 pub use lease::{Lease, Leased};
 pub use objects::{Found, List, Page};
 pub use objmapper_log::{LeftOut, RateLimited};
-pub use objmapper_proto::ext::{Entry, EntryFlags, Fence, IfVersion, Op, Stat, Tier, TierStat, Token, Want};
+pub use objmapper_proto::ext::{BodyPath, Entry, EntryFlags, Fence, IfVersion, Op, Stat, Tier, TierStat, Token, Want};
 pub use objmapper_proto::{ObjUri, Status, UriError};
 pub use outage::{Outage, Published};
 pub use pipeline::{Pending, Pipeline};

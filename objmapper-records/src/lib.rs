@@ -21,6 +21,7 @@
 mod config;
 mod core;
 mod counters;
+mod inspection;
 mod invalidation;
 mod l2;
 mod lookup;
@@ -33,6 +34,7 @@ mod v01;
 
 pub use config::{Config, Connect, Log, Notice};
 pub use counters::Counters;
+pub use inspection::{Contents, InspectError, Inspector, Judgement, Object, Response, Selector, Standing, Variants};
 pub use invalidation::entry::{Entry, Follower, Invalidation, Origin};
 pub use invalidation::tags::split_tags;
 pub use l2::{L2, OpenError, State};

@@ -6,14 +6,12 @@ use std::time::Duration;
 
 use objmapper_client::{Client, CommitOptions, Found, IfVersion, ObjUri, Session, Status, UriSpace};
 use objmapper_log::RateLimited;
-use sha2::{Digest, Sha256};
 
 use crate::config::{Log, Notice};
 use crate::counters::Counters;
 use crate::outage::Outage;
 use crate::record::bytes::Malformed;
 use crate::record::file_io::write_all_at;
-use crate::record::vary::hex;
 
 /// A store and a space in it.
 pub(crate) struct Store {
@@ -43,17 +41,6 @@ impl Store {
             Some(session) if session.board().is_some() => Ok(session),
             _ => Err(Outage::Protocol),
         }
-    }
-
-    /// Returns the URI of a derived object: of this kind, with a hash of `parts`.
-    pub(crate) fn derived(&self, kind: &[u8], parts: &[&[u8]]) -> ObjUri<'static> {
-        let mut hash = Sha256::new();
-        for part in parts {
-            // Lengths make it unambiguous.
-            hash.update((part.len() as u64).to_be_bytes());
-            hash.update(part);
-        }
-        self.space.uri(&[kind, &hex(&hash.finalize().into())])
     }
 
     /// Logs that a record was damaged; bounded in rate.

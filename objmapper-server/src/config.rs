@@ -20,7 +20,7 @@ pub struct ConfigError(String);
 ///
 /// Sizes take the suffixes K, M, G, T (powers of 1024), times ms, s, m, h.
 #[derive(Debug, Default, Clone, Parser, Deserialize)]
-#[command(name = "objmapperd", version, about)]
+#[command(name = "objmapperd", version = env!("OBJMAPPER_VERSION"), about)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Options {
     /// TOML file with these options (without the dashes); the command line wins

@@ -3,8 +3,11 @@
 
 use std::sync::Arc;
 
+use objmapper_client::{ObjUri, UriSpace};
+
 use crate::invalidation::codec::LogEntry;
 use crate::record::bytes::{Malformed, Reader, put_bytes};
+use crate::record::vary::hex;
 
 /// The version of the format. A version that older readers cannot follow has another URI, and is written beside the
 /// older one for as long as there is one, so that a reader meets only versions that it knows.
@@ -175,6 +178,13 @@ fn entries(r: &mut Reader<'_>, after: u64, last: u64) -> Result<Vec<Arc<LogEntry
 }
 
 impl Part {
+    /// Returns the URI of its object.
+    pub(crate) fn uri(&self, space: &UriSpace) -> ObjUri<'static> {
+        let mut name = [0; 32];
+        name[..16].copy_from_slice(&self.id);
+        space.uri(&[b"l", &hex(&name)[..32]])
+    }
+
     /// Encodes a part with these entries.
     pub(crate) fn encode(&self, nonce: [u8; 16], entries: &[Arc<LogEntry>]) -> Vec<u8> {
         let mut out = vec![VERSION];

@@ -11,6 +11,7 @@ pub(crate) mod entry;
 pub(crate) mod file;
 pub(crate) mod index;
 pub(crate) mod journal;
+pub(crate) mod snapshot;
 pub(crate) mod tags;
 
 #[cfg(test)]

@@ -407,8 +407,7 @@ impl Search<'_> {
     ) -> Result<Step, MissReason> {
         let (uri, entry) = (record.uri, record.entry);
         let target = Target { object: entry.object, version: entry.version };
-        let parts = [uri.as_bytes(), &target.object.to_be_bytes(), &target.version.to_be_bytes()];
-        let renewal_uri = self.core.store.derived(b"n", &parts);
+        let renewal_uri = target.renewal_uri(&self.core.store.space, uri);
         for _ in 0..ROUNDS {
             match self.lease(&renewal_uri)? {
                 Leased::Present(found) => {

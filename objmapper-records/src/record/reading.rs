@@ -32,6 +32,13 @@ impl From<Malformed> for Unreadable {
     }
 }
 
+impl Unreadable {
+    /// Classifies the error of opening a record's file.
+    pub(crate) fn of_errno(errno: i32) -> Self {
+        if errno == Errno::ENOENT as i32 { Self::Gone } else { unreadable(Errno::from_raw(errno)) }
+    }
+}
+
 /// A record with a valid tail.
 #[derive(Debug)]
 pub(crate) struct Opened {
@@ -49,13 +56,20 @@ impl Opened {
             return Err(Malformed("owner").into());
         }
         let file = session.open_entry(entry).map_err(|why| match why {
-            Error::Io { errno, .. } if errno == Errno::ENOENT as i32 => Unreadable::Gone,
-            Error::Io { errno, .. } => unreadable(Errno::from_raw(errno)),
+            Error::Io { errno, .. } => Unreadable::of_errno(errno),
             _ => Unreadable::Outage(Outage::Io),
         })?;
         let size = fstat(&file).map_err(unreadable)?.st_size;
         let size = u64::try_from(size).unwrap_or_default();
-        if size != entry.length || size < TRAILER_LEN as u64 {
+        if size != entry.length {
+            return Err(Malformed("length").into());
+        }
+        Self::of_file(file, size)
+    }
+
+    /// Reads the tail of a file of `size` bytes, and checks it as [`Self::new`] does.
+    pub(crate) fn of_file(file: OwnedFd, size: u64) -> Result<Self, Unreadable> {
+        if size < TRAILER_LEN as u64 {
             return Err(Malformed("length").into());
         }
         let end = read_end(&file, size, FIRST_READ)?;

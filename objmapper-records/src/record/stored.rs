@@ -1,10 +1,13 @@
 //! The encoding of the head of a record, and of a renewal (`RECORD.md`, "Heads"). A decoded head is validated: it can
 //! be passed to varnishd.
 
+use objmapper_client::{ObjUri, UriSpace};
+use sha2::{Digest, Sha256};
+
 use crate::record::bytes::{Malformed, Reader, put_bytes};
 use crate::record::head::{Head, Headers};
 use crate::record::origin::OriginHead;
-use crate::record::vary::VaryKey;
+use crate::record::vary::{VaryKey, hex};
 
 /// A bit in the byte of a head's flags: the publisher has recorded every flag of the body. Older publishers, which did
 /// not record whether the body was parsed for ESI, do not set it.
@@ -29,6 +32,19 @@ pub(crate) struct Mark {
 pub(crate) struct Target {
     pub(crate) object: u64,
     pub(crate) version: u64,
+}
+
+impl Target {
+    /// Returns the URI of the renewal of this record, which is at `uri`.
+    pub(crate) fn renewal_uri(&self, space: &UriSpace, uri: &ObjUri<'_>) -> ObjUri<'static> {
+        let mut hash = Sha256::new();
+        for part in [uri.as_bytes(), &self.object.to_be_bytes(), &self.version.to_be_bytes()] {
+            // Lengths make it unambiguous.
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        space.uri(&[b"n", &hex(&hash.finalize().into())])
+    }
 }
 
 /// The decoded head of a record or of a renewal.

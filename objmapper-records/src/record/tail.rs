@@ -84,6 +84,11 @@ pub(crate) fn tail(kind: Kind, mut head: Vec<u8>, body_len: u64, sum: Option<Bod
     Some(head)
 }
 
+/// Returns true if the last bytes of a file begin as a trailer does, whether or not it is valid.
+pub(crate) fn has_magic(last: &[u8; TRAILER_LEN]) -> bool {
+    last.starts_with(MAGIC)
+}
+
 fn head_sum(head: &[u8], covered: &[u8]) -> [u8; 16] {
     let mut hash = Xxh3::new();
     hash.update(head);

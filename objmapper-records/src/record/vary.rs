@@ -61,7 +61,8 @@ impl Spec {
         self.0 == spec
     }
 
-    fn names(&self) -> impl Iterator<Item = &[u8]> {
+    /// Returns the names, in order.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &[u8]> {
         self.0.split(|b| *b == b',').filter(|name| !name.is_empty())
     }
 
@@ -124,6 +125,14 @@ impl VaryKey {
         }
         r.end()?;
         Ok(Self { spec, values: values.to_vec() })
+    }
+
+    /// Returns the names and their values; `None` for an absent header.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        let mut r = Reader::new(&self.values);
+        // Decoding has checked that there is a value for each name.
+        let mut value = move || r.bool().ok().filter(|present| *present).and_then(|_| r.bytes().ok());
+        self.spec.names().map(move |name| (name, value()))
     }
 }
 

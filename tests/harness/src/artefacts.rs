@@ -59,6 +59,11 @@ pub fn objmapperd() -> Result<PathBuf> {
     built("objmapperd")
 }
 
+/// The operator's program.
+pub fn objmapperctl() -> Result<PathBuf> {
+    built("objmapperctl")
+}
+
 fn built(name: &str) -> Result<PathBuf> {
     let dir = match std::env::var_os("OBJM_BUILD_DIR") {
         Some(dir) => workspace().join(dir),

@@ -20,7 +20,6 @@ use crate::invalidation::entry::Invalidation;
 use crate::invalidation::file::{LogFile, Part};
 use crate::outage::Outage;
 use crate::record::tail::{Kind, tail};
-use crate::record::vary::hex;
 
 /// The most bytes of entries in the head.
 const MAX_INLINE: usize = 32 << 10;
@@ -124,9 +123,7 @@ impl Journal {
     }
 
     pub(super) fn part_uri(&self, part: &Part) -> ObjUri<'static> {
-        let mut name = [0; 32];
-        name[..16].copy_from_slice(&part.id);
-        self.store.space.uri(&[b"l", &hex(&name)[..32]])
+        part.uri(&self.store.space)
     }
 
     /// Removes the parts that are not in `kept`.

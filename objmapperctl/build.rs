@@ -1,0 +1,5 @@
+//! Tells `--version` the commit that the program was built from.
+
+fn main() {
+    objmapper_build::emit_version();
+}
