@@ -146,6 +146,8 @@ impl Both {
             tags: Vec::new(),
             log_limit: Config::LOG_LIMIT,
             follower: None,
+            origin: None,
+            since: None,
             log: Arc::new(|_| {}),
         })?;
         Ok(Self { engine, l2, director: Counters::default(), urls: AtomicU64::new(0) })
