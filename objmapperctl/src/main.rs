@@ -1,7 +1,7 @@
 //! `objmapperctl`: looks into an objmapper store over its socket, and changes what is in it.
 //!
-//! Each command is a file: it takes its arguments and a [`Store`](store::Store), and writes its answer to [`Out`](output::Out).
-//! What went wrong is a [`Failure`](failure::Failure), which is the exit code, too.
+//! Each command is a file: it takes its arguments and a [`Store`], and writes its answer to [`Out`].
+//! What went wrong is a [`Failure`], which is the exit code, too.
 
 mod argument;
 mod ban;

@@ -18,7 +18,7 @@ const EXIT_CODES: &str = "Exit codes:
 /// Looks into an objmapper store, and changes what is in it.
 ///
 /// A URI is an object's name in the store and begins with a slash, such as /varnish/r/www.example.org/%2Fa. A URL is that of a
-/// request, such as www.example.org/a or http://www.example.org/a, and stands for the record that answers it.
+/// request, such as `www.example.org/a` or `http://www.example.org/a`, and stands for the record that answers it.
 #[derive(Debug, Parser)]
 #[command(name = "objmapperctl", version = env!("OBJMAPPER_VERSION"), about, after_help = EXIT_CODES)]
 pub(crate) struct Options {

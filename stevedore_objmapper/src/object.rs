@@ -101,24 +101,11 @@ impl Object {
     }
 
     /// Makes an object of what an earlier process has kept: its attributes, and its settled body. `None`: the storage has no room
-    /// for it, or the record makes no sense.
-    pub(crate) fn restored(engine: &Engine, record: &Record<'_>, body: Body) -> Result<Object, Body> {
-        let variable = record.vary.len() + record.headers.len();
-        let Some(size) = HEAD.checked_add(variable).map(|size| size.next_multiple_of(8)) else { return Err(body) };
-        if record.fixed.len() != FIXED_SIZE || u32::try_from(size).is_err() {
-            return Err(body);
-        }
-        let Some(head) = HeapChunk::alloc(&engine.account, size) else { return Err(body) };
-        let esidata = if record.esidata.is_empty() {
-            None
-        } else {
-            match HeapChunk::alloc(&engine.account, record.esidata.len()) {
-                Some(chunk) => Some(chunk),
-                None => {
-                    head.free(&engine.account);
-                    return Err(body);
-                }
-            }
+    /// for it, or the record makes no sense; the body is released.
+    pub(crate) fn restored(engine: &Engine, record: &Record<'_>, body: Body) -> Option<Object> {
+        let Some((head, esidata)) = Self::space_for(engine, record) else {
+            body.slim(engine);
+            return None;
         };
         let object = Object { kept: Kept::restored(), body, ..Object::new(head) };
         let copy = |bytes: &[u8], to: NonNull<u8>| {
@@ -136,7 +123,27 @@ impl Object {
             *object.esidata.lock() = Some(chunk);
         }
         object.settled();
-        Ok(object)
+        Some(object)
+    }
+
+    /// Room for a record's attributes, and for its ESI data if it has some.
+    fn space_for(engine: &Engine, record: &Record<'_>) -> Option<(HeapChunk, Option<HeapChunk>)> {
+        let variable = record.vary.len() + record.headers.len();
+        let size = HEAD.checked_add(variable)?.next_multiple_of(8);
+        if record.fixed.len() != FIXED_SIZE || u32::try_from(size).is_err() {
+            return None;
+        }
+        let head = HeapChunk::alloc(&engine.account, size)?;
+        if record.esidata.is_empty() {
+            return Some((head, None));
+        }
+        match HeapChunk::alloc(&engine.account, record.esidata.len()) {
+            Some(chunk) => Some((head, Some(chunk))),
+            None => {
+                head.free(&engine.account);
+                None
+            }
+        }
     }
 
     /// Frees an object that varnishd does not know.

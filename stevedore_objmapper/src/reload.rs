@@ -257,10 +257,7 @@ impl Loader<'_> {
         let attributes = attributes_of(entry.tag).ok_or(NotRestored::Damaged)?;
         let ban = self.shared.bans.at(entry.ban).ok_or(NotRestored::Damaged)?;
         let body = self.shared.persistence.restore(self.shared.engine, entry, record)?;
-        let object = Object::restored(self.shared.engine, record, body).map_err(|body| {
-            body.slim(self.shared.engine);
-            NotRestored::Size
-        })?;
+        let object = Object::restored(self.shared.engine, record, body).ok_or(NotRestored::Size)?;
         if object.length() != object.body.len() {
             object.free(self.shared.engine);
             return Err(NotRestored::Damaged);

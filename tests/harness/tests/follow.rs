@@ -163,7 +163,7 @@ fn reload(stage: &Stage, index: usize, number: &mut u32, agent: &Client) -> Resu
         varnishd.cli(&["vcl.load", name, &file.display().to_string()])?;
         varnishd.cli(&["vcl.use", name])
     };
-    if *number % 2 == 0 {
+    if number.is_multiple_of(2) {
         load(&next, &dir.join("test.vcl"))?;
         varnishd.cli(&["vcl.discard", &former])?;
         return Ok(());

@@ -67,7 +67,7 @@ pub(super) fn search_is_due() -> bool {
 /// Starts the thread, once. Called in varnishd's CLI thread.
 pub(super) fn start() {
     static STARTED: OnceLock<BackgroundThread> = OnceLock::new();
-    STARTED.get_or_init(|| BackgroundThread::start(c"objm-l1", |worker| run(worker)));
+    STARTED.get_or_init(|| BackgroundThread::start(c"objm-l1", run));
 }
 
 fn run(worker: Worker<'_>) {
