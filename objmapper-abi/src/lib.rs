@@ -29,7 +29,7 @@ pub const SYMBOL: &CStr = c"objmapper_engine";
 pub const MAGIC: u32 = 0x6f62_6d65;
 
 /// The value of [`Engine::version`]. It grows with every change that is not an addition at the table's end.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Bytes that are not NUL-terminated.
 #[derive(Debug, Clone, Copy)]
@@ -308,6 +308,8 @@ pub struct Engine {
     pub publish: unsafe extern "C" fn(oc: *const c_void, publication: *const Publication) -> Published,
     /// Sets the callback for new bans; null sets none. The callback must stay loaded for the life of the process.
     pub on_ban: unsafe extern "C" fn(listener: Option<OnBan>),
+    /// Returns true if a storage of the engine began with objects of an earlier process (`persist=on`).
+    pub has_reloaded: unsafe extern "C" fn() -> bool,
 }
 
 impl Engine {

@@ -5,6 +5,8 @@
 //! found first.
 
 use std::io;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -287,8 +289,17 @@ enum Dropped {
     No(NotRestored),
 }
 
+/// True once an object of an earlier process has come into the cache.
+static HAS_RELOADED: AtomicBool = AtomicBool::new(false);
+
+/// Returns true if a storage began with objects of an earlier process.
+pub(crate) fn has_reloaded() -> bool {
+    HAS_RELOADED.load(Relaxed)
+}
+
 fn report(ident: &str, engine: &Engine, tally: &Tally, took: Duration) {
     let c = engine.counters;
+    HAS_RELOADED.fetch_or(tally.loaded > 0, Relaxed);
     counters::add(&c.c_reloaded, tally.loaded);
     counters::add(&c.b_reloaded, tally.bytes);
     counters::add(&c.c_reload_expired, tally.expired);
@@ -296,7 +307,7 @@ fn report(ident: &str, engine: &Engine, tally: &Tally, took: Duration) {
     counters::add(&c.c_reload_lost, tally.lost);
     counters::add(&c.c_reload_size, tally.size);
     counters::add(&c.c_reload_late, tally.late);
-    c.g_reload_ms.store(u64::try_from(took.as_millis()).unwrap_or(u64::MAX), std::sync::atomic::Ordering::Relaxed);
+    c.g_reload_ms.store(u64::try_from(took.as_millis()).unwrap_or(u64::MAX), Relaxed);
     let Tally { loaded, bytes, expired, damaged, lost, size, late } = tally;
     if loaded + expired + damaged + lost + size + late == 0 {
         return;

@@ -22,7 +22,7 @@ use crate::BOUNDARY;
 use crate::object::object_of;
 use crate::register::METHODS;
 use crate::storage::{self, connect_in_process, engine_of};
-use crate::{announcement, bans, spans};
+use crate::{announcement, bans, reload, spans};
 
 /// The table, under the name by which the VMOD looks for it.
 #[unsafe(no_mangle)]
@@ -41,6 +41,7 @@ pub(crate) static objmapper_engine: Extended = Extended {
         adopted,
         publish,
         on_ban,
+        has_reloaded,
     },
     delivery: Delivery { location, on_iterate, span, delivered, unpaced, unreadable, is_unreadable },
 };
@@ -176,6 +177,10 @@ unsafe extern "C" fn publish(oc: *const c_void, publication: *const Publication)
         let mut nuke = || wrk.is_some_and(|wrk| storage.lru().evict_one(wrk));
         object.body.publish(engine, &record, &mut nuke)
     })
+}
+
+unsafe extern "C" fn has_reloaded() -> bool {
+    reload::has_reloaded()
 }
 
 unsafe extern "C" fn on_ban(listener: Option<OnBan>) {

@@ -42,6 +42,12 @@ pub(crate) fn table() -> Option<&'static Engine> {
     })
 }
 
+/// Returns true if a storage of the engine began with objects of an earlier process.
+pub(crate) fn has_reloaded() -> bool {
+    // SAFETY: the engine's functions may be called by any thread, and never unwind (objmapper-abi).
+    table().is_some_and(|table| unsafe { (table.has_reloaded)() })
+}
+
 /// Returns true if the storage engine found the file of this record unreadable.
 pub(crate) fn is_unreadable(instance: [u8; 16], object: u64) -> bool {
     // SAFETY: the engine's functions may be called by any thread, and never unwind (objmapper-abi).

@@ -102,6 +102,9 @@ pub(crate) fn open(arguments: &Arguments) -> Result<Use, String> {
         return Ok(open);
     }
     let link = Link::begin(&log);
+    if arguments.follow && matches!(address, StoreAddress::Socket(_)) {
+        l1::follow_anew();
+    }
     let store = match &address {
         StoreAddress::Socket(path) => Connect::Socket(path.clone()),
         StoreAddress::Embedded(storage) => {

@@ -4,9 +4,9 @@
 //! entry that invalidates everything older than now.
 
 use std::collections::VecDeque;
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::{Once, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use objmapper_log::RateLimited;
@@ -42,8 +42,7 @@ pub(super) fn push(entries: &[Entry]) {
     if queue.len() + entries.len() > MAX_PENDING {
         Counters::add(&counters().c_overflow, (queue.len() + entries.len()) as u64);
         queue.clear();
-        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(f64::MAX, |now| now.as_secs_f64());
-        queue.push_back(Entry { seq: 0, at, what: Invalidation::All });
+        queue.push_back(Entry { seq: 0, at: now(), what: Invalidation::All });
         log("more invalidations of other caches than this varnishd can apply: everything in its cache is banned");
     } else {
         queue.extend(entries.iter().cloned());
@@ -118,6 +117,21 @@ fn apply(worker: Worker<'_>, entry: &Entry) {
             add_ban(&older_than(entry.at));
         }
     }
+}
+
+/// Bans the objects of an earlier process, once, before the first request: what other caches invalidated since that process followed
+/// the log for the last time is not known. Called in varnishd's CLI thread.
+pub(super) fn ban_reloaded() {
+    static BANNED: Once = Once::new();
+    BANNED.call_once(|| {
+        Counters::add(&counters().c_all, 1);
+        log("objects of an earlier process are banned: what other caches have invalidated meanwhile is not known");
+        add_ban(&older_than(now()));
+    });
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(f64::MAX, |now| now.as_secs_f64())
 }
 
 /// A ban of everything that was there at this time.

@@ -36,6 +36,8 @@ use varnishd::worker::Worker;
 
 pub(crate) use tagged::Tagging;
 
+use crate::engine;
+
 static NAMES: LazyLock<Names> = LazyLock::new(Names::default);
 static INDEX: LazyLock<Index> = LazyLock::new(Index::default);
 static RECENT: LazyLock<Recent> = LazyLock::new(Recent::default);
@@ -60,6 +62,14 @@ pub(crate) fn origin() -> Result<Origin, String> {
 pub(crate) fn start() {
     counters();
     follower::start();
+}
+
+/// Bans what a storage has loaded of an earlier process, if there is such: called when a director begins to follow a store that other
+/// processes use.
+pub(crate) fn follow_anew() {
+    if engine::has_reloaded() {
+        follower::ban_reloaded();
+    }
 }
 
 fn effect(soft: bool) -> Effect {
