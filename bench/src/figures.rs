@@ -34,11 +34,11 @@ pub enum Figure {
     HeapPerObject,
     /// Open descriptors.
     Fds,
-    /// Mappings.
+    /// Mappings of the process (lines of its maps file).
     Vmas,
-    /// Milliseconds.
+    /// A duration in milliseconds.
     Milliseconds,
-    /// Microseconds.
+    /// A duration in microseconds.
     Microseconds,
     /// Body bytes that were copied.
     CopiedBytes,

@@ -11,7 +11,7 @@ use crate::machine::cpus::Cpus;
 pub enum Part {
     /// Hits of every size.
     Hits,
-    /// Misses.
+    /// Misses: responses that are fetched and stored.
     Misses,
     /// Objects by popularity, more than fit.
     Mixed,

@@ -79,7 +79,7 @@ pub enum Test {
         subject: DurationOf,
         /// The comparison.
         oper: NumberOper,
-        /// Seconds.
+        /// The number of seconds that it is compared with.
         number: f64,
     },
 }
