@@ -22,6 +22,7 @@ fn used(pid: u32) -> Result<(u64, u64)> {
 }
 
 #[test]
+#[ignore = "figures for a reader; run it with --release, --ignored and --nocapture on a machine that is idle"]
 fn misses_with_and_without() -> Result<()> {
     let misses: usize = std::env::var("OBJM_PERSIST_MISSES").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000);
     for (size, misses) in [(1024, misses), (1 << 20, misses / 20)] {
