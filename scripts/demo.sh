@@ -142,7 +142,7 @@ start_varnishd() {
     install -m 644 vcl/objmapper.vcl "$build/libvmod_objmapper.so" "$dir/vcl/"
     cat >"$dir/vcl/demo.vcl" <<VCL
 vcl 4.1;
-import objmapper;
+import objmapper from "$dir/vcl/libvmod_objmapper.so";
 backend h2o { .path = "$dir/h2o.sock"; }
 backend h2o_tcp { .host = "127.0.0.1"; .port = "$h2o_port"; }
 backend h2o_proxy { .path = "$dir/h2o-proxy.sock"; .proxy_header = 1; }
@@ -168,7 +168,7 @@ VCL
     # vclrel: vinyld stops only when no idle thread keeps a VCL any more, which takes a minute without it
     varnishd -F -n "$dir/$name" -a 127.0.0.1:0 -f "$dir/vcl/demo.vcl" -E "$dir/libstevedore_objmapper.so" \
         -s "s0=objmapper,$storage_size,socket=$socket,threshold=$threshold" \
-        -p "vcl_path=$dir/vcl" -p "vmod_path=$dir/vcl" -p debug=+vclrel \
+        -p "vcl_path=$dir/vcl" -p debug=+vclrel \
         -p ban_lurker_age=0.1 -p ban_lurker_sleep=0.1 >>"$dir/$name.log" 2>&1 &
     pids+=("$!")
     pid_of[$name]=$!
