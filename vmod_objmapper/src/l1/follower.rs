@@ -7,13 +7,14 @@ use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Once, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use objmapper_log::RateLimited;
 use objmapper_records::{Ban, DurationOf, Entry, Invalidation, NumberOper, Test};
 use objmapper_tags::Counters;
 use parking_lot::{Condvar, Mutex};
 use varnishd::ban_commit::{self, Added};
+use varnishd::clock;
 use varnishd::worker::{BackgroundThread, Worker};
 
 use super::{counters, purge_key, purge_tag, tagged};
@@ -42,7 +43,7 @@ pub(super) fn push(entries: &[Entry]) {
     if queue.len() + entries.len() > MAX_PENDING {
         Counters::add(&counters().c_overflow, (queue.len() + entries.len()) as u64);
         queue.clear();
-        queue.push_back(Entry { seq: 0, at: now(), what: Invalidation::All });
+        queue.push_back(Entry { seq: 0, at: clock::now(), what: Invalidation::All });
         log("more invalidations of other caches than this varnishd can apply: everything in its cache is banned");
     } else {
         queue.extend(entries.iter().cloned());
@@ -126,12 +127,8 @@ pub(super) fn ban_reloaded() {
     BANNED.call_once(|| {
         Counters::add(&counters().c_all, 1);
         log("objects of an earlier process are banned: what other caches have invalidated meanwhile is not known");
-        add_ban(&older_than(now()));
+        add_ban(&older_than(clock::now()));
     });
-}
-
-fn now() -> f64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(f64::MAX, |now| now.as_secs_f64())
 }
 
 /// A ban of everything that was there at this time.

@@ -8,10 +8,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
-use std::time::SystemTime;
 
 use objmapper_records::{Entry, Follower};
 use parking_lot::Mutex;
+use varnishd::clock;
 
 use super::follower;
 use crate::store_address::StoreAddress;
@@ -105,7 +105,7 @@ impl Drop for Link {
         let mut state = self.following.state.lock();
         state.links -= 1;
         if state.links == 0 {
-            state.ended = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok().map(|now| now.as_secs_f64());
+            state.ended = Some(clock::now());
         }
     }
 }
